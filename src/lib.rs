@@ -1,0 +1,102 @@
+//! Softmax losses over large item catalogues, as two-tower and sequential recommenders train them: full softmax,
+//! sampled softmax, InfoNCE, with logQ correction, cosine scoring, temperature and masks, in one streaming pass that never
+//! holds the B x N logits.
+//!
+//! # The mathematics
+//!
+//! Query i and candidate j score `s_ij = sim(q_i, c_j) / tau`, cosine or dot. A negative drawn with probability `Q_j`
+//! enters with `z_ij = s_ij − log Q_j`. Candidate j is a negative of row i unless it is the row's positive, carries the
+//! positive's id (an accidental hit), or an id that the row excludes. A streaming pass leaves for each row
+//!
+//! ```text
+//! lse_i = log Σ_negatives exp(z_ij)     positive_i = s_i+     num_negatives_i     O_i = Σ softmax(z_i)_j ĉ_j
+//! ```
+//!
+//! and a loss is a function of these. With the margin `m = lse + shift − positive`:
+//!
+//! | loss | options | shift | value |
+//! |---|---|---|---|
+//! | full softmax | whole catalogue as candidates, [`Correction::None`] | 0 | softplus(m) |
+//! | InfoNCE | [`Batch::in_batch`], [`Correction::None`] | 0 | softplus(m) |
+//! | symmetric InfoNCE (CLIP) | the same with [`Loss::symmetric`] | 0 | mean of both directions |
+//! | sampled softmax | a drawn pool, [`Correction::None`] | 0 | softplus(m) |
+//! | logQ | [`Correction::LogQ`] | log Q₊ | softplus(m) |
+//! | logQ on negatives alone | [`Correction::LogQNegativesOnly`] | 0 | softplus(m) |
+//! | corrected logQ | [`Correction::CorrectedLogQ`] | log(1 − Q₊) | w·m, w = stop-gradient σ(m − log n) |
+//!
+//! The positive is never inside the streamed sum; it returns here, so nothing cancels. In every case `∂loss/∂lse = a` and
+//! `∂loss/∂positive = −a`, so that one backward serves them all, and any epilogue of your own:
+//!
+//! ```text
+//! ∂L/∂q̂_i = γ (d_lse_i O_i + d_positive_i p̂_i)
+//! ∂L/∂ĉ_j = γ Σ_i (d_lse_i softmax(z_i)_j + d_positive_i [j is i's positive]) q̂_i          γ = 1/tau
+//! ∂L/∂γ  = Σ_i (d_lse_i q̂_i·O_i + d_positive_i sim_i+)                                    ∂L/∂tau = −γ² ∂L/∂γ
+//! ```
+//!
+//! Sources: Bengio and Senécal, "Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language
+//! Model", IEEE TNN 2008 (the correction); Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
+//! Recommendations", RecSys 2019, section 4 (in-batch logQ); "Correcting the LogQ Correction", RecSys 2025; van den Oord
+//! et al. 2018 (InfoNCE); Radford et al. 2021 (symmetric). The formulas as running code: [`Reference`].
+//!
+//! # Use
+//!
+//! A [`Batch`] is what one step scores and the only place where input is rejected; a [`Loss`] is options; a [`Backend`]
+//! turns both into an [`Output`].
+//!
+//! ```
+//! use catalog_softmax::{Backend, Batch, Correction, Cpu, Embeddings, Loss, Output, Pool, Request, Similarity};
+//!
+//! let (b, n, d) = (4, 100, 8);
+//! let queries: Vec<f32> = (0..b * d).map(|i| (i as f32).sin()).collect();
+//! let items: Vec<f32> = (0..n * d).map(|i| (i as f32).cos()).collect();
+//! let positives = vec![3u32, 14, 15, 92];
+//! let ids: Vec<u64> = (1000..1100).collect();
+//! let log_q = vec![(1.0f32 / 100.0).ln(); n];
+//!
+//! let candidates = Pool::new(Embeddings::new(&items, n, d)).ids(&ids).log_q(&log_q);
+//! let batch = Batch::builder(Embeddings::new(&queries, b, d), candidates).positives(&positives).build()?;
+//! let loss = Loss::softmax(Similarity::Cosine, 0.05).correction(Correction::LogQ);
+//!
+//! let (mut cpu, mut output) = (Cpu::new(), Output::default());
+//! for _step in 0..3 {
+//!     // Workspace and output keep their memory from step to step.
+//!     cpu.compute(&batch, &loss, Request::value_and_grad(), &mut output)?;
+//! }
+//! assert_eq!(output.loss.len(), b);
+//! let gradients = output.gradients.as_ref().expect("asked for");
+//! assert_eq!((gradients.d_queries.rows, gradients.d_candidates[0].rows), (b, n));
+//! # Ok::<(), catalog_softmax::Error>(())
+//! ```
+//!
+//! Evaluation over the whole catalogue needs no top-K: the exact [`Rank`] of each positive comes out of the same pass
+//! ([`Request::with_rank`]), with the user's seen items as [`excluded_ids`](BatchBuilder::excluded_ids).
+//!
+//! # Promises
+//!
+//! * **Determinism.** The same inputs on the same machine give bitwise the same outputs, for any number of threads.
+//! * **Memory.** Inputs, outputs and a workspace independent of N, in bytes from [`Backend::plan`] beforehand.
+//! * **Errors.** Bad input is an [`Error`] that names the argument, its value and the rule, before anything runs. An
+//!   argument that the loss would have to ignore is an error too.
+//! * **Non-finite embeddings** spoil only the rows, and the candidates' gradients, that they touch.
+
+mod backend;
+mod batch;
+mod embeddings;
+mod error;
+mod loss;
+mod masks;
+mod output;
+mod plan;
+mod stats;
+
+pub use backend::Backend;
+pub use backend::cpu::Cpu;
+pub use backend::device::{Device, Selected};
+pub use backend::reference::Reference;
+pub use batch::{Batch, BatchBuilder, Ids, Indices, Pool};
+pub use embeddings::{DType, Elements, Embeddings, Matrix, Real};
+pub use error::{Error, Result, Unavailable};
+pub use loss::{Correction, Epilogue, Loss, Reduction, Similarity};
+pub use output::{Gradients, Output};
+pub use plan::Plan;
+pub use stats::{Moments, Rank, Request, RowStatistics};

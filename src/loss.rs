@@ -1,0 +1,297 @@
+//! The loss: its options, their check against a batch, and the per-row epilogue that turns statistics into a loss.
+//!
+//! A loss never touches the B x N scores. It is a function of each row's log-sum-exp over negatives and of its
+//! positive's score, and its gradient is one coefficient for each of the two.
+
+use crate::batch::{Batch, Positives};
+use crate::error::{Result, does_not_apply, missing, shape, value};
+use crate::stats::RowStatistics;
+
+/// How a query and a candidate are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Similarity {
+    /// `q·c / (|q| |c|)`. A vector shorter than 1e-12 has cosine 0 with everything, and gradient 0.
+    Cosine,
+    /// `q·c`.
+    Dot,
+}
+
+/// How the sampling probability of negatives is corrected for. With `s = sim / temperature`, negatives enter the
+/// log-sum-exp as `s − log_q` under every correction but `None`; they differ in the positive and in the coefficient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Correction {
+    /// No correction: full softmax over the catalogue, InfoNCE, plain sampled softmax.
+    #[default]
+    None,
+    /// log_q is subtracted from negatives and positive (Bengio and Senécal 2008; Yi et al., RecSys 2019, section 4).
+    LogQ,
+    /// log_q is subtracted from the negatives alone; the positive's score stays as it is.
+    LogQNegativesOnly,
+    /// "Correcting the LogQ Correction" (RecSys 2025): the positive leaves the denominator, and the row is weighted by
+    /// the estimated probability that the model does not choose it.
+    CorrectedLogQ,
+}
+
+/// How per-row losses become one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reduction {
+    /// The per-row losses are the result. `total`, of which the gradients are, is `Σ weight·loss`.
+    None,
+    /// `Σ weight·loss / B`.
+    #[default]
+    Mean,
+    /// `Σ weight·loss`.
+    Sum,
+    /// `Σ weight·loss / Σ weight`; needs `row_weight`.
+    WeightedMean,
+}
+
+/// Options of a softmax loss.
+///
+/// With the margin `m = lse + shift − positive` of a row, where `lse = log Σ_negatives exp(s − log_q)`:
+///
+/// | loss | correction | shift | value | coefficient a |
+/// |---|---|---|---|---|
+/// | softmax, InfoNCE, sampled softmax | [`Correction::None`] | 0 | softplus(m) | σ(m) |
+/// | logQ | [`Correction::LogQ`] | positive_log_q | softplus(m) | σ(m) |
+/// | logQ on negatives alone | [`Correction::LogQNegativesOnly`] | 0 | softplus(m) | σ(m) |
+/// | corrected logQ | [`Correction::CorrectedLogQ`] | log(1 − exp(positive_log_q)) | w·m | w = σ(m − log n), a constant |
+///
+/// `∂loss/∂lse = a` and `∂loss/∂positive = −a` for all of them. A row with no negatives has loss 0 and gradient 0.
+///
+/// ```
+/// use catalog_softmax::{Correction, Loss, Reduction, Similarity};
+/// let info_nce = Loss::softmax(Similarity::Cosine, 0.07);
+/// let clip = Loss::softmax(Similarity::Cosine, 0.07).symmetric();
+/// let two_tower = Loss::softmax(Similarity::Cosine, 0.05)
+///     .correction(Correction::LogQ)
+///     .reduction(Reduction::WeightedMean);
+/// assert_eq!(two_tower.temperature, 0.05);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+#[must_use]
+pub struct Loss {
+    /// How a query and a candidate are compared.
+    pub similarity: Similarity,
+    /// `tau`: scores are `sim / tau`. Finite and > 0, as is its inverse in single precision.
+    pub temperature: f64,
+    /// How the sampling probability of negatives is corrected for.
+    pub correction: Correction,
+    /// How per-row losses become one number.
+    pub reduction: Reduction,
+    /// Whether the loss is the mean over both directions, queries against candidates and candidates against queries.
+    pub symmetric: bool,
+}
+
+impl Loss {
+    /// Softmax cross-entropy of the positive against the negatives, uncorrected, reduced by the mean.
+    pub fn softmax(similarity: Similarity, temperature: f64) -> Self {
+        Loss { similarity, temperature, correction: Correction::None, reduction: Reduction::Mean, symmetric: false }
+    }
+
+    /// Sets the correction for the sampling probability.
+    pub fn correction(mut self, correction: Correction) -> Self {
+        self.correction = correction;
+        self
+    }
+
+    /// Sets the reduction.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// The mean of the loss and of the loss with the two sides swapped (CLIP's loss). Needs one pool in which each
+    /// candidate is the positive of one query. Row statistics are those of queries against candidates.
+    pub fn symmetric(mut self) -> Self {
+        self.symmetric = true;
+        self
+    }
+
+    /// `gamma = 1 / temperature`.
+    pub fn scale(&self) -> f64 {
+        1.0 / self.temperature
+    }
+
+    /// Checks the options, and that batch and loss fit each other.
+    pub(crate) fn check(&self, batch: &Batch<'_>) -> Result<()> {
+        // Backends score in units of log 2, in f32: what they multiply by is log2(e) / temperature.
+        let scale = (self.scale() * std::f64::consts::LOG2_E) as f32;
+        if !(self.temperature > 0.0 && self.temperature.is_finite() && scale > 0.0 && scale.is_finite()) {
+            let rule = "finite and > 0, as is log2(e) / temperature in single precision";
+            return Err(value("temperature", self.temperature, rule));
+        }
+        self.check_correction(batch)?;
+        if self.reduction == Reduction::WeightedMean {
+            let weights = batch.row_weight.as_ref();
+            let weights = weights.ok_or_else(|| missing("row_weight", "Reduction::WeightedMean divides by its sum"))?;
+            let sum: f64 = weights.iter().map(|&w| f64::from(w)).sum();
+            if sum <= 0.0 {
+                return Err(value("the sum of row_weight", sum, "> 0 with Reduction::WeightedMean"));
+            }
+        }
+        if self.symmetric {
+            batch.swapped()?;
+        }
+        Ok(())
+    }
+
+    fn check_correction(&self, batch: &Batch<'_>) -> Result<()> {
+        let have_log_q = batch.pools.iter().any(|pool| pool.log_q.is_some());
+        let separate = matches!(batch.positives, Positives::Separate(_));
+        if self.correction == Correction::None {
+            if have_log_q {
+                return Err(does_not_apply(
+                    "log_q",
+                    "Correction::None subtracts none: choose a correction, or give none",
+                ));
+            }
+            if batch.positive_log_q.is_some() {
+                return Err(does_not_apply("positive_log_q", "Correction::None uses none"));
+            }
+            return Ok(());
+        }
+        if self.symmetric {
+            let rule = "in the swapped direction queries are the candidates, and they have no log_q";
+            return Err(does_not_apply(format!("Correction::{:?}", self.correction), rule));
+        }
+        if !have_log_q {
+            return Err(missing("log_q", "every correction subtracts it from the negatives' scores"));
+        }
+        let uses_positive = self.correction != Correction::LogQNegativesOnly;
+        match &batch.positive_log_q {
+            None if uses_positive => Err(missing("positive_log_q", "this correction needs it for separate positives")),
+            Some(_) if separate && !uses_positive => {
+                Err(does_not_apply("positive_log_q", "Correction::LogQNegativesOnly leaves the positive as it is"))
+            }
+            Some(log_q) if self.correction == Correction::CorrectedLogQ => match log_q.iter().position(|&l| l >= 0.0) {
+                Some(row) => {
+                    let rule = "< 0 for Correction::CorrectedLogQ: a probability below 1, not an expected count";
+                    Err(value(format!("positive_log_q[{row}]"), log_q[row], rule))
+                }
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    /// The per-row loss and its derivatives: everything that distinguishes one loss from another.
+    ///
+    /// [`Epilogue::d_lse`] and [`Epilogue::d_positive`] have row weight and reduction folded in; they are what
+    /// [`Backend::gradients`](crate::Backend::gradients) takes. A loss of your own replaces this function and nothing
+    /// else.
+    ///
+    /// # Errors
+    /// As [`Backend::compute`](crate::Backend::compute), and [`Error::Shape`](crate::Error::Shape) where the
+    /// statistics are not of this batch's length.
+    pub fn epilogue<T>(&self, batch: &Batch<'_>, statistics: &RowStatistics<T>) -> Result<Epilogue> {
+        self.check(batch)?;
+        let b = batch.num_queries();
+        if [statistics.lse.len(), statistics.positive.len(), statistics.num_negatives.len()] != [b; 3] {
+            let found = format!("length {}", statistics.lse.len());
+            return Err(shape("statistics", found, format!("{b} rows, as many as queries")));
+        }
+        Ok(self.checked_epilogue(batch, statistics))
+    }
+
+    pub(crate) fn checked_epilogue<T>(&self, batch: &Batch<'_>, statistics: &RowStatistics<T>) -> Epilogue {
+        let upstream = self.upstream(batch);
+        let mut out = Epilogue::default();
+        for row in 0..batch.num_queries() {
+            let RowLoss { loss, coefficient } = self.row(batch, statistics, row);
+            let weight = batch.weight(row);
+            out.loss.push(loss);
+            out.probability.push(1.0 - coefficient);
+            // A row of weight 0 is absent, whatever its loss: 0 * NaN must not enter a sum.
+            let weighted = |x: f64| if weight == 0.0 { 0.0 } else { weight * upstream * x };
+            out.d_lse.push(weighted(coefficient));
+            out.d_positive.push(weighted(-coefficient));
+            out.total += weighted(loss);
+        }
+        out
+    }
+
+    /// What multiplies each weighted row: the derivative of the total by a row's weighted loss.
+    fn upstream(&self, batch: &Batch<'_>) -> f64 {
+        match self.reduction {
+            Reduction::None | Reduction::Sum => 1.0,
+            Reduction::Mean => 1.0 / batch.num_queries() as f64,
+            Reduction::WeightedMean => 1.0 / (0..batch.num_queries()).map(|row| batch.weight(row)).sum::<f64>(),
+        }
+    }
+
+    fn row<T>(&self, batch: &Batch<'_>, statistics: &RowStatistics<T>, row: usize) -> RowLoss {
+        let n = statistics.num_negatives[row];
+        if n == 0 {
+            return RowLoss { loss: 0.0, coefficient: 0.0 };
+        }
+        let positive_log_q = || batch.positive_log_q.as_ref().map_or(0.0, |log_q| f64::from(log_q[row]));
+        let shift = match self.correction {
+            Correction::None | Correction::LogQNegativesOnly => 0.0,
+            Correction::LogQ => positive_log_q(),
+            Correction::CorrectedLogQ => log1m_exp(positive_log_q()),
+        };
+        let margin = statistics.lse[row] + shift - statistics.positive[row];
+        if self.correction == Correction::CorrectedLogQ {
+            // The weight is a constant of the step (stop-gradient): 1 − P(positive), the denominator's full sum over
+            // the catalogue being estimated by the mean over n draws.
+            let weight = sigmoid(margin - (n as f64).ln());
+            return RowLoss { loss: if weight == 0.0 { 0.0 } else { weight * margin }, coefficient: weight };
+        }
+        RowLoss { loss: softplus(margin), coefficient: sigmoid(margin) }
+    }
+}
+
+struct RowLoss {
+    loss: f64,
+    coefficient: f64,
+}
+
+/// Per-row losses and what they send back into the stream, each (B).
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Epilogue {
+    /// The loss of each row, before weights.
+    pub loss: Vec<f64>,
+    /// P(positive) = 1 − a: the probability that the model gives to the positive among its candidates.
+    pub probability: Vec<f64>,
+    /// Derivative of the total by each row's `lse`, row weight and reduction folded in.
+    pub d_lse: Vec<f64>,
+    /// Derivative of the total by each row's `positive`, row weight and reduction folded in.
+    pub d_positive: Vec<f64>,
+    /// The reduced loss.
+    pub total: f64,
+}
+
+/// `log(1 + exp(x))`, exact to rounding on both sides: the loss of a row with margin x.
+fn softplus(x: f64) -> f64 {
+    // `max` would drop a NaN.
+    let positive_part = if x < 0.0 { 0.0 } else { x };
+    positive_part + (-x.abs()).exp().ln_1p()
+}
+
+/// `1 / (1 + exp(−x))` without overflow.
+fn sigmoid(x: f64) -> f64 {
+    if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
+}
+
+/// `log(1 − exp(x))` for x < 0, without cancellation near either end (Mächler 2012).
+fn log1m_exp(x: f64) -> f64 {
+    if x > -std::f64::consts::LN_2 { (-x.exp_m1()).ln() } else { (-x.exp()).ln_1p() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epilogue_functions_hold_at_the_ends() {
+        assert_eq!(softplus(f64::NEG_INFINITY), 0.0);
+        assert_eq!(softplus(800.0), 800.0);
+        assert_eq!(softplus(-40.0), (-40.0f64).exp());
+        assert!(softplus(f64::NAN).is_nan() && sigmoid(f64::NAN).is_nan());
+        assert_eq!((sigmoid(f64::NEG_INFINITY), sigmoid(800.0)), (0.0, 1.0));
+        assert!((log1m_exp(-1e-9) - 1e-9f64.ln()).abs() < 1e-8);
+        assert_eq!(log1m_exp(-50.0), -(-50.0f64).exp());
+    }
+}

@@ -1,0 +1,210 @@
+//! Backends: one contract, one order of events, several places to run.
+//!
+//! ```text
+//! Batch + Loss → plan → stream (row statistics) → epilogue (loss, d_lse, d_positive) → stream back (gradients)
+//! ```
+
+pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+pub(crate) mod device;
+pub(crate) mod reference;
+pub(crate) mod stream;
+
+use crate::batch::Batch;
+use crate::error::{Result, does_not_apply, missing, shape};
+use crate::loss::Loss;
+use crate::output::{Gradients, Output};
+use crate::plan::Plan;
+use crate::stats::{Request, RowStatistics};
+use stream::Stream;
+
+/// Computes losses, statistics and gradients of batches. A backend keeps its workspace between calls.
+///
+/// Implemented by [`Reference`](crate::Reference) (float64, plain loops: the specification) and [`Cpu`](crate::Cpu).
+/// The same inputs on the same machine give bitwise the same outputs, whatever the number of threads.
+///
+/// ```
+/// use catalog_softmax::{Backend, Batch, Cpu, Embeddings, Loss, Similarity};
+/// let queries = [1.0f32, 0.0, 0.0, 1.0];
+/// let items = [1.0f32, 0.1, 0.1, 1.0];
+/// let batch = Batch::in_batch(Embeddings::new(&queries[..], 2, 2), Embeddings::new(&items[..], 2, 2)).build()?;
+/// let output = Cpu::new().value_and_grad(&batch, &Loss::softmax(Similarity::Cosine, 0.1))?;
+/// assert!(output.total < 1e-3);
+/// assert_eq!(output.gradients.map(|g| g.d_candidates[0].values.len()), Some(4));
+/// # Ok::<(), catalog_softmax::Error>(())
+/// ```
+///
+/// This trait is sealed; `CONTRIBUTING.md` says how a backend is added to the crate.
+pub trait Backend: Stream {
+    /// What [`compute`](Backend::compute) would allocate for this batch: tiles, splits and workspace bytes.
+    ///
+    /// # Errors
+    /// As [`compute`](Backend::compute).
+    fn plan(&self, batch: &Batch<'_>, loss: &Loss, request: Request) -> Result<Plan> {
+        loss.check(batch)?;
+        Ok(self.plan_stream(batch, loss, request))
+    }
+
+    /// Loss, statistics and what else `request` names, into `output`, whose memory is reused.
+    ///
+    /// # Errors
+    /// Where the loss's options are out of range or do not fit the batch; `output` is then untouched. Where a device
+    /// fails during the step; `output` is then unspecified.
+    fn compute(
+        &mut self,
+        batch: &Batch<'_>,
+        loss: &Loss,
+        request: Request,
+        output: &mut Output<Self::Real>,
+    ) -> Result<()> {
+        loss.check(batch)?;
+        one_direction(self, batch, loss, request, output)?;
+        if loss.symmetric {
+            let swapped = batch.swapped()?;
+            let mut other = Output::default();
+            let request = Request { gradients: request.gradients, ..Request::default() };
+            one_direction(self, &swapped, loss, request, &mut other)?;
+            average_directions(batch, output, &other);
+        }
+        Ok(())
+    }
+
+    /// The loss and the basic statistics.
+    ///
+    /// # Errors
+    /// As [`compute`](Backend::compute).
+    fn value(&mut self, batch: &Batch<'_>, loss: &Loss) -> Result<Output<Self::Real>> {
+        let mut output = Output::default();
+        self.compute(batch, loss, Request::value(), &mut output)?;
+        Ok(output)
+    }
+
+    /// The loss and its gradients.
+    ///
+    /// # Errors
+    /// As [`compute`](Backend::compute).
+    fn value_and_grad(&mut self, batch: &Batch<'_>, loss: &Loss) -> Result<Output<Self::Real>> {
+        let mut output = Output::default();
+        self.compute(batch, loss, Request::value_and_grad(), &mut output)?;
+        Ok(output)
+    }
+
+    /// The stream alone: row statistics of queries against candidates, for an epilogue of your own. With
+    /// [`Request::value_and_grad`] they include what [`gradients`](Backend::gradients) needs.
+    ///
+    /// # Errors
+    /// As [`compute`](Backend::compute).
+    fn statistics(&mut self, batch: &Batch<'_>, loss: &Loss, request: Request) -> Result<RowStatistics<Self::Real>> {
+        loss.check(batch)?;
+        let mut statistics = RowStatistics::default();
+        self.stream(batch, loss, request, &mut statistics)?;
+        Ok(statistics)
+    }
+
+    /// The stream back alone: gradients of any function of the rows' `lse` and `positive`, given its derivatives by
+    /// them. Row weights and reduction are the caller's: fold them into `d_lse` and `d_positive`.
+    ///
+    /// A z-loss beside the softmax loss, for example, adds `2 c lse` to each row's `d_lse`:
+    ///
+    /// ```
+    /// use catalog_softmax::{Backend, Batch, Cpu, Embeddings, Loss, Request, Similarity};
+    /// # let queries = [1.0f32, 0.0, 0.0, 1.0];
+    /// # let items = [1.0f32, 0.1, 0.1, 1.0];
+    /// # let batch = Batch::in_batch(Embeddings::new(&queries[..], 2, 2), Embeddings::new(&items[..], 2, 2)).build()?;
+    /// let (mut cpu, loss) = (Cpu::new(), Loss::softmax(Similarity::Cosine, 0.1));
+    /// let statistics = cpu.statistics(&batch, &loss, Request::value_and_grad())?;
+    /// let mut epilogue = loss.epilogue(&batch, &statistics)?;
+    /// for (d_lse, lse) in epilogue.d_lse.iter_mut().zip(&statistics.lse) {
+    ///     *d_lse += 2.0 * 1e-4 * lse;
+    /// }
+    /// let gradients = cpu.gradients(&batch, &loss, &statistics, &epilogue.d_lse, &epilogue.d_positive)?;
+    /// assert_eq!(gradients.d_queries.rows, 2);
+    /// # Ok::<(), catalog_softmax::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`compute`](Backend::compute); a length other than B; statistics that were not asked for gradients; a
+    /// symmetric loss, which is one epilogue for each direction.
+    fn gradients(
+        &mut self,
+        batch: &Batch<'_>,
+        loss: &Loss,
+        statistics: &RowStatistics<Self::Real>,
+        d_lse: &[f64],
+        d_positive: &[f64],
+    ) -> Result<Gradients<Self::Real>> {
+        loss.check(batch)?;
+        check_upstream(batch, loss, statistics, d_lse, d_positive)?;
+        let mut gradients = Gradients::default();
+        self.stream_back(batch, loss, statistics, d_lse, d_positive, &mut gradients)?;
+        Ok(gradients)
+    }
+}
+
+fn one_direction<S: Stream + ?Sized>(
+    stream: &mut S,
+    batch: &Batch<'_>,
+    loss: &Loss,
+    request: Request,
+    output: &mut Output<S::Real>,
+) -> Result<()> {
+    stream.stream(batch, loss, request, &mut output.statistics)?;
+    let epilogue = loss.checked_epilogue(batch, &output.statistics);
+    if request.gradients {
+        let gradients = output.gradients.get_or_insert_default();
+        stream.stream_back(batch, loss, &output.statistics, &epilogue.d_lse, &epilogue.d_positive, gradients)?;
+    } else {
+        output.gradients = None;
+    }
+    output.total = epilogue.total;
+    output.loss = epilogue.loss;
+    output.probability = epilogue.probability;
+    Ok(())
+}
+
+/// The mean over both directions: candidate `positives[i]` is row i of the swapped batch's query i.
+fn average_directions<T: crate::Real>(batch: &Batch<'_>, output: &mut Output<T>, swapped: &Output<T>) {
+    let crate::batch::Positives::Index(positives) = &batch.positives else { return };
+    for (row, &positive) in positives.iter().enumerate() {
+        output.loss[row] = 0.5 * (output.loss[row] + swapped.loss[positive as usize]);
+        output.probability[row] = 0.5 * (output.probability[row] + swapped.probability[positive as usize]);
+    }
+    output.total = 0.5 * (output.total + swapped.total);
+    if let (Some(gradients), Some(other)) = (&mut output.gradients, &swapped.gradients) {
+        gradients.average_with_swapped(other);
+    }
+}
+
+fn check_upstream<T>(
+    batch: &Batch<'_>,
+    loss: &Loss,
+    statistics: &RowStatistics<T>,
+    d_lse: &[f64],
+    d_positive: &[f64],
+) -> Result<()> {
+    if loss.symmetric {
+        return Err(does_not_apply("symmetric", "an epilogue of your own sees one direction; call it for each"));
+    }
+    let b = batch.num_queries();
+    for (argument, len) in [
+        ("d_lse", d_lse.len()),
+        ("d_positive", d_positive.len()),
+        ("statistics.lse", statistics.lse.len()),
+        ("statistics.positive", statistics.positive.len()),
+        ("statistics.num_negatives", statistics.num_negatives.len()),
+    ] {
+        if len != b {
+            return Err(shape(argument, format!("length {len}"), format!("length {b}, the number of queries")));
+        }
+    }
+    const REQUEST: &str = "gradients need statistics of a request with gradients, Request::value_and_grad()";
+    match &statistics.expected_negative {
+        None => Err(missing("statistics.expected_negative", REQUEST)),
+        Some(o) if (o.rows, o.dim) != (b, batch.dim()) || o.values.len() != b * batch.dim() => {
+            let found = format!("shape ({}, {})", o.rows, o.dim);
+            Err(shape("statistics.expected_negative", found, format!("shape ({b}, {})", batch.dim())))
+        }
+        Some(_) => Ok(()),
+    }
+}

@@ -1,0 +1,180 @@
+//! Golden batches: results that another implementation computed in float64 by automatic differentiation, and files
+//! that are wrong.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use catalog_softmax::{Backend, Cpu, Reference};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+#[path = "common"]
+#[allow(dead_code, missing_docs)]
+mod common {
+    pub mod golden;
+    pub mod golden_check;
+    pub mod naive;
+    pub mod problem;
+}
+
+use common::golden::Golden;
+use common::golden_check::{Tolerances, compare, float32_tolerances, float64_tolerances, results};
+
+#[test]
+fn reference_agrees_with_every_golden_batch() {
+    check_all(&mut Reference::new(), float64_tolerances);
+}
+
+#[test]
+fn cpu_agrees_with_every_golden_batch_as_closely_as_f32_can() {
+    check_all(&mut Cpu::new(), float32_tolerances);
+}
+
+fn check_all<B: Backend>(backend: &mut B, tolerances: impl Fn(&Golden) -> Tolerances) {
+    let files = golden_files();
+    assert!(files.len() >= 15, "found {} golden batches", files.len());
+    let mut failures = Vec::new();
+    for path in &files {
+        let golden = load(path);
+        assert!(golden.expected.len() >= 5, "{} expects too little", path.display());
+        let output = golden.problem.batch().and_then(|batch| backend.value_and_grad(&batch, &golden.problem.loss));
+        let output = output.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let compared = compare(&golden, &results(&output), &tolerances(&golden));
+        failures.extend(compared.into_iter().filter(|c| !c.passes()).map(|c| format!("{}: {c:?}", path.display())));
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn a_wrong_result_fails() {
+    let golden = load(&directory().join("in_batch_masked.safetensors"));
+    let output = Reference::new().value_and_grad(&golden.problem.batch().unwrap(), &golden.problem.loss).unwrap();
+    let good = results(&output);
+    let tolerances = float64_tolerances(&golden);
+    for &name in golden.expected.keys() {
+        let mut bad = good.clone();
+        let values = &mut bad.get_mut(name).unwrap().values;
+        values[0] = values[0] * 1.001 + 0.01;
+        let failing: Vec<_> =
+            compare(&golden, &bad, &tolerances).iter().filter(|c| !c.passes()).map(|c| c.name).collect();
+        assert_eq!(failing, [name]);
+        bad.get_mut(name).unwrap().values[0] = f64::NAN;
+        assert!(compare(&golden, &bad, &tolerances).iter().any(|c| c.name == name && !c.passes()));
+        bad.remove(name);
+        assert!(compare(&golden, &bad, &tolerances).iter().any(|c| c.name == name && !c.passes()));
+    }
+}
+
+#[test]
+fn bad_files_give_errors() {
+    type Edit = fn(&mut Parts);
+    let cases: [(&str, Edit); 15] = [
+        ("tensor queries is missing", |parts| parts.remove("queries")),
+        ("tensor positives is missing", |parts| parts.remove("positives")),
+        ("tensor queries has type F64; rule: F32, F16 or BF16", |parts| parts.set("queries", Dtype::F64, &[2, 2])),
+        ("tensor queries has shape [2, 0]", |parts| parts.set("queries", Dtype::F32, &[2, 0])),
+        ("tensor candidates has shape [6]; rule: two axes", |parts| parts.set("candidates", Dtype::F32, &[6])),
+        ("tensor candidates has dim 3", |parts| parts.set("candidates", Dtype::F32, &[2, 3])),
+        ("tensor log_q has type F64", |parts| parts.set("log_q", Dtype::F64, &[3])),
+        ("tensor positives has type I32", |parts| parts.set("positives", Dtype::I32, &[2])),
+        ("exclude_offsets or exclude_ids is missing", |parts| parts.set("exclude_ids", Dtype::I64, &[1])),
+        ("tensor candidate_id has a name", |parts| parts.set("candidate_id", Dtype::I64, &[3])),
+        ("expected.lse has shape [3]; rule: [2]", |parts| parts.set("expected.lse", Dtype::F64, &[3])),
+        ("metadata similarity is \"cosin\"", |parts| parts.option("similarity", "cosin")),
+        ("metadata temperature is \"warm\"", |parts| parts.option("temperature", "warm")),
+        ("metadata reductoin is not a known key", |parts| parts.option("reductoin", "sum")),
+        ("metadata loss is missing", |parts| drop(parts.options.remove("loss"))),
+    ];
+    Golden::from_bytes(&Parts::good().file()).map(drop).expect("the file that the cases spoil is good");
+    for (message, edit) in cases {
+        let mut parts = Parts::good();
+        edit(&mut parts);
+        let error = Golden::from_bytes(&parts.file()).map(drop).expect_err(message).to_string();
+        assert!(error.contains(message), "{error:?} is no {message:?}");
+    }
+    let whole = Parts::good().file();
+    for len in [0, 7, 8, whole.len() / 2, whole.len() - 1] {
+        assert!(Golden::from_bytes(&whole[..len]).is_err(), "{len} of {} bytes", whole.len());
+    }
+}
+
+#[test]
+fn an_index_that_is_negative_gives_an_error() {
+    let mut parts = Parts::good();
+    parts.set("positives", Dtype::I64, &[2]);
+    parts.tensors.iter_mut().filter(|tensor| tensor.0 == "positives").for_each(|tensor| tensor.3.fill(0xff));
+    let error = Golden::from_bytes(&parts.file()).map(drop).expect_err("-1").to_string();
+    assert!(error.contains("tensor positives has -1 in row 0"), "{error}");
+}
+
+/// A golden file in the making: 2 queries, 3 candidates, all zeros.
+struct Parts {
+    tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
+    options: HashMap<String, String>,
+}
+
+impl Parts {
+    fn good() -> Parts {
+        let options = [("similarity", "cosine"), ("temperature", "0.1"), ("loss", "softmax")];
+        let options = options.map(|(key, value)| (key.to_string(), value.to_string())).into();
+        let mut parts = Parts { tensors: Vec::new(), options };
+        parts.set("queries", Dtype::F32, &[2, 2]);
+        parts.set("candidates", Dtype::F32, &[3, 2]);
+        parts.set("positives", Dtype::I64, &[2]);
+        parts
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.tensors.retain(|tensor| tensor.0 != name);
+    }
+
+    fn set(&mut self, name: &str, dtype: Dtype, shape: &[usize]) {
+        self.remove(name);
+        let bytes = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        self.tensors.push((name.into(), dtype, shape.to_vec(), vec![0; bytes]));
+    }
+
+    fn option(&mut self, key: &str, value: &str) {
+        self.options.insert(key.into(), value.into());
+    }
+
+    fn file(&self) -> Vec<u8> {
+        let views = self.tensors.iter().map(|(name, dtype, shape, bytes)| {
+            (name, TensorView::new(*dtype, shape.clone(), bytes).expect("as many bytes as the shape says"))
+        });
+        safetensors::serialize(views, Some(self.options.clone())).expect("names and shapes are plain")
+    }
+}
+
+#[test]
+fn golden_files_keep_their_element_type() {
+    use common::problem::Storage;
+    let mut parts = Parts::good();
+    for (dtype, name) in [(Dtype::F16, "F16"), (Dtype::BF16, "Bf16"), (Dtype::F32, "F32")] {
+        parts.set("queries", dtype, &[2, 2]);
+        parts.set("candidates", dtype, &[3, 2]);
+        let golden = Golden::from_bytes(&parts.file()).map_err(|error| error.to_string()).unwrap();
+        let found = match golden.problem.queries {
+            Storage::F32(_) => "F32",
+            Storage::F16(_) => "F16",
+            Storage::Bf16(_) => "Bf16",
+        };
+        assert_eq!(found, name);
+    }
+}
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn golden_files() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory()).expect("tests/golden is part of the crate");
+    let mut files: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    files.sort();
+    files
+}
+
+fn load(path: &Path) -> Golden {
+    Golden::load(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}

@@ -1,0 +1,338 @@
+//! Times one configuration: median, least and largest seconds, workspace and peak resident memory.
+//!
+//! ```text
+//! cargo run --release --example measure -- --backend cpu --queries 512 --candidates 100000 --dim 128 \
+//!     --mode value_and_grad --log-q --mask ids --json
+//! ```
+//!
+//! Inputs are seeded and made in place, or read from a golden batch (`--inputs FILE`), so that another implementation
+//! can be timed on the same ones. The first call is not counted: it allocates. Later ones reuse backend and output.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use catalog_softmax::{Backend, Batch, Correction, DType, Device, Loss, Output, Reference, Request, Similarity};
+use clap::{Parser, ValueEnum};
+use half::{bf16, f16};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use rayon::prelude::*;
+
+#[path = "../tests/common"]
+#[allow(dead_code, missing_docs)]
+mod common {
+    pub mod golden;
+    pub mod problem;
+}
+
+use common::golden::Golden;
+use common::problem::{PoolData, PositiveData, Problem, Storage};
+
+/// Times one configuration.
+#[derive(Parser)]
+struct Args {
+    #[arg(long, value_enum, default_value = "cpu")]
+    backend: BackendName,
+    /// B
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    queries: u32,
+    /// N
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    candidates: u32,
+    /// D
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    dim: u32,
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: DTypeName,
+    #[arg(long, value_enum, default_value = "cosine")]
+    similarity: SimilarityName,
+    #[arg(long, value_enum, default_value = "value_and_grad")]
+    mode: Mode,
+    #[arg(long, default_value_t = 0.05)]
+    temperature: f64,
+    /// `ids`: candidates carry ids as if drawn with replacement, so most positives have accidental hits
+    #[arg(long, value_enum, default_value = "none")]
+    mask: Mask,
+    /// Subtract log_q from negatives and positive
+    #[arg(long)]
+    log_q: bool,
+    /// Counted calls, after one that is not
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    iterations: u32,
+    /// Threads of the CPU backend; all cores where not given
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Take inputs and loss from this golden batch; shape, type, loss and mask options then do not count
+    #[arg(long)]
+    inputs: Option<PathBuf>,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum BackendName {
+    Reference,
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum DTypeName {
+    F32,
+    F16,
+    Bf16,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum SimilarityName {
+    Cosine,
+    Dot,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Mode {
+    /// Loss and row statistics: one matmul
+    Statistics,
+    /// Loss and gradients: four
+    ValueAndGrad,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Mask {
+    None,
+    Ids,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    if let Some(threads) = args.threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    let problem = match &args.inputs {
+        Some(file) => {
+            Golden::load(file).map(|golden| golden.problem).map_err(|e| format!("{}: {e}", file.display()))?
+        }
+        None => generate(args),
+    };
+    if args.inputs.is_some() {
+        forget_peak_memory();
+    }
+    let measured = match args.backend {
+        BackendName::Reference => measure(args, &problem, &mut Reference::new())?,
+        BackendName::Cpu => measure(args, &problem, Device::Cpu.open()?.as_mut())?,
+        BackendName::Cuda => measure(args, &problem, Device::Cuda(0).open()?.as_mut())?,
+    };
+    if args.json {
+        println!("{}", json(args, &problem, &measured));
+    } else {
+        print(args, &problem, &measured);
+    }
+    Ok(())
+}
+
+struct Measured {
+    /// Ascending.
+    seconds: Vec<f64>,
+    total: f64,
+    workspace_bytes: usize,
+    output_bytes: usize,
+    peak_resident_bytes: Option<usize>,
+}
+
+impl Measured {
+    fn median(&self) -> f64 {
+        let n = self.seconds.len();
+        0.5 * (self.seconds[(n - 1) / 2] + self.seconds[n / 2])
+    }
+}
+
+fn measure<B: Backend + ?Sized>(args: &Args, problem: &Problem, backend: &mut B) -> catalog_softmax::Result<Measured> {
+    let (batch, loss) = (problem.batch()?, &problem.loss);
+    let request = match args.mode {
+        Mode::Statistics => Request::value(),
+        Mode::ValueAndGrad => Request::value_and_grad(),
+    };
+    let workspace_bytes = backend.plan(&batch, loss, request)?.workspace_bytes;
+    let mut output = Output::default();
+    backend.compute(&batch, loss, request, &mut output)?;
+    let mut seconds = Vec::new();
+    for _ in 0..args.iterations {
+        let start = Instant::now();
+        backend.compute(&batch, loss, request, &mut output)?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    let output_bytes = output_bytes::<B::Real>(&batch, args.mode, problem);
+    Ok(Measured { seconds, total: output.total, workspace_bytes, output_bytes, peak_resident_bytes: peak_memory() })
+}
+
+/// Floating-point operations of the matmuls: one of 2·B·N·D for statistics, four for value and gradient.
+fn flops(problem: &Problem, mode: Mode) -> f64 {
+    let matmuls = match mode {
+        Mode::Statistics => 1.0,
+        Mode::ValueAndGrad => 4.0,
+    };
+    matmuls * 2.0 * problem.num_queries() as f64 * problem.num_candidates() as f64 * problem.dim as f64
+}
+
+// ---- memory
+
+fn input_bytes(problem: &Problem) -> usize {
+    let (b, size) = (problem.num_queries(), problem.queries.view(problem.dim).dtype().size());
+    let mut bytes = problem.queries.len() * size;
+    for pool in &problem.pools {
+        bytes += pool.candidates.len() * size;
+        bytes += pool.ids.as_ref().map_or(0, |ids| size_of_val(ids.as_slice()));
+        bytes += pool.log_q.as_ref().map_or(0, |log_q| size_of_val(log_q.as_slice()));
+    }
+    bytes += match &problem.positives {
+        PositiveData::Index(_) => b * size_of::<u32>(),
+        PositiveData::Separate(embeddings) => embeddings.len() * size,
+    };
+    bytes += problem.excluded.as_ref().map_or(0, |(offsets, ids)| (offsets.len() + ids.len()) * size_of::<u64>());
+    bytes + problem.row_weight.as_ref().map_or(0, |weight| size_of_val(weight.as_slice()))
+}
+
+/// Loss, probability, lse, positive and count of each row; with gradients, those and the expected negative.
+fn output_bytes<T>(batch: &Batch<'_>, mode: Mode, problem: &Problem) -> usize {
+    let (b, n) = (batch.num_queries(), batch.num_candidates());
+    let separate = matches!(problem.positives, PositiveData::Separate(_));
+    let rows = match mode {
+        Mode::Statistics => 0,
+        Mode::ValueAndGrad => n + b * if separate { 3 } else { 2 },
+    };
+    5 * b * size_of::<f64>() + rows * batch.dim() * size_of::<T>()
+}
+
+/// Largest resident size of this process so far (Linux).
+fn peak_memory() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok().map(|kib| kib << 10)
+}
+
+/// Lowers the peak to what is resident now, so that reading the inputs' file does not count (Linux, where permitted).
+fn forget_peak_memory() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+// ---- inputs
+
+/// Seeded inputs, made where they stay: no second copy at any time.
+fn generate(args: &Args) -> Problem {
+    let (b, n, dim) = (args.queries as usize, args.candidates as usize, args.dim as usize);
+    let uniform = |rng: &mut SmallRng| rng.random::<f32>() * 2.0 - 1.0;
+    let pool = PoolData {
+        candidates: embeddings(args.dtype, n * dim, 1),
+        ids: (args.mask == Mask::Ids).then(|| random(n, 2, |rng| rng.random_range(0..n as u64))),
+        // Around a uniform draw's, up and down by e.
+        log_q: args.log_q.then(|| random(n, 3, |rng| uniform(rng) - (n as f32).ln())),
+        gradient: true,
+    };
+    let similarity = match args.similarity {
+        SimilarityName::Cosine => Similarity::Cosine,
+        SimilarityName::Dot => Similarity::Dot,
+    };
+    let correction = if args.log_q { Correction::LogQ } else { Correction::None };
+    Problem {
+        dim,
+        queries: embeddings(args.dtype, b * dim, 4),
+        pools: vec![pool],
+        positives: PositiveData::Index(random(b, 5, |rng| rng.random_range(0..n as u32))),
+        positive_ids: None,
+        positive_log_q: None,
+        excluded: None,
+        row_weight: None,
+        loss: Loss::softmax(similarity, args.temperature).correction(correction),
+    }
+}
+
+fn embeddings(dtype: DTypeName, len: usize, seed: u64) -> Storage {
+    let uniform = |rng: &mut SmallRng| rng.random::<f32>() * 2.0 - 1.0;
+    match dtype {
+        DTypeName::F32 => Storage::F32(random(len, seed, uniform)),
+        DTypeName::F16 => Storage::F16(random(len, seed, |rng| f16::from_f32(uniform(rng)))),
+        DTypeName::Bf16 => Storage::Bf16(random(len, seed, |rng| bf16::from_f32(uniform(rng)))),
+    }
+}
+
+/// The same for any number of threads: each chunk has a generator of its own.
+fn random<T: Default + Clone + Send>(len: usize, seed: u64, draw: impl Fn(&mut SmallRng) -> T + Sync) -> Vec<T> {
+    const CHUNK: usize = 1 << 16;
+    let mut values = vec![T::default(); len];
+    values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
+        let mut rng = SmallRng::seed_from_u64((seed << 32) + chunk as u64);
+        values.iter_mut().for_each(|value| *value = draw(&mut rng));
+    });
+    values
+}
+
+// ---- reports
+
+fn print(args: &Args, problem: &Problem, measured: &Measured) {
+    let (b, n, d) = (problem.num_queries(), problem.num_candidates(), problem.dim);
+    let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
+    let (inputs, median) = (input_bytes(problem), measured.median());
+    let seconds = &measured.seconds;
+    println!("{b} queries, {n} candidates, dim {d}, {:?}, {:?}", dtype(problem), problem.loss);
+    println!("total loss      {:.9}", measured.total);
+    println!(
+        "seconds         median {median:.4}, min {:.4}, max {:.4} of {}",
+        seconds[0],
+        seconds[seconds.len() - 1],
+        seconds.len()
+    );
+    println!("speed           {:.1} GFLOP/s at the median", flops(problem, args.mode) / median * 1e-9);
+    println!("workspace       {}", mib(measured.workspace_bytes));
+    println!("inputs, outputs {}, {}", mib(inputs), mib(measured.output_bytes));
+    if let Some(peak) = measured.peak_resident_bytes {
+        let beside = peak.saturating_sub(inputs + measured.output_bytes);
+        println!("peak resident   {}, of which beside inputs and outputs {}", mib(peak), mib(beside));
+    }
+}
+
+fn json(args: &Args, problem: &Problem, measured: &Measured) -> serde_json::Value {
+    let name = |value: Option<clap::builder::PossibleValue>| value.map(|value| value.get_name().to_string());
+    let seconds = &measured.seconds;
+    serde_json::json!({
+        "backend": name(args.backend.to_possible_value()),
+        "mode": name(args.mode.to_possible_value()),
+        "queries": problem.num_queries(),
+        "candidates": problem.num_candidates(),
+        "dim": problem.dim,
+        "dtype": format!("{:?}", dtype(problem)).to_lowercase(),
+        "similarity": format!("{:?}", problem.loss.similarity).to_lowercase(),
+        "temperature": problem.loss.temperature,
+        "ids": problem.pools[0].ids.is_some(),
+        "log_q": problem.pools[0].log_q.is_some(),
+        "threads": rayon::current_num_threads(),
+        "iterations": seconds.len(),
+        "seconds": seconds,
+        "median_s": measured.median(),
+        "min_s": seconds[0],
+        "max_s": seconds[seconds.len() - 1],
+        "gflop_per_s": flops(problem, args.mode) / measured.median() * 1e-9,
+        "total": measured.total,
+        "workspace_bytes": measured.workspace_bytes,
+        "input_bytes": input_bytes(problem),
+        "output_bytes": measured.output_bytes,
+        "peak_resident_bytes": measured.peak_resident_bytes,
+    })
+}
+
+fn dtype(problem: &Problem) -> DType {
+    problem.queries.view(problem.dim).dtype()
+}

@@ -1,0 +1,111 @@
+//! The final table and metrics.json.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::Fallible;
+use crate::evaluate::{Ranking, Recommended};
+use crate::objective::Objective;
+use crate::train::EpochPoint;
+
+/// A run that is over.
+pub struct Finished {
+    pub objective: Objective,
+    pub seed: u64,
+    pub curve: Vec<EpochPoint>,
+    pub ranking: Ranking,
+    pub recommended: Recommended,
+}
+
+const COLUMNS: [&str; 6] = ["Recall@10", "Recall@100", "NDCG@10", "MRR", "popularity", "coverage"];
+
+fn row(ranking: &Ranking, recommended: &Recommended) -> [f64; 6] {
+    [
+        ranking.recall_at_10,
+        ranking.recall_at_100,
+        ranking.ndcg_at_10,
+        ranking.mrr,
+        recommended.popularity,
+        recommended.coverage,
+    ]
+}
+
+/// Prints a line for each objective, averaged over seeds, and one for the baseline.
+pub fn print_table(runs: &[Finished], baseline: &(Ranking, Recommended), seeds: usize) {
+    let spread = if seeds > 1 { format!(", mean ± standard deviation over {seeds} seeds") } else { String::new() };
+    println!("\nTest targets ranked over the whole catalogue{spread}");
+    println!("{:>14}{}", "", COLUMNS.map(|name| format!("{name:>18}")).concat());
+    for objective in Objective::ALL {
+        let rows: Vec<[f64; 6]> = of_objective(runs, objective).map(|r| row(&r.ranking, &r.recommended)).collect();
+        if !rows.is_empty() {
+            print_row(objective.name(), &rows);
+        }
+    }
+    print_row("most popular", &[row(&baseline.0, &baseline.1)]);
+}
+
+pub fn of_objective(runs: &[Finished], objective: Objective) -> impl Iterator<Item = &Finished> {
+    runs.iter().filter(move |run| run.objective == objective)
+}
+
+fn print_row(name: &str, rows: &[[f64; 6]]) {
+    let cells = std::array::from_fn::<String, 6, _>(|column| {
+        let (mean, deviation) = mean_and_deviation(rows.iter().map(|row| row[column]));
+        // Popularity is a count of interactions, the others are shares.
+        let digits = if COLUMNS[column] == "popularity" { 1 } else { 4 };
+        let spread = if rows.len() > 1 { format!(" ± {deviation:.digits$}") } else { String::new() };
+        format!("{:>18}", format!("{mean:.digits$}{spread}"))
+    });
+    println!("{name:>14}{}", cells.concat());
+}
+
+/// Mean and sample standard deviation (0 for a single value).
+fn mean_and_deviation(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
+    let n = values.clone().count() as f64;
+    let mean = values.clone().sum::<f64>() / n;
+    let squares: f64 = values.map(|x| (x - mean).powi(2)).sum();
+    (mean, (squares / f64::max(n - 1.0, 1.0)).sqrt())
+}
+
+/// Everything in the table and the curves, one entry per run.
+pub fn write_json(path: &Path, data: &str, runs: &[Finished], baseline: &(Ranking, Recommended)) -> Fallible<()> {
+    let metrics = |ranking: &Ranking, recommended: &Recommended| -> Value {
+        COLUMNS.into_iter().zip(row(ranking, recommended)).map(|(name, x)| (name.to_string(), json!(x))).collect()
+    };
+    let run = |run: &Finished| {
+        let epochs: Vec<Value> = run.curve.iter().map(epoch).collect();
+        json!({
+            "loss": run.objective.name(),
+            "seed": run.seed,
+            "test": metrics(&run.ranking, &run.recommended),
+            "epochs": epochs,
+        })
+    };
+    let all = json!({
+        "data": data,
+        "runs": runs.iter().map(run).collect::<Vec<_>>(),
+        "most_popular": metrics(&baseline.0, &baseline.1),
+    });
+    std::fs::write(path, format!("{all:#}\n")).map_err(|e| format!("{}: {e}", path.display()).into())
+}
+
+fn epoch(point: &EpochPoint) -> Value {
+    json!({
+        "train_loss": point.train_loss,
+        "temperature": point.temperature,
+        "validation Recall@10": point.validation_recall_at_10,
+        "validation NDCG@10": point.validation_ndcg_at_10,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deviation_is_the_sample_s() {
+        assert_eq!(mean_and_deviation([1.0, 2.0, 3.0].into_iter()), (2.0, 1.0));
+        assert_eq!(mean_and_deviation([4.0].into_iter()), (4.0, 0.0));
+    }
+}

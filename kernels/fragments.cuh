@@ -1,0 +1,147 @@
+// Tensor-core fragments of a warp's 16 x 64 tile, for each element type.
+//
+// Shared memory holds chunks: rows of 128 bytes (64 elements of 16 bits, 32 of 32 bits), cut into eight 16-byte units
+// that are permuted within their row (`swizzle`) so that eight rows of one column of units lie in different banks. A
+// matmul step takes two units of each row: 16 elements of 16 bits (m16n8k16) or 8 of 32 bits (m16n8k8). The two layouts
+// agree unit for unit, so addresses are the same for all types.
+//
+// Lane l of a warp is in group g = l / 4 and has place t = l % 4. Of an accumulator tile of 16 x 8 it holds
+// c[0], c[1]: row g, columns 2t, 2t + 1, and c[2], c[3]: the same of row g + 8.
+#pragma once
+#include "ptx.cuh"
+
+constexpr int CHUNK_BYTES = 128;
+constexpr int UNIT_BYTES = 16;
+constexpr int UNITS = CHUNK_BYTES / UNIT_BYTES;
+constexpr int STEPS_PER_CHUNK = UNITS / 2;
+
+// Byte offset of unit `unit` of row `row` in a chunk.
+__host__ __device__ constexpr uint32_t swizzle(uint32_t row, uint32_t unit) {
+    return row * CHUNK_BYTES + ((unit ^ (row % UNITS)) * UNIT_BYTES);
+}
+
+// Row and unit that lane `lane` addresses to load the 16 x (2 units) operand A (rows first: units follow).
+__host__ __device__ constexpr uint32_t a_row(uint32_t lane) { return lane % 16; }
+__host__ __device__ constexpr uint32_t a_unit(uint32_t lane) { return lane / 16; }
+// The same for two neighbouring 8-column operands B, whose columns are rows of shared memory.
+__host__ __device__ constexpr uint32_t b_row(uint32_t lane) { return lane % 8 + lane / 16 * 8; }
+__host__ __device__ constexpr uint32_t b_unit(uint32_t lane) { return lane / 8 % 2; }
+
+template <typename Element>
+struct Fragments {
+    static constexpr int ELEMENTS_PER_CHUNK = CHUNK_BYTES / sizeof(Element);
+    // Accumulator tiles of 8 columns that cover a chunk's elements.
+    static constexpr int TILES_PER_CHUNK = ELEMENTS_PER_CHUNK / 8;
+
+    // s (16 x 64) += x (16 rows of chunk `x`, from `x_row`) · y (64 rows of chunk `y`)ᵀ, over the chunk's elements.
+    static __device__ __forceinline__ void multiply_scores(float (&s)[8][4], uint32_t x, uint32_t x_row, uint32_t y, int lane) {
+#pragma unroll
+        for (int step = 0; step < STEPS_PER_CHUNK; ++step) {
+            uint32_t a[4];
+            ptx::ldmatrix_x4(a, x + swizzle(x_row + a_row(lane), 2 * step + a_unit(lane)));
+#pragma unroll
+            for (int pair = 0; pair < 4; ++pair) {
+                uint32_t b[4];
+                ptx::ldmatrix_x4(b, y + swizzle(16 * pair + b_row(lane), 2 * step + b_unit(lane)));
+                ptx::mma(s[2 * pair], a, b[0], b[1], Element());
+                ptx::mma(s[2 * pair + 1], a, b[2], b[3], Element());
+            }
+        }
+    }
+
+    // o (16 x chunk) += p (16 x 64) · y (64 rows of chunk `y`). An accumulator's columns 2t, 2t + 1 are an operand's.
+    static __device__ __forceinline__ void multiply_output(float (*o)[4], const float (&p)[8][4], uint32_t y, int lane) {
+#pragma unroll
+        for (int step = 0; step < 4; ++step) {
+            const uint32_t a[4] = {
+                pack(p[2 * step][0], p[2 * step][1]),
+                pack(p[2 * step][2], p[2 * step][3]),
+                pack(p[2 * step + 1][0], p[2 * step + 1][1]),
+                pack(p[2 * step + 1][2], p[2 * step + 1][3]),
+            };
+#pragma unroll
+            for (int pair = 0; pair < TILES_PER_CHUNK / 2; ++pair) {
+                uint32_t b[4];
+                ptx::ldmatrix_x4_trans(b, y + swizzle(16 * step + a_row(lane), 2 * pair + a_unit(lane)));
+                ptx::mma(o[2 * pair], a, b[0], b[1], Element());
+                ptx::mma(o[2 * pair + 1], a, b[2], b[3], Element());
+            }
+        }
+    }
+
+    static __device__ __forceinline__ uint32_t pack(float low, float high);
+};
+
+template <>
+__device__ __forceinline__ uint32_t Fragments<__half>::pack(float low, float high) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+template <>
+__device__ __forceinline__ uint32_t Fragments<__nv_bfloat16>::pack(float low, float high) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// f32 as three tf32 products: x = high + low, each of 11 bits of mantissa and more between them than f32 has; the product
+// of the two low parts is below f32's rounding and left out.
+template <>
+struct Fragments<float> {
+    static constexpr int ELEMENTS_PER_CHUNK = CHUNK_BYTES / sizeof(float);
+    static constexpr int TILES_PER_CHUNK = ELEMENTS_PER_CHUNK / 8;
+
+    static __device__ __forceinline__ void split(uint32_t x, uint32_t& high, uint32_t& low) {
+        high = ptx::round_to_tf32(__uint_as_float(x));
+        low = ptx::round_to_tf32(__uint_as_float(x) - __uint_as_float(high));
+    }
+
+    static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&high)[4], const uint32_t (&low)[4],
+                                                    uint32_t b0, uint32_t b1) {
+        uint32_t high0, low0, high1, low1;
+        split(b0, high0, low0);
+        split(b1, high1, low1);
+        // Small products first.
+        ptx::mma_tf32(d, low, high0, high1);
+        ptx::mma_tf32(d, high, low0, low1);
+        ptx::mma_tf32(d, high, high0, high1);
+    }
+
+    static __device__ __forceinline__ void multiply_scores(float (&s)[8][4], uint32_t x, uint32_t x_row, uint32_t y, int lane) {
+#pragma unroll
+        for (int step = 0; step < STEPS_PER_CHUNK; ++step) {
+            uint32_t a[4], high[4], low[4];
+            ptx::ldmatrix_x4(a, x + swizzle(x_row + a_row(lane), 2 * step + a_unit(lane)));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) split(a[i], high[i], low[i]);
+#pragma unroll
+            for (int pair = 0; pair < 4; ++pair) {
+                uint32_t b[4];
+                ptx::ldmatrix_x4(b, y + swizzle(16 * pair + b_row(lane), 2 * step + b_unit(lane)));
+                multiply(s[2 * pair], high, low, b[0], b[1]);
+                multiply(s[2 * pair + 1], high, low, b[2], b[3]);
+            }
+        }
+    }
+
+    // An operand's columns are t and t + 4 where an accumulator's are 2t and 2t + 1. A sum has no order: column 2t is taken
+    // for t and 2t + 1 for t + 4, on both sides.
+    static __device__ __forceinline__ void multiply_output(float (*o)[4], const float (&p)[8][4], uint32_t y, int lane) {
+        const int group = lane / 4, place = lane % 4;
+#pragma unroll
+        for (int step = 0; step < 8; ++step) {
+            const float a[4] = {p[step][0], p[step][2], p[step][1], p[step][3]};
+            uint32_t high[4], low[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) split(__float_as_uint(a[i]), high[i], low[i]);
+            const uint32_t row = 8 * step + 2 * place;
+#pragma unroll
+            for (int tile = 0; tile < TILES_PER_CHUNK; ++tile) {
+                const uint32_t unit = 2 * tile + group / 4, within = group % 4 * sizeof(float);
+                const uint32_t b0 = __float_as_uint(ptx::load_shared(y + swizzle(row, unit) + within));
+                const uint32_t b1 = __float_as_uint(ptx::load_shared(y + swizzle(row + 1, unit) + within));
+                multiply(o[tile], high, low, b0, b1);
+            }
+        }
+    }
+};

@@ -1,0 +1,95 @@
+// Merges the partial results of splits in order, and finishes gradients.
+//
+//   merge_expected    O_i = Σ_s 2^(max_s − max) output_s / Σ_s 2^(max_s − max) sum_s        max = max_s max_s
+//   finish_gradient   dĉ = gamma Σ_s 2^max_s output_s;   cosine: dc = (dĉ − ĉ (ĉ·dĉ)) / |c|
+//
+// Shapes: output (splits, rows, dim), max and sum (splits, rows), result (rows, dim), all f32; x (rows, dim) of any type.
+// Method: a warp for each row, its lanes along the row. Sums run in the order of splits and, within the dot product, of a
+// fixed tree: bitwise reproducible. `result` may be `output` itself where there is one split.
+// Cost: reads and writes each element once or twice; bound by memory.
+// Tests: tests/gpu.rs, through every result.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "merge_params.h"
+
+namespace {
+
+constexpr uint32_t WARP = 32;
+constexpr uint32_t BLOCK_ROWS = 8;  // warps in a block; launch.rs has the same number
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+__device__ __forceinline__ float warp_sum(float value) {
+    for (uint32_t distance = WARP / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
+    return value;
+}
+
+// 2^(max_s − max), and 1 for a split that saw no score: its sums are 0, or NaN, which shall stay.
+__device__ __forceinline__ float split_factor(float split_max, float max) {
+    return split_max == -INFINITY ? 1.0f : exp2f(split_max - max);
+}
+
+template <typename T>
+__device__ void finish_gradient(const MergeParams& p) {
+    const uint64_t row = uint64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / WARP;
+    const uint32_t lane = threadIdx.x % WARP;
+    if (row >= p.rows) return;  // the whole warp
+    float* to = p.result + row * p.dim;
+    const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
+    const float unit = p.inverse_norm ? p.inverse_norm[row] : 1.0f;
+    float along = 0.0f;
+    for (uint32_t k = lane; k < p.dim; k += WARP) {
+        float sum = 0.0f;
+        for (uint32_t split = 0; split < p.splits; ++split) {
+            const uint64_t slot = split * p.rows + row;
+            // No score at all: the split's output is 0.
+            const float factor = p.max[slot] == -INFINITY ? 0.0f : exp2f(p.max[slot]);
+            const float part = p.output[slot * p.dim + k];
+            sum += part == 0.0f ? 0.0f : factor * part;
+        }
+        to[k] = p.gamma * sum;
+        along += p.gamma * sum * widen(x[k]) * unit;
+    }
+    if (!p.inverse_norm) return;
+    along = warp_sum(along);
+    for (uint32_t k = lane; k < p.dim; k += WARP) to[k] = (to[k] - widen(x[k]) * unit * along) * unit;
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(BLOCK_ROWS* WARP) merge_expected(const __grid_constant__ MergeParams p) {
+    const uint64_t row = uint64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / WARP;
+    const uint32_t lane = threadIdx.x % WARP;
+    if (row >= p.rows) return;  // the whole warp
+    float max = -INFINITY, total = 0.0f;
+    uint64_t masked = 0;
+    for (uint32_t split = 0; split < p.splits; ++split) {
+        max = fmaxf(max, p.max[split * p.rows + row]);
+        masked += p.masked[split * p.rows + row];
+    }
+    for (uint32_t split = 0; split < p.splits; ++split) {
+        const uint64_t slot = split * p.rows + row;
+        total += split_factor(p.max[slot], max) * p.sum[slot];
+    }
+    for (uint32_t k = lane; k < p.dim; k += WARP) {
+        float sum = 0.0f;
+        for (uint32_t split = 0; split < p.splits; ++split) {
+            const uint64_t slot = split * p.rows + row;
+            sum += split_factor(p.max[slot], max) * p.output[slot * p.dim + k];
+        }
+        p.result[row * p.dim + k] = masked == p.candidates ? 0.0f : sum / total;
+    }
+}
+
+#define FINISH(type, element)                                                                                \
+    extern "C" __global__ void __launch_bounds__(BLOCK_ROWS* WARP)                                            \
+        finish_gradient_##type(const __grid_constant__ MergeParams p) {                                       \
+        finish_gradient<element>(p);                                                                          \
+    }
+
+FINISH(f16, __half)
+FINISH(bf16, __nv_bfloat16)
+FINISH(f32, float)

@@ -1,0 +1,90 @@
+// Work on queries and their positives, row by row.
+//
+//   gather_positives  address, inverse norm and scale of each row's positive
+//   query_gradient    dq̂ = gamma (d_lse O + d_positive p̂)          dp̂ = gamma d_positive q̂
+//                     d_gamma = d_lse q̂·O + d_positive q̂·p̂
+//                     cosine: dx = (dx̂ − x̂ (x̂·dx̂)) / |x|
+//
+// Shapes: queries (rows, dim), O (rows, dim), everything else (rows). A factor of 0 makes its product 0, whatever the other
+// side holds: a row without weight is absent.
+// Method of query_gradient: a warp for each row, lanes along the row, one pass for the dot products and one to write.
+// The order of sums depends on dim alone: bitwise reproducible. Bound by memory.
+// Tests: tests/gpu.rs, through every result.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "positives_params.h"
+
+namespace {
+
+constexpr uint32_t WARP = 32;
+constexpr uint32_t BLOCK_ROWS = 8;  // warps in a block; launch.rs has the same number
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+__device__ __forceinline__ float warp_sum(float value) {
+    for (uint32_t distance = WARP / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
+    return value;
+}
+
+__device__ __forceinline__ float times(float d, float x) { return d == 0.0f ? 0.0f : d * x; }
+
+template <typename T>
+__device__ void query_gradient(const PositivesParams& p) {
+    const uint64_t row = uint64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / WARP;
+    const uint32_t lane = threadIdx.x % WARP;
+    if (row >= p.rows) return;  // the whole warp
+    const T* q = static_cast<const T*>(p.queries) + row * p.query_stride;
+    const T* positive = static_cast<const T*>(p.addresses[row]);
+    const float* o = p.expected_negative + row * p.dim;
+    const bool cosine = p.query_inverse_norm != nullptr;
+    const float unit_q = cosine ? p.query_inverse_norm[row] : 1.0f;
+    const float unit_p = cosine ? p.positive_inverse_norm[row] : 1.0f;
+    const float d_lse = p.d_lse[row], d_positive = p.d_positive[row];
+
+    float q_o = 0.0f, q_p = 0.0f;
+    for (uint32_t k = lane; k < p.dim; k += WARP) {
+        const float qk = widen(q[k]) * unit_q, pk = widen(positive[k]) * unit_p;
+        q_o += qk * o[k];
+        q_p += qk * pk;
+    }
+    q_o = warp_sum(q_o);
+    q_p = warp_sum(q_p);
+    // q̂·dq̂ and p̂·dp̂, each over gamma.
+    const float along_q = times(d_lse, q_o) + times(d_positive, q_p), along_p = times(d_positive, q_p);
+    if (lane == 0) p.d_gamma[row] = along_q;
+    for (uint32_t k = lane; k < p.dim; k += WARP) {
+        const float qk = widen(q[k]) * unit_q, pk = widen(positive[k]) * unit_p;
+        const float d_q = times(d_lse, o[k]) + times(d_positive, pk), d_p = times(d_positive, qk);
+        p.d_queries[row * p.dim + k] = p.gamma * (cosine ? (d_q - qk * along_q) * unit_q : d_q);
+        if (p.d_positive_embeddings) {
+            p.d_positive_embeddings[row * p.dim + k] = p.gamma * (cosine ? (d_p - pk * along_p) * unit_p : d_p);
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" __global__ void gather_positives(const __grid_constant__ PositivesParams p) {
+    const uint32_t row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= p.rows) return;
+    // Another pool's positive wraps around to a large number.
+    const uint64_t index = p.positives ? p.positives[row] - p.start : row;
+    if (index >= p.count) return;
+    const float unit = p.base_inverse_norm ? p.base_inverse_norm[index] : 1.0f;
+    p.addresses[row] = static_cast<const char*>(p.base) + index * p.stride * p.element_bytes;
+    p.positive_inverse_norm[row] = unit;
+    p.terms[row] = {unit, 0.0f, 0.0f, 0.0f};
+}
+
+#define QUERY_GRADIENT(type, element)                                                                    \
+    extern "C" __global__ void __launch_bounds__(BLOCK_ROWS* WARP)                                        \
+        query_gradient_##type(const __grid_constant__ PositivesParams p) {                                \
+        query_gradient<element>(p);                                                                       \
+    }
+
+QUERY_GRADIENT(f16, __half)
+QUERY_GRADIENT(bf16, __nv_bfloat16)
+QUERY_GRADIENT(f32, float)

@@ -1,0 +1,86 @@
+// Resolves ids ahead of the stream: which rows reject which candidates.
+//
+// Row i rejects a key: its positive's id (without ids: its positive's index) and the ids that it excludes. All these
+// (key, row) pairs go into a hash table by key; the pairs of a key form a list. Then each candidate is looked up, and keeps
+// the range [first, last] of the rows that reject it and the slot of their list (`Hits`).
+//
+//   clear_slots    slots: key EMPTY, no list, empty range
+//   insert_pairs   one thread a pair
+//   find_hits      one thread a candidate
+//
+// Threads insert in any order, and lists come out in any order; ranges (integer minimum and maximum) and the set of a list's
+// rows do not depend on it, and nothing else is read from them: results are reproducible.
+// Limits: fewer than 2^32 pairs; `capacity` is a power of two above their number, and slot `capacity` is the key EMPTY's.
+// Tests: tests/gpu.rs, every mask against the reference.
+#include "resolve_params.h"
+
+namespace {
+
+constexpr uint64_t EMPTY = 0x9e3779b97f4a7c15ull;
+constexpr uint32_t NONE = ~0u;
+
+// Fibonacci hashing after mixing the halves: ids are often consecutive, indices always.
+__device__ __forceinline__ uint32_t hash(uint64_t key, uint32_t capacity) {
+    key ^= key >> 32;
+    return static_cast<uint32_t>((key * 0x9e3779b97f4a7c15ull) >> 32) & (capacity - 1);
+}
+
+// Row of excluded pair `index`: the last row whose offset is not past it.
+__device__ __forceinline__ uint32_t row_of(const int64_t* offsets, uint32_t rows, int64_t index) {
+    uint32_t low = 0, high = rows;
+    while (high - low > 1) {
+        const uint32_t middle = low + (high - low) / 2;
+        if (offsets[middle] <= index) low = middle;
+        else high = middle;
+    }
+    return low;
+}
+
+}  // namespace
+
+extern "C" __global__ void clear_slots(const __grid_constant__ ResolveParams p) {
+    const uint32_t slot = blockIdx.x * blockDim.x + threadIdx.x;
+    if (slot > p.capacity) return;
+    p.slot_keys[slot] = EMPTY;
+    p.slot_heads[slot] = NONE;
+    p.slot_first[slot] = NONE;
+    p.slot_last[slot] = 0;
+}
+
+extern "C" __global__ void insert_pairs(const __grid_constant__ ResolveParams p) {
+    const uint32_t pair = blockIdx.x * blockDim.x + threadIdx.x;
+    if (pair >= p.positive_pairs + p.excluded_pairs) return;
+    const bool is_positive = pair < p.positive_pairs;
+    const uint32_t excluded = pair - p.positive_pairs;
+    const uint32_t row = is_positive ? pair : row_of(p.exclude_offsets, p.rows, excluded);
+    const uint64_t key = !is_positive ? p.exclude_ids[excluded] : p.positive_ids ? p.positive_ids[pair] : p.positives[pair];
+    uint32_t slot = p.capacity;
+    if (key != EMPTY) {
+        slot = hash(key, p.capacity);
+        // The table is at most half full, so a free slot or the key's own comes.
+        while (true) {
+            const unsigned long long found =
+                atomicCAS(reinterpret_cast<unsigned long long*>(&p.slot_keys[slot]), EMPTY, key);
+            if (found == EMPTY || found == key) break;
+            slot = (slot + 1) & (p.capacity - 1);
+        }
+    }
+    p.pair_rows[pair] = row;
+    p.pair_next[pair] = atomicExch(&p.slot_heads[slot], pair);
+    atomicMin(&p.slot_first[slot], row);
+    atomicMax(&p.slot_last[slot], row);
+}
+
+extern "C" __global__ void find_hits(const __grid_constant__ ResolveParams p) {
+    const uint64_t candidate = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (candidate >= p.candidates) return;
+    const uint64_t key = p.candidate_ids ? p.candidate_ids[candidate] : p.candidate_start + candidate;
+    Hits hits = {1, 0, 0};
+    uint32_t slot = p.capacity;
+    if (key != EMPTY) {
+        slot = hash(key, p.capacity);
+        while (p.slot_keys[slot] != key && p.slot_keys[slot] != EMPTY) slot = (slot + 1) & (p.capacity - 1);
+    }
+    if (p.slot_heads[slot] != NONE) hits = {p.slot_first[slot], p.slot_last[slot], slot};
+    p.hits[candidate] = hits;
+}

@@ -1,0 +1,82 @@
+// Arguments of the streaming kernels, mirrored by `StreamParams` in src/backend/cuda/params.rs.
+#pragma once
+#include <cstdint>
+
+// z = (x · y) · x.scale · y.scale + x.bias + y.bias, in units of log 2.
+struct RowTerm {
+    float scale;
+    float bias;
+};
+
+// As RowTerm; besides, what a streamed row's probability is multiplied by on its way into the output: factor · 2^e,
+// 1 <= |factor| < 2. The exponent e is part of `bias`, so that the running maximum bounds the product and 16-bit operands
+// hold it; `unscale` = 2^−e takes it out of sums.
+struct ColumnTerm {
+    float scale;
+    float bias;
+    float factor;
+    float unscale;
+};
+
+// The rows that reject a candidate lie in [first, last] (none if first > last); with more than one, `slot` leads to them.
+struct Hits {
+    uint32_t first;
+    uint32_t last;
+    uint32_t slot;
+};
+
+// A row's positive in the candidate gradient: its index over all pools, and its coefficient as factor · 2^exponent.
+struct PositiveTerm {
+    uint32_t index;
+    float factor;
+    float exponent;
+};
+
+struct StreamParams {
+    // Stationary and streamed rows: (x_rows, dim) and (y_rows, dim), strides in elements.
+    const void* x;
+    const void* y;
+    const RowTerm* x_terms;
+    const ColumnTerm* y_terms;
+    // Where y is not a matrix but the rows' positives: the address of each row.
+    const void* const* y_addresses;
+    // Per candidate of the pool; null where nothing is masked.
+    const Hits* hits;
+    // Rows that reject a key: `slot_heads[slot]` is a pair, `pair_next` the next one of the slot, `pair_rows` its row.
+    const uint32_t* slot_heads;
+    const uint32_t* pair_next;
+    const uint32_t* pair_rows;
+    // Per query; null where positives are no candidates, or without gradient.
+    const PositiveTerm* positives;
+    // Per query, for ranks: similarity of the positive in units of log 2.
+    const float* positive_z;
+    // Results, one per split and stationary row.
+    float* max;
+    float* sum;
+    uint32_t* masked;
+    float* output;
+    float* sum_score;
+    float* sum_z;
+    uint32_t* above;
+    uint32_t* ties;
+    uint64_t x_stride;
+    uint64_t y_stride;
+    uint32_t x_rows;
+    uint32_t y_rows;
+    uint32_t dim;
+    // Tiles of streamed rows per split.
+    uint32_t tiles_per_split;
+    // Slot of results of the launch's first split.
+    uint32_t first_split;
+    // Index over all pools of the pool's first candidate.
+    uint32_t candidate_start;
+    // 1 where rows start at multiples of 16 bytes.
+    uint32_t aligned;
+    // 1 where all chunks of the stationary block stay in shared memory.
+    uint32_t x_resident;
+    // 1: running maximum; 0: `shift` in its place.
+    uint32_t online;
+    float shift;
+};
+
+static_assert(sizeof(StreamParams) == 19 * 8 + 2 * 8 + 10 * 4, "mirrored in params.rs");

@@ -1,0 +1,489 @@
+// One streaming pass over a B x N table of scores that never exists, in four modes, on tensor cores of sm_80 and later.
+//
+//   z_xy = (x · y) · x.scale · y.scale + x.bias + y.bias                                     (units of log 2)
+//
+//   mode        stationary x   streamed y             result for each x
+//   STATISTICS  queries        candidates             max z, Σ 2^(z − max)
+//   EXPECTED    queries        candidates             the same, and Σ 2^(z − max) y / |y|
+//   DETAIL      queries        candidates             as STATISTICS, and Σ 2^(z − max) s, Σ 2^(z − max) (z − max), rank
+//   GRADIENT    candidates     queries                Σ coefficient · y / |y|, coefficient = d_lse · 2^(z − lse)
+//   PAIRED      queries        each row's positive    (x · y) · x.scale · y.scale of pairs with equal index
+//
+// A block of 128 stationary rows walks the tiles of 64 streamed rows of its split:
+//
+//   for each tile:
+//     S = X Yᵀ, chunk of 128 bytes of each row after chunk                                   [1]
+//     z from S; masked pairs: −∞                                                             [2]
+//     m' = max(m, row max of z); sum, O *= 2^(m − m'); P = 2^(z − m'); sum += row sum of P   [3]
+//     O += P Y                                                                               [4]
+//
+// Where the code differs from that:
+// [1] Chunks come through a ring of STAGES buffers by cp.async, STAGES − 1 ahead, across tiles. X stays in shared memory
+//     where it fits (p.x_resident); else its chunks come through the ring again with each tile. So any D works.
+// [2] Only tiles that may hold a masked pair or a positive look for them (tile_masks.cuh).
+// [3] Where the caller bounds z (p.online == 0), m is a constant and nothing is rescaled. A row's columns are spread over
+//     four lanes, whose sums meet at the end.
+// [4] Y comes a second time, its columns [first, first + OUTPUT_CHUNKS chunks) only: blockIdx.z is the slice of columns.
+//     P is multiplied by y.factor, rounded to Y's type (f32: split in two, fragments.cuh) and never leaves registers.
+//
+// Numerics: products and sums in f32. P of 16-bit types is rounded relative to the row's maximum. Sums run in the order of
+// tiles: results are bitwise reproducible and independent of the grid but for the splits, which rows.cu merges in order.
+// Cost of a tile: 2·128·64·D flops, as many again with an output; 128·64 exponentials; from L2 64·D elements, with an
+// output twice, and 128·D where X does not fit. Shared memory: see SharedStorage and plan.rs.
+// Tests: tests/gpu.rs, against the float64 reference.
+#include "chunks.cuh"
+#include "tile_masks.cuh"
+
+namespace {
+
+constexpr int BLOCK_X = 128;
+constexpr int BLOCK_Y = 64;
+constexpr int THREADS = 256;
+constexpr int STAGES = 3;
+constexpr int X_CHUNK = BLOCK_X * CHUNK_BYTES;
+constexpr int Y_CHUNK = BLOCK_Y * CHUNK_BYTES;
+static_assert(BLOCK_X == THREADS / 32 * 16, "a warp has 16 stationary rows");
+static_assert(BLOCK_Y == 64, "fragments.cuh is written for 64 columns");
+
+enum class Mode { STATISTICS, EXPECTED, DETAIL, GRADIENT, PAIRED };
+
+// What a tile's columns bring to the scores; two of them, as warps may be a tile apart.
+struct Columns {
+    ColumnTerm terms[BLOCK_Y];
+    PositiveTerm positives[BLOCK_Y];
+};
+
+// Behind the chunks in dynamic shared memory.
+struct SharedStorage {
+    Columns columns[2];
+    TileMasks<BLOCK_X, BLOCK_Y> masks;
+};
+static_assert(sizeof(SharedStorage) == 4608, "the host counts it");
+
+// A thread's two rows, `group` and `group + 8` of its warp's sixteen.
+struct RowState {
+    float max[2];
+    float sum[2];
+};
+
+struct Detail {
+    float sum_score[2];
+    float sum_z[2];
+    uint32_t above[2];
+    uint32_t ties[2];
+};
+
+__device__ __forceinline__ float subtrahend(float max) { return max == -INFINITY ? 0.0f : max; }
+
+template <typename Element, Mode MODE, int OUTPUT_CHUNKS>
+struct Stream {
+    static constexpr bool HAS_OUTPUT = OUTPUT_CHUNKS > 0;
+    static constexpr bool X_IS_QUERIES = MODE != Mode::GRADIENT;
+    static constexpr int TILES_PER_CHUNK = Fragments<Element>::TILES_PER_CHUNK;
+    static_assert(HAS_OUTPUT == (MODE == Mode::EXPECTED || MODE == Mode::GRADIENT), "these two have an output");
+    static_assert(TILES_PER_CHUNK * 8 == Fragments<Element>::ELEMENTS_PER_CHUNK, "an output tile is 8 columns wide");
+
+    const StreamParams& p;
+    Rows<Element> x, y;
+    uint32_t x_chunks, ring_x, ring_y;  // shared-memory addresses
+    SharedStorage* shared;
+    uint32_t first_x, first_tile, end_tile, chunks;
+    // The next chunk to be copied: step `fill_step` of tile `fill_tile`.
+    uint32_t fill_tile, fill_step, fill_stage;
+    int lane, warp_row;
+    Hits own_hits;  // GRADIENT: of the candidate first_x + threadIdx.x
+
+    __device__ __forceinline__ Stream(const StreamParams& params, char* memory) : p(params) {
+        x = {static_cast<const Element*>(p.x), nullptr, p.x_stride, p.x_rows, p.dim, p.aligned != 0};
+        y = {static_cast<const Element*>(p.y), p.y_addresses, p.y_stride, p.y_rows, p.dim, p.aligned != 0};
+        chunks = (p.dim + Fragments<Element>::ELEMENTS_PER_CHUNK - 1) / Fragments<Element>::ELEMENTS_PER_CHUNK;
+        x_chunks = ptx::smem_address(memory);
+        const uint32_t x_bytes = (p.x_resident ? chunks : STAGES) * X_CHUNK;
+        ring_x = x_chunks;
+        ring_y = x_chunks + x_bytes;
+        shared = reinterpret_cast<SharedStorage*>(memory + x_bytes + STAGES * Y_CHUNK);
+        first_x = blockIdx.x * BLOCK_X;
+        const uint32_t tiles = (p.y_rows + BLOCK_Y - 1) / BLOCK_Y;
+        // PAIRED: the tiles with the block's own rows.
+        first_tile = MODE == Mode::PAIRED ? first_x / BLOCK_Y : blockIdx.y * p.tiles_per_split;
+        const uint32_t count = MODE == Mode::PAIRED ? BLOCK_X / BLOCK_Y : p.tiles_per_split;
+        end_tile = min(first_tile + count, tiles);
+        fill_tile = first_tile;
+        fill_step = fill_stage = 0;
+        lane = threadIdx.x % 32;
+        warp_row = threadIdx.x / 32 * 16;
+        own_hits = {1, 0, 0};
+        if (!X_IS_QUERIES && p.hits && threadIdx.x < BLOCK_X && first_x + threadIdx.x < p.x_rows) {
+            own_hits = p.hits[first_x + threadIdx.x];
+        }
+    }
+
+    __device__ __forceinline__ uint32_t row(int half) const { return first_x + warp_row + lane / 4 + 8 * half; }
+
+    // Starts the copies of the next step, if there is one; always one group of copies, so that groups count steps.
+    __device__ __forceinline__ void fill() {
+        if (fill_tile < end_tile) {
+            const uint32_t to_y = ring_y + fill_stage * Y_CHUNK;
+            if (fill_step < chunks) {
+                y.template copy_chunk<BLOCK_Y, THREADS>(to_y, fill_tile * BLOCK_Y, fill_step);
+                if (!p.x_resident) {
+                    x.template copy_chunk<BLOCK_X, THREADS>(ring_x + fill_stage * X_CHUNK, first_x, fill_step);
+                }
+            } else {
+                const uint32_t chunk = blockIdx.z * OUTPUT_CHUNKS + fill_step - chunks;
+                y.template copy_chunk<BLOCK_Y, THREADS>(to_y, fill_tile * BLOCK_Y, chunk);
+            }
+            if (++fill_step == chunks + OUTPUT_CHUNKS) {
+                fill_step = 0;
+                ++fill_tile;
+            }
+        }
+        fill_stage = fill_stage + 1 == STAGES ? 0 : fill_stage + 1;
+        ptx::cp_async_commit();
+    }
+
+    __device__ __forceinline__ void start() {
+        if (p.x_resident) {
+            for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
+                x.template copy_chunk<BLOCK_X, THREADS>(x_chunks + chunk * X_CHUNK, first_x, chunk);
+            }
+        }
+#pragma unroll
+        for (int stage = 0; stage < STAGES - 1; ++stage) fill();
+    }
+
+    // Waits for the next chunk in the ring, and refills the stage that all threads have left.
+    __device__ __forceinline__ void wait() {
+        ptx::cp_async_wait<STAGES - 2>();
+        __syncthreads();
+        fill();
+    }
+
+    __device__ __forceinline__ void load_columns(uint32_t tile, Columns& columns) const {
+        if (threadIdx.x >= BLOCK_Y) return;
+        const uint32_t index = tile * BLOCK_Y + threadIdx.x;
+        const bool present = index < p.y_rows;
+        // What is not there has probability 0.
+        columns.terms[threadIdx.x] = present ? p.y_terms[index] : ColumnTerm{0.0f, -INFINITY, 0.0f, 0.0f};
+        if (MODE == Mode::GRADIENT && p.positives) {
+            columns.positives[threadIdx.x] = present ? p.positives[index] : PositiveTerm{~0u, 0.0f, 0.0f};
+        }
+    }
+
+    // Whether the tile may hold a masked pair or a positive. The same for all threads.
+    __device__ __forceinline__ bool special(uint32_t tile, const Columns& columns) const {
+        const bool positives = MODE == Mode::GRADIENT && p.positives;
+        if (!p.hits && !positives) return false;
+        bool mine = false;
+        const uint32_t index = tile * BLOCK_Y + threadIdx.x;
+        if (X_IS_QUERIES) {
+            if (threadIdx.x < BLOCK_Y && index < p.y_rows) mine = shared->masks.overlaps(p.hits[index], first_x, BLOCK_X);
+        } else {
+            if (p.hits) mine = shared->masks.overlaps(own_hits, tile * BLOCK_Y, BLOCK_Y);
+            if (positives && threadIdx.x < BLOCK_Y && index < p.y_rows) {
+                mine |= columns.positives[threadIdx.x].index - p.candidate_start - first_x < BLOCK_X;
+            }
+        }
+        return __syncthreads_or(mine);
+    }
+
+    // Fills the tile's bitmap. Rows of the bitmap are stationary rows.
+    __device__ __forceinline__ void gather_masks(uint32_t tile) {
+        auto& masks = shared->masks;
+        masks.clear();
+        __syncthreads();
+        const uint32_t column = threadIdx.x, index = tile * BLOCK_Y + threadIdx.x;
+        if (p.hits && X_IS_QUERIES && column < BLOCK_Y && index < p.y_rows) {
+            masks.for_each(p, p.hits[index], first_x, BLOCK_X, [&](uint32_t r) { masks.set(r, column); });
+        }
+        if (p.hits && !X_IS_QUERIES) {
+            masks.for_each(p, own_hits, tile * BLOCK_Y, BLOCK_Y, [&](uint32_t c) { masks.set(threadIdx.x, c); });
+        }
+        __syncthreads();
+    }
+
+    // The one definition of z.
+    static __device__ __forceinline__ float score(float dot, const RowTerm& row, const ColumnTerm& column) {
+        return fmaf(dot * column.scale, row.scale, row.bias + column.bias);
+    }
+
+    // Similarity of a pair in units of log 2, rounded alike wherever it is computed: ranks compare for equality.
+    static __device__ __forceinline__ float similarity(float dot, float row_scale, float column_scale) {
+        return __fmul_rn(__fmul_rn(dot, column_scale), row_scale);
+    }
+
+    __device__ __forceinline__ void count_rank(float (&s)[8][4], const Columns& columns, const RowTerm (&rows)[2],
+                                               const float (&positive)[2], bool is_special, uint32_t tile, Detail& detail) {
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int column = 8 * n + lane % 4 * 2 + e % 2, half = e / 2;
+                if (tile * BLOCK_Y + column >= p.y_rows) continue;
+                if (is_special && shared->masks.masked(warp_row + lane / 4 + 8 * half, column)) continue;
+                const float sim = similarity(s[n][e], rows[half].scale, columns.terms[column].scale);
+                detail.above[half] += sim > positive[half];
+                detail.ties[half] += sim == positive[half];
+            }
+        }
+    }
+
+    // Moments of a tile, relative to the maximum that the row has with it.
+    __device__ __forceinline__ void add_moments(const float (&s)[8][4], const float (&z)[8][4], const Columns& columns,
+                                                const RowTerm (&rows)[2], const RowState& state, Detail& detail) {
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int column = 8 * n + lane % 4 * 2 + e % 2, half = e / 2;
+                const float distance = z[n][e] - subtrahend(state.max[half]);
+                const float probability = ptx::exp2(distance);
+                if (probability == 0.0f) continue;  // masked: 0 · ∞ must not enter
+                detail.sum_score[half] += probability * similarity(s[n][e], rows[half].scale, columns.terms[column].scale);
+                detail.sum_z[half] += probability * distance;
+            }
+        }
+    }
+
+    // Scores in place of dots; masked pairs −∞, a positive's place in the gradient its exponent.
+    template <bool SPECIAL>
+    __device__ __forceinline__ void scores(float (&s)[8][4], const Columns& columns, const RowTerm (&rows)[2]) {
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int column = 8 * n + lane % 4 * 2 + e % 2, half = e / 2;
+                s[n][e] = score(s[n][e], rows[half], columns.terms[column]);
+                if (SPECIAL) {
+                    const int block_row = warp_row + lane / 4 + 8 * half;
+                    if (shared->masks.masked(block_row, column)) s[n][e] = -INFINITY;
+                    if (is_positive(columns, block_row, column)) s[n][e] = columns.positives[column].exponent;
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ bool is_positive(const Columns& columns, int block_row, int column) const {
+        return MODE == Mode::GRADIENT && p.positives && columns.positives[column].index - p.candidate_start == first_x + block_row;
+    }
+
+    // Moves rows to the maximum that they have with this tile. `factor` is what earlier sums are to be multiplied by.
+    __device__ __forceinline__ void advance_max(const float (&z)[8][4], RowState& state, float (&factor)[2]) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float max = state.max[half];
+#pragma unroll
+            for (int n = 0; n < 8; ++n) max = fmaxf(max, fmaxf(z[n][2 * half], z[n][2 * half + 1]));
+            max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
+            max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
+            factor[half] = ptx::exp2(state.max[half] - subtrahend(max));
+            // Sums are 0 before the first score, and NaN where one was NaN: 0 · NaN keeps it.
+            state.max[half] = max;
+        }
+    }
+
+    // Probabilities in place of scores, times each column's factor where they go on into the output; rows' sums.
+    template <bool SPECIAL>
+    __device__ __forceinline__ void probabilities(float (&z)[8][4], const Columns& columns, RowState& state) {
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int column = 8 * n + lane % 4 * 2 + e % 2, half = e / 2;
+                const ColumnTerm& term = columns.terms[column];
+                const float probability = ptx::exp2(z[n][e] - subtrahend(state.max[half]));
+                if (MODE != Mode::GRADIENT) state.sum[half] += HAS_OUTPUT ? probability * term.unscale : probability;
+                if (HAS_OUTPUT) {
+                    const bool positive = SPECIAL && is_positive(columns, warp_row + lane / 4 + 8 * half, column);
+                    z[n][e] = probability * (positive ? columns.positives[column].factor : term.factor);
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ float sum_of_quad(float value) const {
+        value += __shfl_xor_sync(~0u, value, 1);
+        return value + __shfl_xor_sync(~0u, value, 2);
+    }
+
+    __device__ __forceinline__ uint32_t sum_of_quad(uint32_t value) const {
+        value += __shfl_xor_sync(~0u, value, 1);
+        return value + __shfl_xor_sync(~0u, value, 2);
+    }
+
+    __device__ __forceinline__ void run_paired() {
+        start();
+        uint32_t stage = 0;
+        for (uint32_t tile = first_tile; tile < end_tile; ++tile) {
+            Columns& columns = shared->columns[tile % 2];
+            load_columns(tile, columns);
+            float s[8][4] = {};
+            dots(s, stage);
+#pragma unroll
+            for (int n = 0; n < 8; ++n) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    const int column = 8 * n + lane % 4 * 2 + e % 2;
+                    const uint32_t index = row(e / 2);
+                    if (index < p.x_rows && tile * BLOCK_Y + column == index) {
+                        p.max[index] = similarity(s[n][e], p.x_terms[index].scale, columns.terms[column].scale);
+                    }
+                }
+            }
+        }
+    }
+
+    // s += X Yᵀ, from the ring's next chunks.
+    __device__ __forceinline__ void dots(float (&s)[8][4], uint32_t& stage) {
+        for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
+            wait();
+            const uint32_t from_x = p.x_resident ? x_chunks + chunk * X_CHUNK : ring_x + stage * X_CHUNK;
+            Fragments<Element>::multiply_scores(s, from_x, warp_row, ring_y + stage * Y_CHUNK, lane);
+            stage = stage + 1 == STAGES ? 0 : stage + 1;
+        }
+    }
+
+    __device__ __forceinline__ void run() {
+        RowTerm rows[2];
+        float positive[2];
+        RowState state = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
+        Detail detail = {};
+        uint32_t masked[2] = {};
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const bool present = row(half) < p.x_rows;
+            rows[half] = present ? p.x_terms[row(half)] : RowTerm{0.0f, 0.0f};
+            positive[half] = MODE == Mode::DETAIL && present ? p.positive_z[row(half)] : 0.0f;
+            if (!p.online) state.max[half] = p.shift;
+        }
+        float o[HAS_OUTPUT ? OUTPUT_CHUNKS * TILES_PER_CHUNK : 1][4] = {};
+        start();
+        uint32_t stage = 0;
+        for (uint32_t tile = first_tile; tile < end_tile; ++tile) {
+            Columns& columns = shared->columns[tile % 2];
+            load_columns(tile, columns);
+            float s[8][4] = {};
+            dots(s, stage);
+            const bool is_special = special(tile, columns);
+            if (is_special) {
+                gather_masks(tile);
+                if (X_IS_QUERIES) count_masked(masked);
+            }
+            float raw[8][4];
+            if (MODE == Mode::DETAIL) {
+                count_rank(s, columns, rows, positive, is_special, tile, detail);
+#pragma unroll
+                for (int i = 0; i < 32; ++i) raw[i / 4][i % 4] = s[i / 4][i % 4];
+            }
+            is_special ? scores<true>(s, columns, rows) : scores<false>(s, columns, rows);
+            if (p.online) rescale(s, state, detail, o);
+            if (MODE == Mode::DETAIL) add_moments(raw, s, columns, rows, state, detail);
+            is_special ? probabilities<true>(s, columns, state) : probabilities<false>(s, columns, state);
+#pragma unroll
+            for (int chunk = 0; chunk < OUTPUT_CHUNKS; ++chunk) {
+                wait();
+                Fragments<Element>::multiply_output(&o[chunk * TILES_PER_CHUNK], s, ring_y + stage * Y_CHUNK, lane);
+                stage = stage + 1 == STAGES ? 0 : stage + 1;
+            }
+        }
+        ptx::cp_async_wait<0>();
+        write(state, detail, masked, o);
+    }
+
+    // [3]
+    template <int COUNT>
+    __device__ __forceinline__ void rescale(const float (&z)[8][4], RowState& state, Detail& detail, float (&o)[COUNT][4]) {
+        float factor[2];
+        const float before[2] = {state.max[0], state.max[1]};
+        advance_max(z, state, factor);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            if (MODE == Mode::DETAIL && before[half] != -INFINITY) {
+                detail.sum_z[half] = factor[half] * (detail.sum_z[half] + (before[half] - state.max[half]) * state.sum[half]);
+                detail.sum_score[half] *= factor[half];
+            }
+            state.sum[half] *= factor[half];
+        }
+        if (HAS_OUTPUT) {
+#pragma unroll
+            for (int n = 0; n < COUNT; ++n) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) o[n][e] *= factor[e / 2];
+            }
+        }
+    }
+
+    __device__ __forceinline__ void count_masked(uint32_t (&masked)[2]) const {
+        if (lane % 4 != 0) return;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            for (const uint32_t word : shared->masks.bits[warp_row + lane / 4 + 8 * half]) masked[half] += __popc(word);
+        }
+    }
+
+    template <int COUNT>
+    __device__ __forceinline__ void write(const RowState& state, const Detail& detail, const uint32_t (&masked)[2],
+                                          const float (&o)[COUNT][4]) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float sum = sum_of_quad(state.sum[half]);
+            const float sum_score = sum_of_quad(detail.sum_score[half]), sum_z = sum_of_quad(detail.sum_z[half]);
+            const uint32_t above = sum_of_quad(detail.above[half]), ties = sum_of_quad(detail.ties[half]);
+            if (row(half) >= p.x_rows) continue;
+            const uint64_t slot = uint64_t(p.first_split + blockIdx.y) * p.x_rows + row(half);
+            if (lane % 4 == 0 && blockIdx.z == 0) {
+                p.max[slot] = state.max[half];
+                if (X_IS_QUERIES) {
+                    p.sum[slot] = sum;
+                    p.masked[slot] = masked[half];
+                }
+                if (MODE == Mode::DETAIL) {
+                    p.sum_score[slot] = sum_score;
+                    p.sum_z[slot] = sum_z;
+                    p.above[slot] = above;
+                    p.ties[slot] = ties;
+                }
+            }
+            if (!HAS_OUTPUT) continue;
+            const uint32_t first = blockIdx.z * OUTPUT_CHUNKS * Fragments<Element>::ELEMENTS_PER_CHUNK + lane % 4 * 2;
+            float* to = p.output + slot * p.dim;
+#pragma unroll
+            for (int n = 0; n < COUNT; ++n) {
+                const uint32_t column = first + 8 * n;
+                if (column < p.dim) to[column] = o[n][2 * half];
+                if (column + 1 < p.dim) to[column + 1] = o[n][2 * half + 1];
+            }
+        }
+    }
+};
+
+template <typename Element, Mode MODE, int OUTPUT_CHUNKS>
+__device__ __forceinline__ void stream(const StreamParams& p) {
+    extern __shared__ __align__(1024) char memory[];
+    Stream<Element, MODE, OUTPUT_CHUNKS> stream(p, memory);
+    if constexpr (MODE == Mode::PAIRED) stream.run_paired();
+    else stream.run();
+}
+
+}  // namespace
+
+#define KERNEL(name, element, mode, chunks)                                                                          \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) stream_##name(const __grid_constant__ StreamParams p) {    \
+        stream<element, Mode::mode, chunks>(p);                                                                       \
+    }
+
+// Outputs of 64, 128 and 256 columns at a time for 16-bit types, 32, 64 and 128 for f32.
+#define KERNELS(type, element)                                 \
+    KERNEL(statistics_##type, element, STATISTICS, 0)          \
+    KERNEL(detail_##type, element, DETAIL, 0)                  \
+    KERNEL(paired_##type, element, PAIRED, 0)                  \
+    KERNEL(expected_1_##type, element, EXPECTED, 1)            \
+    KERNEL(expected_2_##type, element, EXPECTED, 2)            \
+    KERNEL(expected_4_##type, element, EXPECTED, 4)            \
+    KERNEL(gradient_1_##type, element, GRADIENT, 1)            \
+    KERNEL(gradient_2_##type, element, GRADIENT, 2)            \
+    KERNEL(gradient_4_##type, element, GRADIENT, 4)
+
+KERNELS(f16, __half)
+KERNELS(bf16, __nv_bfloat16)
+KERNELS(f32, float)

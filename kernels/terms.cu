@@ -1,0 +1,78 @@
+// What rows bring to the scores, beside their elements: scales, biases, and the factors of outputs (stream_params.h).
+//
+// With gamma' = log2(e) / tau, u = 1 / |x| under cosine (0 for a row shorter than 1e-12) and 1 under dot:
+//
+//   candidate_columns   scale u_c            bias −log_q · log2(e)          output factor u_c
+//   candidate_rows      scale u_c            bias −log_q · log2(e)
+//   query_rows          scale gamma' u_q     bias 0
+//   query_columns       scale gamma' u_q     bias −lse                      output factor d_lse · u_q
+//   positive_terms                                                          output factor d_positive · u_q
+//
+// lse is in units of log 2 here and rounded to f32; what rounding it left is in d_lse already.
+// Tests: tests/gpu.rs, through every result.
+#include "terms_params.h"
+
+namespace {
+
+constexpr float LOG2_E = 1.4426950408889634f;
+
+__device__ __forceinline__ uint64_t thread() { return uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+// value = factor · 2^exponent with 1 <= |factor| < 2. Zero has the exponent −inf: nothing of it survives exponentiation.
+__device__ __forceinline__ float split_exponent(float value, float& exponent) {
+    if (value == 0.0f) {
+        exponent = -INFINITY;
+        return 0.0f;
+    }
+    if (!isfinite(value)) {
+        exponent = 0.0f;
+        return value;
+    }
+    int e;
+    const float fraction = frexpf(value, &e);  // 1/2 <= |fraction| < 1
+    exponent = static_cast<float>(e - 1);
+    return 2.0f * fraction;
+}
+
+__device__ __forceinline__ float unit(const TermsParams& p, uint64_t i) { return p.inverse_norm ? p.inverse_norm[i] : 1.0f; }
+
+}  // namespace
+
+extern "C" __global__ void candidate_columns(const __grid_constant__ TermsParams p) {
+    const uint64_t i = thread();
+    if (i >= p.rows) return;
+    const float scale = unit(p, i), bias = p.log_q ? -p.log_q[i] * LOG2_E : 0.0f;
+    ColumnTerm term = {scale, bias, 1.0f, 1.0f};
+    if (p.output_factor != OUTPUT_NONE) term.factor = scale;
+    // A candidate of length 0 has score 0 and a probability; only its place in the output is 0.
+    if (p.output_factor == OUTPUT_FOLDED && scale != 0.0f) {
+        float exponent;
+        term.factor = split_exponent(scale, exponent);
+        term.bias += exponent;
+        term.unscale = exp2f(-exponent);
+    }
+    p.columns[i] = term;
+}
+
+extern "C" __global__ void candidate_rows(const __grid_constant__ TermsParams p) {
+    const uint64_t i = thread();
+    if (i >= p.rows) return;
+    p.row_terms[i] = {unit(p, i), p.log_q ? -p.log_q[i] * LOG2_E : 0.0f};
+}
+
+extern "C" __global__ void query_rows(const __grid_constant__ TermsParams p) {
+    const uint64_t i = thread();
+    if (i >= p.rows) return;
+    p.row_terms[i] = {p.scale * unit(p, i), 0.0f};
+}
+
+extern "C" __global__ void query_columns(const __grid_constant__ TermsParams p) {
+    const uint64_t i = thread();
+    if (i >= p.rows) return;
+    float exponent;
+    const float factor = split_exponent(p.d_lse[i] * unit(p, i), exponent);
+    p.columns[i] = {p.scale * unit(p, i), exponent - p.lse[i], factor, 1.0f};
+    if (!p.positives) return;
+    const float positive = split_exponent(p.d_positive[i] * unit(p, i), exponent);
+    p.positive_terms[i] = {p.positives[i], positive, exponent};
+}

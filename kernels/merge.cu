@@ -1,10 +1,11 @@
 // Merges the partial results of splits in order, and finishes gradients.
 //
+//   merge_rows        lse_i = log Σ_s 2^(max_s − max) sum_s + max, moments and ranks, from units of log 2 to natural ones
 //   merge_expected    O_i = Σ_s 2^(max_s − max) output_s / Σ_s 2^(max_s − max) sum_s        max = max_s max_s
 //   finish_gradient   dĉ = gamma Σ_s 2^max_s output_s;   cosine: dc = (dĉ − ĉ (ĉ·dĉ)) / |c|
 //
 // Shapes: output (splits, rows, dim), max and sum (splits, rows), result (rows, dim), all f32; x (rows, dim) of any type.
-// Method: a warp for each row, its lanes along the row. Sums run in the order of splits and, within the dot product, of a
+// Method: merge_rows has a thread for each row and sums in f64; the others a warp for each row, its lanes along the row. Sums run in the order of splits and, within the dot product, of a
 // fixed tree: bitwise reproducible. `result` may be `output` itself where there is one split.
 // Cost: reads and writes each element once or twice; bound by memory.
 // Tests: tests/gpu.rs, through every result.
@@ -58,7 +59,41 @@ __device__ void finish_gradient(const MergeParams& p) {
     for (uint32_t k = lane; k < p.dim; k += WARP) to[k] = (to[k] - widen(x[k]) * unit * along) * unit;
 }
 
+constexpr double LN_2 = 0.69314718055994531;
+
 }  // namespace
+
+extern "C" __global__ void merge_rows(const __grid_constant__ MergeRowsParams p) {
+    const uint64_t row = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (row >= p.rows) return;
+    float max = -INFINITY;
+    for (uint64_t split = 0; split < p.splits; ++split) max = fmaxf(max, p.max[split * p.rows + row]);
+    double sum = 0.0, sum_score = 0.0, sum_z = 0.0;
+    uint64_t masked = 0, above = 0, ties = 0;
+    for (uint64_t split = 0; split < p.splits; ++split) {
+        const uint64_t slot = split * p.rows + row;
+        const float from = p.max[slot];
+        // A split that saw no score sums to 0, or to NaN, which shall stay.
+        const double distance = from == -INFINITY ? 0.0 : double(from) - double(max);
+        const double factor = exp2(distance);
+        sum += factor * p.sum[slot];
+        masked += p.masked[slot];
+        if (!p.sum_score) continue;
+        sum_score += factor * p.sum_score[slot];
+        sum_z += factor * (p.sum_z[slot] + distance * p.sum[slot]);
+        above += p.above[slot];
+        ties += p.ties[slot];
+    }
+    const bool empty = masked == p.candidates;
+    p.lse[row] = empty ? -double(INFINITY) : isnan(sum) ? sum : (double(max) + log2(sum)) * LN_2;
+    p.positive[row] = double(p.positive_z[row]) * LN_2;
+    p.num_negatives[row] = p.candidates - masked;
+    if (!p.sum_score) return;
+    p.expected_score[row] = empty ? 0.0 : sum_score / sum * LN_2;
+    p.entropy[row] = empty ? 0.0 : log(sum) - sum_z / sum * LN_2;
+    p.ranked_above[row] = above;
+    p.ranked_ties[row] = ties;
+}
 
 extern "C" __global__ void __launch_bounds__(BLOCK_ROWS* WARP) merge_expected(const __grid_constant__ MergeParams p) {
     const uint64_t row = uint64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / WARP;

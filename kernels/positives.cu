@@ -8,7 +8,7 @@
 // Shapes: queries (rows, dim), O (rows, dim), everything else (rows). A factor of 0 makes its product 0, whatever the other
 // side holds: a row without weight is absent.
 // Method of query_gradient: a warp for each row, lanes along the row, one pass for the dot products and one to write.
-// The order of sums depends on dim alone: bitwise reproducible. Bound by memory.
+// The order of sums depends on dim alone: bitwise reproducible. In f64, for rows are few. Bound by memory.
 // Tests: tests/gpu.rs, through every result.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -24,12 +24,12 @@ __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-__device__ __forceinline__ float warp_sum(float value) {
+__device__ __forceinline__ double warp_sum(double value) {
     for (uint32_t distance = WARP / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
     return value;
 }
 
-__device__ __forceinline__ float times(float d, float x) { return d == 0.0f ? 0.0f : d * x; }
+__device__ __forceinline__ double times(double d, double x) { return d == 0.0 ? 0.0 : d * x; }
 
 template <typename T>
 __device__ void query_gradient(const PositivesParams& p) {
@@ -42,25 +42,26 @@ __device__ void query_gradient(const PositivesParams& p) {
     const bool cosine = p.query_inverse_norm != nullptr;
     const float unit_q = cosine ? p.query_inverse_norm[row] : 1.0f;
     const float unit_p = cosine ? p.positive_inverse_norm[row] : 1.0f;
-    const float d_lse = p.d_lse[row], d_positive = p.d_positive[row];
+    const double d_lse = p.d_lse[row], d_positive = p.d_positive[row];
 
-    float q_o = 0.0f, q_p = 0.0f;
+    double q_o = 0.0, q_p = 0.0;
     for (uint32_t k = lane; k < p.dim; k += WARP) {
-        const float qk = widen(q[k]) * unit_q, pk = widen(positive[k]) * unit_p;
+        const double qk = double(widen(q[k])) * unit_q, pk = double(widen(positive[k])) * unit_p;
         q_o += qk * o[k];
         q_p += qk * pk;
     }
     q_o = warp_sum(q_o);
     q_p = warp_sum(q_p);
     // q̂·dq̂ and p̂·dp̂, each over gamma.
-    const float along_q = times(d_lse, q_o) + times(d_positive, q_p), along_p = times(d_positive, q_p);
+    const double along_q = times(d_lse, q_o) + times(d_positive, q_p), along_p = times(d_positive, q_p);
     if (lane == 0) p.d_gamma[row] = along_q;
     for (uint32_t k = lane; k < p.dim; k += WARP) {
-        const float qk = widen(q[k]) * unit_q, pk = widen(positive[k]) * unit_p;
-        const float d_q = times(d_lse, o[k]) + times(d_positive, pk), d_p = times(d_positive, qk);
-        p.d_queries[row * p.dim + k] = p.gamma * (cosine ? (d_q - qk * along_q) * unit_q : d_q);
+        const double qk = double(widen(q[k])) * unit_q, pk = double(widen(positive[k])) * unit_p;
+        const double d_q = times(d_lse, o[k]) + times(d_positive, pk), d_p = times(d_positive, qk);
+        p.d_queries[row * p.dim + k] = static_cast<float>(p.gamma * (cosine ? (d_q - qk * along_q) * unit_q : d_q));
         if (p.d_positive_embeddings) {
-            p.d_positive_embeddings[row * p.dim + k] = p.gamma * (cosine ? (d_p - pk * along_p) * unit_p : d_p);
+            const double d = cosine ? (d_p - pk * along_p) * unit_p : d_p;
+            p.d_positive_embeddings[row * p.dim + k] = static_cast<float>(p.gamma * d);
         }
     }
 }

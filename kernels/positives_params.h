@@ -15,11 +15,11 @@ struct PositivesParams {
     const void* queries;
     const float* query_inverse_norm;  // null under dot
     const float* expected_negative;  // (rows, dim)
-    const float* d_lse;
-    const float* d_positive;
+    const double* d_lse;
+    const double* d_positive;
     float* d_queries;              // (rows, dim)
     float* d_positive_embeddings;  // (rows, dim); null where positives are candidates
-    float* d_gamma;                // (rows)
+    double* d_gamma;               // (rows)
     uint64_t stride;        // of base, elements
     uint64_t query_stride;
     uint64_t start;         // index over all pools of the pool's first candidate

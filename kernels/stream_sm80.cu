@@ -27,9 +27,9 @@
 //     P is multiplied by y.factor, rounded to Y's type (f32: split in two, fragments.cuh) and never leaves registers.
 //
 // Numerics: products and sums in f32. P of 16-bit types is rounded relative to the row's maximum. Sums run in the order of
-// tiles: results are bitwise reproducible and independent of the grid but for the splits, which rows.cu merges in order.
+// tiles: results are bitwise reproducible and independent of the grid but for the splits, which merge.cu merges in order.
 // Cost of a tile: 2·128·64·D flops, as many again with an output; 128·64 exponentials; from L2 64·D elements, with an
-// output twice, and 128·D where X does not fit. Shared memory: see SharedStorage and plan.rs.
+// output twice, and 128·D where X does not fit. Shared memory: see SharedStorage and tiling.rs.
 // Tests: tests/gpu.rs, against the float64 reference.
 #include "chunks.cuh"
 #include "tile_masks.cuh"
@@ -285,6 +285,8 @@ struct Stream {
     // Probabilities in place of scores, times each column's factor where they go on into the output; rows' sums.
     template <bool SPECIAL>
     __device__ __forceinline__ void probabilities(float (&z)[8][4], const Columns& columns, RowState& state) {
+        // The tile's own sum first: fewer, larger terms round less.
+        float sum[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
 #pragma unroll
@@ -292,13 +294,15 @@ struct Stream {
                 const int column = 8 * n + lane % 4 * 2 + e % 2, half = e / 2;
                 const ColumnTerm& term = columns.terms[column];
                 const float probability = ptx::exp2(z[n][e] - subtrahend(state.max[half]));
-                if (MODE != Mode::GRADIENT) state.sum[half] += HAS_OUTPUT ? probability * term.unscale : probability;
+                if (MODE != Mode::GRADIENT) sum[half] += HAS_OUTPUT ? probability * term.unscale : probability;
                 if (HAS_OUTPUT) {
                     const bool positive = SPECIAL && is_positive(columns, warp_row + lane / 4 + 8 * half, column);
                     z[n][e] = probability * (positive ? columns.positives[column].factor : term.factor);
                 }
             }
         }
+        state.sum[0] += sum[0];
+        state.sum[1] += sum[1];
     }
 
     __device__ __forceinline__ float sum_of_quad(float value) const {

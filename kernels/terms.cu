@@ -8,13 +8,14 @@
 //   query_columns       scale gamma' u_q     bias −lse                      output factor d_lse · u_q
 //   positive_terms                                                          output factor d_positive · u_q
 //
-// lse is in units of log 2 here and rounded to f32; what rounding it left is in d_lse already.
+// The exponent subtracts lse in units of log 2, rounded to f32; what rounding left goes into the factor.
 // Tests: tests/gpu.rs, through every result.
 #include "terms_params.h"
 
 namespace {
 
-constexpr float LOG2_E = 1.4426950408889634f;
+constexpr double LOG2_E_EXACT = 1.4426950408889634;
+constexpr float LOG2_E = static_cast<float>(LOG2_E_EXACT);
 
 __device__ __forceinline__ uint64_t thread() { return uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 
@@ -69,10 +70,17 @@ extern "C" __global__ void query_rows(const __grid_constant__ TermsParams p) {
 extern "C" __global__ void query_columns(const __grid_constant__ TermsParams p) {
     const uint64_t i = thread();
     if (i >= p.rows) return;
+    const double exact = p.lse[i] * LOG2_E_EXACT;
+    const float lse = static_cast<float>(exact);
+    const double rest = isfinite(lse) ? exact - double(lse) : 0.0;
+    // A row with no negatives has no coefficients, and an lse of −inf.
+    const bool empty = p.num_negatives[i] == 0;
+    const float d_lse = empty ? 0.0f : static_cast<float>(p.d_lse[i] * exp2(-rest));
     float exponent;
-    const float factor = split_exponent(p.d_lse[i] * unit(p, i), exponent);
-    p.columns[i] = {p.scale * unit(p, i), exponent - p.lse[i], factor, 1.0f};
+    const float factor = split_exponent(d_lse == 0.0f ? 0.0f : d_lse * unit(p, i), exponent);
+    p.columns[i] = {p.scale * unit(p, i), factor == 0.0f ? -INFINITY : exponent - lse, factor, 1.0f};
     if (!p.positives) return;
-    const float positive = split_exponent(p.d_positive[i] * unit(p, i), exponent);
+    const float d_positive = static_cast<float>(p.d_positive[i]);
+    const float positive = split_exponent(d_positive == 0.0f ? 0.0f : d_positive * unit(p, i), exponent);
     p.positive_terms[i] = {p.positives[i], positive, exponent};
 }

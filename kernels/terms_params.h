@@ -6,9 +6,10 @@ struct TermsParams {
     const float* inverse_norm;  // (rows); null under dot
     const float* log_q;         // (rows); null without a correction
     // Queries of the gradient.
-    const float* lse;
-    const float* d_lse;
-    const float* d_positive;
+    const double* lse;  // natural logarithm
+    const uint64_t* num_negatives;
+    const double* d_lse;
+    const double* d_positive;
     const uint32_t* positives;  // null where positives are no candidates
     // Results.
     RowTerm* row_terms;
@@ -26,4 +27,4 @@ constexpr uint32_t OUTPUT_NONE = 0;
 constexpr uint32_t OUTPUT_PLAIN = 1;
 constexpr uint32_t OUTPUT_FOLDED = 2;
 
-static_assert(sizeof(TermsParams) == 10 * 8 + 2 * 4, "mirrored in params.rs");
+static_assert(sizeof(TermsParams) == 11 * 8 + 2 * 4, "mirrored in params.rs");

@@ -139,6 +139,16 @@ impl<'a> Embeddings<'a> {
         Err(shape(argument, format!("{found} elements"), rule))
     }
 
+    /// The elements as they lie in memory.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        match self.elements {
+            Elements::F32(v) => bytemuck::cast_slice(v),
+            Elements::F16(v) => bytemuck::cast_slice(v),
+            Elements::Bf16(v) => bytemuck::cast_slice(v),
+        }
+    }
+
     /// Copies row `row` into `out`, widened.
     pub(crate) fn widen_row<T: Real>(&self, row: usize, out: &mut [T]) {
         let range = row * self.stride..row * self.stride + self.dim;

@@ -48,6 +48,22 @@ pub enum Error {
         /// What stands in the way.
         reason: Unavailable,
     },
+    /// The device has too little memory for the step's plan.
+    #[error("device memory is {free} bytes free; rule: {needed} bytes, as the plan says")]
+    DeviceMemory {
+        /// Bytes that the step needs.
+        needed: usize,
+        /// Bytes that the device has left.
+        free: usize,
+    },
+    /// A call of the CUDA driver that failed during a step.
+    #[error("the CUDA driver's {call} returned error {code}")]
+    Driver {
+        /// The driver's function.
+        call: &'static str,
+        /// Its `CUresult`.
+        code: i32,
+    },
 }
 
 /// Why a device cannot be used.
@@ -78,6 +94,14 @@ pub enum Unavailable {
         call: &'static str,
         /// Its `CUresult`.
         code: i32,
+    },
+    /// The device is older than the kernels need.
+    #[error("the device has compute capability {major}.{minor}, the kernels need 8.0")]
+    ComputeCapability {
+        /// Major version.
+        major: i32,
+        /// Minor version.
+        minor: i32,
     },
     /// There are fewer devices than the ordinal asks for.
     #[error("there are {count} CUDA devices")]

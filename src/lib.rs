@@ -91,6 +91,8 @@ mod stats;
 
 pub use backend::Backend;
 pub use backend::cpu::Cpu;
+#[cfg(feature = "cuda")]
+pub use backend::cuda::Cuda;
 pub use backend::device::{Device, Selected};
 pub use backend::reference::Reference;
 pub use batch::{Batch, BatchBuilder, Ids, Indices, Pool};

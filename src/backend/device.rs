@@ -60,7 +60,10 @@ impl Device {
         self.check()?;
         match self {
             Device::Cpu => Ok(Box::new(Cpu::new())),
-            Device::Cuda(_) => Err(self.unavailable(Unavailable::KernelsNotBuilt)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => Ok(Box::new(crate::backend::cuda::Cuda::new(ordinal)?)),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => Err(self.unavailable(Unavailable::FeatureDisabled)),
         }
     }
 
@@ -68,7 +71,7 @@ impl Device {
         match self {
             Device::Cpu => Ok(()),
             #[cfg(feature = "cuda")]
-            Device::Cuda(ordinal) => crate::backend::cuda::probe(ordinal).map_err(|reason| self.unavailable(reason)),
+            Device::Cuda(ordinal) => crate::backend::cuda::check(ordinal).map_err(|reason| self.unavailable(reason)),
             #[cfg(not(feature = "cuda"))]
             Device::Cuda(_) => Err(self.unavailable(Unavailable::FeatureDisabled)),
         }

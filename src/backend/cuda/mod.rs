@@ -1,52 +1,76 @@
-//! The CUDA backend's door: whether a device can be used, asked of the driver without a panic.
+//! The CUDA backend: tensor-core streams for compute capability 8.0 and later.
 //!
-//! The kernels are not there yet. This module is the seam that they fill: it answers every question with a typed error.
+//! ```text
+//! probe.rs → driver.rs   a device that can be used, its kernels and its stream
+//! problem.rs             a batch as device addresses
+//! tiling.rs, workspace.rs, memory.rs
+//!                        how it is cut, and what memory that takes, before anything is allocated
+//! passes.rs              the passes as launches; params.rs mirrors the kernels' arguments
+//! host.rs                batches in host memory: upload, passes, download
+//! ```
 
-use libloading::{Library, Symbol};
+mod driver;
+mod host;
+mod image;
+mod memory;
+mod params;
+mod passes;
+mod probe;
+mod problem;
+mod tiling;
+mod workspace;
 
-use crate::error::Unavailable;
+use crate::backend::Backend;
+use crate::error::{Error, Unavailable};
+use driver::Driver;
+use memory::Arena;
 
-/// Driver version that the kernels will be built against (CUDA 13.0), as the driver reports versions.
-const DRIVER_VERSION: i32 = 13000;
+/// The CUDA backend, on a stream of its own. Keeps its device memory between calls.
+///
+/// Products of embeddings are those of the tensor cores: `f16` and `bf16` with sums in `f32`, `f32` as three tf32 products
+/// (as exact as an `f32` matmul). Probabilities that multiply embeddings are rounded to the embeddings' type; per-row
+/// results are merged in `f64`.
+#[derive(Debug)]
+pub struct Cuda {
+    driver: Driver,
+    arena: Arena,
+}
 
-/// Checks, in this order: driver library, its version, the device, the kernels.
-pub(crate) fn probe(ordinal: usize) -> Result<(), Unavailable> {
-    let count = device_count()?;
-    if i32::try_from(ordinal).map_or(true, |ordinal| ordinal >= count) {
-        return Err(Unavailable::NoSuchDevice { count });
+impl Cuda {
+    /// Opens the device of that ordinal.
+    ///
+    /// # Errors
+    /// [`Error::DeviceUnavailable`] with the reason: no driver, a driver too old, no such device, a compute capability
+    /// below 8.0, or a crate built without kernels.
+    ///
+    /// ```
+    /// use catalog_softmax::{Cuda, Error};
+    /// match Cuda::new(0) {
+    ///     Ok(cuda) => println!("on {}", cuda.name()?),
+    ///     Err(Error::DeviceUnavailable { reason, .. }) => println!("no GPU: {reason}"),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn new(ordinal: usize) -> Result<Self, Error> {
+        let unavailable = |reason| Error::DeviceUnavailable { device: format!("cuda:{ordinal}"), reason };
+        probe::probe(ordinal).map_err(unavailable)?;
+        let driver = Driver::open(ordinal).map_err(unavailable)?;
+        Ok(Cuda { arena: Arena::new(driver.context.clone()), driver })
     }
-    Err(Unavailable::KernelsNotBuilt)
-}
 
-fn device_count() -> Result<i32, Unavailable> {
-    // SAFETY: opening the driver runs its initialisers, which the CUDA driver supports from any thread.
-    let driver = unsafe { Library::new("libcuda.so.1") }.map_err(|error| Unavailable::NoDriver(error.to_string()))?;
-    let (mut version, mut count) = (0, 0);
-    // SAFETY: the three functions have these signatures in every version of the driver API (cuda.h), the pointers are to
-    // live integers, and the library stays open until after the calls.
-    unsafe {
-        let init: Symbol<'_, unsafe extern "C" fn(u32) -> i32> = symbol(&driver, "cuInit")?;
-        check("cuInit", init(0))?;
-        let get_version: Symbol<'_, unsafe extern "C" fn(*mut i32) -> i32> = symbol(&driver, "cuDriverGetVersion")?;
-        check("cuDriverGetVersion", get_version(&mut version))?;
-        if version < DRIVER_VERSION {
-            return Err(Unavailable::DriverTooOld { found: version, needed: DRIVER_VERSION });
-        }
-        let get_count: Symbol<'_, unsafe extern "C" fn(*mut i32) -> i32> = symbol(&driver, "cuDeviceGetCount")?;
-        check("cuDeviceGetCount", get_count(&mut count))?;
+    /// The device's name, as the driver has it.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] where the driver refuses.
+    pub fn name(&self) -> Result<String, Error> {
+        driver::checked("cuDeviceGetName", self.driver.context.name())
     }
-    // Closing a driver that was initialised is not supported everywhere: keep it for the life of the process.
-    std::mem::forget(driver);
-    Ok(count)
 }
 
-/// # Safety
-/// `T` must be the function's type.
-unsafe fn symbol<'a, T>(driver: &'a Library, name: &str) -> Result<Symbol<'a, T>, Unavailable> {
-    // SAFETY: the caller vouches for the type.
-    unsafe { driver.get(name.as_bytes()) }.map_err(|error| Unavailable::NoDriver(error.to_string()))
-}
+impl Backend for Cuda {}
 
-fn check(call: &'static str, code: i32) -> Result<(), Unavailable> {
-    if code == 0 { Ok(()) } else { Err(Unavailable::Driver { call, code }) }
+/// Whether [`Cuda::new`] will find driver, device and kernels.
+pub(crate) fn check(ordinal: usize) -> Result<(), Unavailable> {
+    probe::probe(ordinal)
 }

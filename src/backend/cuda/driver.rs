@@ -1,0 +1,196 @@
+//! A device with the crate's kernels loaded, and a stream on it: the only place that calls the driver.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, c_void};
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+
+use super::image;
+use super::params::Params;
+use crate::error::{Error, Result, Unavailable};
+
+/// Threads in a block of every kernel.
+pub(super) const THREADS: u32 = 256;
+
+/// A driver call's result as the crate's own error. (Formatting cudarc's would call the driver again.)
+pub(super) fn checked<T>(call: &'static str, result: std::result::Result<T, DriverError>) -> Result<T> {
+    result.map_err(|DriverError(code)| Error::Driver { call, code: code as i32 })
+}
+
+/// What plans depend on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) multiprocessors: usize,
+    /// Bytes of shared memory that a block can have.
+    pub(super) shared_bytes: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Driver {
+    pub(super) context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    functions: HashMap<&'static str, sys::CUfunction>,
+    modules: Vec<sys::CUmodule>,
+    pub(super) limits: Limits,
+}
+
+// SAFETY: modules and functions are handles that any thread may use with the context bound, which `bind` does.
+unsafe impl Send for Driver {}
+// SAFETY: as above; the driver's calls are thread-safe.
+unsafe impl Sync for Driver {}
+
+/// Blocks and shared memory of a launch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grid {
+    pub(super) blocks: (u32, u32, u32),
+    pub(super) shared_bytes: usize,
+}
+
+impl Grid {
+    /// A thread for each of `count` items.
+    pub(super) fn threads(count: usize) -> Self {
+        Grid { blocks: (count.div_ceil(THREADS as usize) as u32, 1, 1), shared_bytes: 0 }
+    }
+
+    /// A warp for each of `rows`.
+    pub(super) fn warps(rows: usize) -> Self {
+        Grid { blocks: (rows.div_ceil(THREADS as usize / 32) as u32, 1, 1), shared_bytes: 0 }
+    }
+}
+
+macro_rules! names {
+    ($($image:ident: $($name:literal),* $(,)?;)*) => {
+        &[$((image::$image, &[$(($name, match CStr::from_bytes_with_nul(concat!($name, "\0").as_bytes()) {
+            Ok(name) => name,
+            Err(_) => panic!("kernel names hold no zero"),
+        })),*])),*]
+    };
+}
+
+/// A kernel's name, and the same as the driver takes it.
+type Name = (&'static str, &'static CStr);
+
+/// Every kernel, by the image that holds it.
+const KERNELS: &[(&[u8], &[Name])] = names! {
+    ROWS: "row_inverse_norms_f16", "row_inverse_norms_bf16", "row_inverse_norms_f32";
+    RESOLVE: "clear_slots", "insert_pairs", "find_hits";
+    TERMS: "candidate_columns", "candidate_rows", "query_rows", "query_columns";
+    STREAM_SM80: "stream_statistics_f16", "stream_statistics_bf16", "stream_statistics_f32",
+        "stream_detail_f16", "stream_detail_bf16", "stream_detail_f32",
+        "stream_paired_f16", "stream_paired_bf16", "stream_paired_f32",
+        "stream_expected_1_f16", "stream_expected_1_bf16", "stream_expected_1_f32",
+        "stream_expected_2_f16", "stream_expected_2_bf16", "stream_expected_2_f32",
+        "stream_expected_4_f16", "stream_expected_4_bf16", "stream_expected_4_f32",
+        "stream_gradient_1_f16", "stream_gradient_1_bf16", "stream_gradient_1_f32",
+        "stream_gradient_2_f16", "stream_gradient_2_bf16", "stream_gradient_2_f32",
+        "stream_gradient_4_f16", "stream_gradient_4_bf16", "stream_gradient_4_f32";
+    POSITIVES: "gather_positives", "query_gradient_f16", "query_gradient_bf16", "query_gradient_f32";
+    MERGE: "merge_rows", "merge_expected", "finish_gradient_f16", "finish_gradient_bf16", "finish_gradient_f32";
+};
+
+impl Driver {
+    /// Opens a device that `probe` found, with a stream of its own.
+    pub(super) fn open(ordinal: usize) -> std::result::Result<Self, Unavailable> {
+        Self::load(ordinal).map_err(|error| match error {
+            Error::Driver { call, code } => Unavailable::Driver { call, code },
+            Error::DeviceUnavailable { reason, .. } => reason,
+            _ => Unavailable::KernelsNotBuilt,
+        })
+    }
+
+    fn load(ordinal: usize) -> Result<Self> {
+        let context = checked("cuDevicePrimaryCtxRetain", CudaContext::new(ordinal))?;
+        let (major, minor) = checked("cuDeviceGetAttribute", context.compute_capability())?;
+        if major < 8 {
+            let reason = Unavailable::ComputeCapability { major, minor };
+            return Err(Error::DeviceUnavailable { device: format!("cuda:{ordinal}"), reason });
+        }
+        use sys::CUdevice_attribute as Attribute;
+        let attribute = |which| Ok(checked("cuDeviceGetAttribute", context.attribute(which))? as usize);
+        let limits = Limits {
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1),
+            shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        };
+        let stream = checked("cuStreamCreate", context.new_stream())?;
+        let mut driver = Driver { context, stream, functions: HashMap::new(), modules: Vec::new(), limits };
+        for &(image, names) in KERNELS {
+            driver.load_kernels(image, names)?;
+        }
+        Ok(driver)
+    }
+
+    fn load_kernels(&mut self, image: &'static [u8], names: &[Name]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: a fat binary that nvcc made, aligned, and in the executable for ever.
+        let loaded = unsafe { result::module::load_data(image.as_ptr().cast::<c_void>()) };
+        let module = checked("cuModuleLoadData", loaded)?;
+        self.modules.push(module);
+        for &(name, c_name) in names {
+            // SAFETY: the module was just loaded and stays so as long as `self`.
+            let found = unsafe { result::module::get_function(module, c_name.to_owned()) };
+            let function = checked("cuModuleGetFunction", found)?;
+            if name.starts_with("stream_") {
+                let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: the function is valid, and the value is what the device reports as its limit.
+                let set =
+                    unsafe { result::function::set_function_attribute(function, attribute, self.limits.shared_bytes as i32) };
+                checked("cuFuncSetAttribute", set)?;
+            }
+            self.functions.insert(name, function);
+        }
+        Ok(())
+    }
+
+    /// Makes the context this thread's. Every entry into the backend does it first.
+    pub(super) fn bind(&self) -> Result<()> {
+        checked("cuCtxSetCurrent", self.context.bind_to_thread())
+    }
+
+    pub(super) fn synchronize(&self) -> Result<()> {
+        checked("cuStreamSynchronize", self.stream.synchronize())
+    }
+
+    pub(super) fn launch<P: Params>(&self, name: &str, grid: Grid, params: &P) -> Result<()> {
+        let Some(&function) = self.functions.get(name) else { unreachable!("{name} is in KERNELS") };
+        let mut params = *params;
+        let mut arguments = [(&raw mut params).cast::<c_void>()];
+        // SAFETY: every kernel takes one struct by value, of which `params` is the mirror (params.rs); it lives until the
+        // driver has copied it, which it does before the call returns. That its addresses are live is passes.rs's duty.
+        let launched = unsafe {
+            result::launch_kernel(
+                function,
+                grid.blocks,
+                (THREADS, 1, 1),
+                grid.shared_bytes as u32,
+                self.stream.cu_stream(),
+                &mut arguments,
+            )
+        };
+        checked("cuLaunchKernel", launched)
+    }
+
+    pub(super) fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        // SAFETY: `to` has room (memory.rs asserts it); from pageable memory the call returns when `bytes` was read.
+        checked("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) })
+    }
+
+    /// Waits for the device.
+    pub(super) fn download(&self, bytes: &mut [u8], from: u64) -> Result<()> {
+        // SAFETY: `from` holds as many bytes (memory.rs asserts it), and `bytes` is borrowed until the wait below.
+        checked("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(bytes, from, self.stream.cu_stream()) })?;
+        self.synchronize()
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.bind().is_err() || self.synchronize().is_err() {
+            return;
+        }
+        for module in self.modules.drain(..) {
+            // SAFETY: the module is unloaded once, and the stream that ran its kernels is idle.
+            let _ = unsafe { result::module::unload(module) };
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Batches in host memory: inputs go up, the passes run, results come down.
+
+use bytemuck::NoUninit;
+
+use super::Cuda;
+use super::memory::{Layout, Part};
+use super::passes::{Back, StatisticsOut, Step};
+use super::problem::{DevicePool, DevicePositives, Problem, Rows};
+use super::tiling::{BLOCK_X, BLOCK_Y};
+use super::workspace::Workspace;
+use crate::backend::stream::Stream;
+use crate::batch::{Batch, Positives};
+use crate::embeddings::{Embeddings, Matrix};
+use crate::error::Result;
+use crate::loss::{Loss, Similarity};
+use crate::output::Gradients;
+use crate::plan::Plan;
+use crate::stats::{Moments, Rank, Request, RowStatistics};
+
+/// Where a batch's arrays go.
+#[derive(Debug)]
+struct Inputs {
+    queries: Part,
+    pools: Vec<PoolInputs>,
+    /// Indices, or embeddings.
+    positives: Part,
+    positive_ids: Part,
+    exclude_offsets: Part,
+    exclude_ids: Part,
+}
+
+#[derive(Debug)]
+struct PoolInputs {
+    candidates: Part,
+    ids: Part,
+    log_q: Part,
+}
+
+/// Where row statistics and gradients are on the device.
+#[derive(Debug)]
+struct Outputs {
+    lse: Part,
+    positive: Part,
+    num_negatives: Part,
+    expected_score: Part,
+    entropy: Part,
+    above: Part,
+    ties: Part,
+    expected_negative: Part,
+    d_lse: Part,
+    d_positive: Part,
+    d_queries: Part,
+    d_positive_embeddings: Part,
+    d_gamma: Part,
+    d_candidates: Vec<Part>,
+}
+
+impl Inputs {
+    fn lay_out(layout: &mut Layout, batch: &Batch<'_>) -> Self {
+        let b = batch.num_queries();
+        let rows = |layout: &mut Layout, embeddings: &Embeddings<'_>| layout.part(embeddings.bytes().len(), 1);
+        let pool = |layout: &mut Layout, pool: &crate::Pool<'_>| {
+            let n = pool.candidates.rows();
+            PoolInputs {
+                candidates: layout.part(pool.candidates.bytes().len(), 1),
+                ids: layout.part_if(pool.ids.is_some(), n, 8),
+                log_q: layout.part_if(pool.log_q.is_some(), n, 4),
+            }
+        };
+        Inputs {
+            queries: rows(layout, &batch.queries),
+            pools: batch.pools.iter().map(|p| pool(layout, p)).collect(),
+            positives: match &batch.positives {
+                Positives::Index(_) => layout.part(b, 4),
+                Positives::Separate(embeddings) => rows(layout, embeddings),
+            },
+            positive_ids: layout.part_if(batch.positive_ids.is_some(), b, 8),
+            exclude_offsets: layout.part_if(batch.excluded.is_some(), b + 1, 8),
+            exclude_ids: layout.part(batch.excluded.map_or(0, |excluded| excluded.ids.0.len()), 8),
+        }
+    }
+}
+
+impl Outputs {
+    fn lay_out(layout: &mut Layout, batch: &Batch<'_>, request: Request) -> Self {
+        let (b, dim, back) = (batch.num_queries(), batch.dim(), request.gradients);
+        let separate = matches!(batch.positives, Positives::Separate(_));
+        let detail = request.moments || request.rank;
+        Outputs {
+            lse: layout.part(b, 8),
+            positive: layout.part(b, 8),
+            num_negatives: layout.part(b, 8),
+            expected_score: layout.part_if(detail, b, 8),
+            entropy: layout.part_if(detail, b, 8),
+            above: layout.part_if(detail, b, 8),
+            ties: layout.part_if(detail, b, 8),
+            expected_negative: layout.part_if(back, b * dim, 4),
+            d_lse: layout.part_if(back, b, 8),
+            d_positive: layout.part_if(back, b, 8),
+            d_queries: layout.part_if(back, b * dim, 4),
+            d_positive_embeddings: layout.part_if(back && separate, b * dim, 4),
+            d_gamma: layout.part_if(back, b, 8),
+            d_candidates: batch
+                .pools
+                .iter()
+                .map(|pool| layout.part_if(back && pool.gradient, pool.candidates.rows() * dim, 4))
+                .collect(),
+        }
+    }
+}
+
+/// A step's memory: everything that it has on the device.
+#[derive(Debug)]
+struct Memory {
+    layout: Layout,
+    inputs: Inputs,
+    outputs: Outputs,
+    workspace: Workspace,
+}
+
+impl Cuda {
+    fn lay_out(&self, batch: &Batch<'_>, loss: &Loss, request: Request) -> Memory {
+        let mut layout = Layout::default();
+        let inputs = Inputs::lay_out(&mut layout, batch);
+        let outputs = Outputs::lay_out(&mut layout, batch, request);
+        // Sizes do not depend on addresses.
+        let problem = self.problem(batch, loss, &inputs);
+        let workspace = Workspace::lay_out(&mut layout, self.driver.limits, &problem, request);
+        Memory { layout, inputs, outputs, workspace }
+    }
+
+    /// The batch by the addresses that its arrays have, or will have, in the arena.
+    fn problem(&self, batch: &Batch<'_>, loss: &Loss, inputs: &Inputs) -> Problem {
+        let at = |part: Part| self.arena.address(part);
+        let rows = |embeddings: &Embeddings<'_>, part: Part| Rows {
+            address: at(part),
+            rows: embeddings.rows(),
+            stride: embeddings.stride(),
+        };
+        let pools = batch.pools_with_start().zip(&inputs.pools).map(|((start, pool), parts)| DevicePool {
+            candidates: rows(&pool.candidates, parts.candidates),
+            start,
+            ids: at(parts.ids),
+            log_q: at(parts.log_q),
+            gradient: pool.gradient,
+        });
+        Problem {
+            dtype: batch.dtype(),
+            dim: batch.dim(),
+            cosine: loss.similarity == Similarity::Cosine,
+            scale: (loss.scale() * std::f64::consts::LOG2_E) as f32,
+            queries: rows(&batch.queries, inputs.queries),
+            pools: pools.collect(),
+            positives: match &batch.positives {
+                Positives::Index(_) => DevicePositives::Index(at(inputs.positives)),
+                Positives::Separate(embeddings) => DevicePositives::Separate(rows(embeddings, inputs.positives)),
+            },
+            positive_ids: at(inputs.positive_ids),
+            exclude_offsets: at(inputs.exclude_offsets),
+            exclude_ids: at(inputs.exclude_ids),
+            excluded: batch.excluded.map_or(0, |excluded| excluded.ids.0.len()),
+            log_q_range: Some(log_q_range(batch)),
+        }
+    }
+
+    /// Makes room and brings the batch up.
+    fn upload(&mut self, batch: &Batch<'_>, memory: &Memory) -> Result<()> {
+        self.driver.bind()?;
+        self.arena.reserve(&self.driver, memory.layout)?;
+        let inputs = &memory.inputs;
+        self.up(inputs.queries, batch.queries.bytes())?;
+        for (pool, parts) in batch.pools.iter().zip(&inputs.pools) {
+            self.up(parts.candidates, pool.candidates.bytes())?;
+            self.up(parts.ids, pool.ids.map_or(&[], |ids| ids.0))?;
+            self.up(parts.log_q, pool.log_q.unwrap_or_default())?;
+        }
+        match &batch.positives {
+            Positives::Index(indices) => self.up(inputs.positives, indices.as_ref())?,
+            Positives::Separate(embeddings) => self.up(inputs.positives, embeddings.bytes())?,
+        }
+        self.up(inputs.positive_ids, batch.positive_ids.as_deref().unwrap_or_default())?;
+        if let Some(excluded) = &batch.excluded {
+            self.up(inputs.exclude_offsets, excluded.offsets)?;
+            self.up(inputs.exclude_ids, excluded.ids.0)?;
+        }
+        Ok(())
+    }
+
+    fn up<T: NoUninit>(&self, part: Part, values: &[T]) -> Result<()> {
+        self.arena.upload(&self.driver, part, values)
+    }
+
+    fn down<T: bytemuck::Pod>(&self, part: Part, count: usize) -> Result<Vec<T>> {
+        let mut values = vec![T::zeroed(); count];
+        self.arena.download(&self.driver, part, &mut values)?;
+        Ok(values)
+    }
+
+    fn down_matrix(&self, part: Part, rows: usize, dim: usize, to: &mut Matrix<f32>) -> Result<()> {
+        to.set_shape(rows, dim);
+        self.arena.download(&self.driver, part, &mut to.values)
+    }
+}
+
+/// Bounds of what candidates' biases can be: (0, 0) without log_q.
+fn log_q_range(batch: &Batch<'_>) -> (f32, f32) {
+    let values = batch.pools.iter().filter_map(|pool| pool.log_q).flatten();
+    let range = values.fold(None, |range, &x| match range {
+        None => Some((x, x)),
+        Some((low, high)) => Some((f32::min(low, x), f32::max(high, x))),
+    });
+    range.unwrap_or((0.0, 0.0))
+}
+
+impl Stream for Cuda {
+    type Real = f32;
+
+    fn plan_stream(&self, batch: &Batch<'_>, loss: &Loss, request: Request) -> Plan {
+        let memory = self.lay_out(batch, loss, request);
+        let tilings = &memory.workspace.tilings;
+        let tilings = if request.gradients { &tilings.expected } else { &tilings.statistics };
+        Plan {
+            block_b: BLOCK_X,
+            block_n: BLOCK_Y,
+            splits: tilings.iter().map(|tiling| tiling.splits).sum(),
+            workspace_bytes: memory.layout.bytes(),
+        }
+    }
+
+    fn stream(
+        &mut self,
+        batch: &Batch<'_>,
+        loss: &Loss,
+        request: Request,
+        statistics: &mut RowStatistics<f32>,
+    ) -> Result<()> {
+        let memory = self.lay_out(batch, loss, request);
+        self.upload(batch, &memory)?;
+        let problem = self.problem(batch, loss, &memory.inputs);
+        let out = &memory.outputs;
+        let at = |part: Part| self.arena.address(part);
+        let step =
+            Step { driver: &self.driver, arena: &self.arena, problem: &problem, workspace: &memory.workspace };
+        step.prepare()?;
+        let results = StatisticsOut {
+            lse: at(out.lse),
+            positive: at(out.positive),
+            num_negatives: at(out.num_negatives),
+            expected_score: at(out.expected_score),
+            entropy: at(out.entropy),
+            above: at(out.above),
+            ties: at(out.ties),
+            expected_negative: at(out.expected_negative),
+        };
+        step.statistics(request, &results)?;
+
+        let b = batch.num_queries();
+        statistics.lse = self.down(out.lse, b)?;
+        statistics.positive = self.down(out.positive, b)?;
+        statistics.num_negatives = self.down(out.num_negatives, b)?;
+        statistics.moments = match request.moments {
+            true => Some(Moments {
+                expected_score: self.down(out.expected_score, b)?,
+                entropy: self.down(out.entropy, b)?,
+            }),
+            false => None,
+        };
+        statistics.rank = match request.rank {
+            true => Some(Rank { above: self.down(out.above, b)?, ties: self.down(out.ties, b)? }),
+            false => None,
+        };
+        if !request.gradients {
+            statistics.expected_negative = None;
+            return Ok(());
+        }
+        let to = statistics.expected_negative.get_or_insert_default();
+        self.down_matrix(out.expected_negative, b, batch.dim(), to)
+    }
+
+    fn stream_back(
+        &mut self,
+        batch: &Batch<'_>,
+        loss: &Loss,
+        statistics: &RowStatistics<f32>,
+        d_lse: &[f64],
+        d_positive: &[f64],
+        gradients: &mut Gradients<f32>,
+    ) -> Result<()> {
+        let Some(expected_negative) = &statistics.expected_negative else { return Ok(()) };
+        let memory = self.lay_out(batch, loss, Request::value_and_grad());
+        self.upload(batch, &memory)?;
+        let out = &memory.outputs;
+        self.up(out.lse, &statistics.lse)?;
+        self.up(out.num_negatives, &statistics.num_negatives)?;
+        self.up(out.expected_negative, &expected_negative.values)?;
+        self.up(out.d_lse, d_lse)?;
+        self.up(out.d_positive, d_positive)?;
+        let problem = self.problem(batch, loss, &memory.inputs);
+        let at = |part: Part| self.arena.address(part);
+        let step =
+            Step { driver: &self.driver, arena: &self.arena, problem: &problem, workspace: &memory.workspace };
+        step.prepare()?;
+        step.back(&Back {
+            lse: at(out.lse),
+            num_negatives: at(out.num_negatives),
+            d_lse: at(out.d_lse),
+            d_positive: at(out.d_positive),
+            expected_negative: at(out.expected_negative),
+            d_queries: at(out.d_queries),
+            d_positive_embeddings: at(out.d_positive_embeddings),
+            d_gamma: at(out.d_gamma),
+            d_candidates: out.d_candidates.iter().map(|&part| at(part)).collect(),
+        })?;
+
+        let (b, dim) = (batch.num_queries(), batch.dim());
+        self.down_matrix(out.d_queries, b, dim, &mut gradients.d_queries)?;
+        gradients.d_positive_embeddings = match &batch.positives {
+            Positives::Separate(_) => {
+                let mut d = gradients.d_positive_embeddings.take().unwrap_or_default();
+                self.down_matrix(out.d_positive_embeddings, b, dim, &mut d)?;
+                Some(d)
+            }
+            Positives::Index(_) => None,
+        };
+        gradients.d_candidates.resize_with(batch.pools.len(), Matrix::default);
+        for ((pool, &part), d_pool) in batch.pools.iter().zip(&out.d_candidates).zip(&mut gradients.d_candidates) {
+            match pool.gradient {
+                true => self.down_matrix(part, pool.candidates.rows(), dim, d_pool)?,
+                false => *d_pool = Matrix::default(),
+            }
+        }
+        let d_gamma: f64 = self.down::<f64>(out.d_gamma, b)?.iter().sum();
+        let gamma = problem.gamma();
+        gradients.d_temperature = -gamma * gamma * d_gamma;
+        gradients.d_log_temperature = -gamma * d_gamma;
+        Ok(())
+    }
+}

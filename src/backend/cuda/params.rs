@@ -1,0 +1,185 @@
+//! Kernel arguments, field by field as in `kernels/*_params.h`, where each is explained. Both sides assert the sizes.
+//!
+//! Addresses are device addresses; 0 is the null pointer.
+
+/// A kernel's argument: plain data that the driver copies at the launch.
+pub(super) trait Params: Copy {}
+
+macro_rules! params {
+    ($(#[$doc:meta])* $name:ident, $size:expr, { $($field:ident: $t:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Debug, Clone, Copy, Default)]
+        pub(super) struct $name { $(pub(super) $field: $t),* }
+        const _: () = assert!(size_of::<$name>() == $size);
+        impl Params for $name {}
+    };
+}
+
+params!(
+    /// `params.h`
+    RowInverseNormsParams, 40, { embeddings: u64, inverse_norm: u64, rows: u64, dim: u64, stride: u64 }
+);
+
+params!(
+    /// `resolve_params.h`
+    ResolveParams, 14 * 8 + 4 * 4, {
+        positive_ids: u64,
+        positives: u64,
+        exclude_offsets: u64,
+        exclude_ids: u64,
+        slot_keys: u64,
+        slot_heads: u64,
+        slot_first: u64,
+        slot_last: u64,
+        pair_next: u64,
+        pair_rows: u64,
+        candidate_ids: u64,
+        hits: u64,
+        candidates: u64,
+        candidate_start: u64,
+        rows: u32,
+        positive_pairs: u32,
+        excluded_pairs: u32,
+        capacity: u32,
+    }
+);
+
+params!(
+    /// `terms_params.h`
+    TermsParams, 11 * 8 + 2 * 4, {
+        inverse_norm: u64,
+        log_q: u64,
+        lse: u64,
+        num_negatives: u64,
+        d_lse: u64,
+        d_positive: u64,
+        positives: u64,
+        row_terms: u64,
+        columns: u64,
+        positive_terms: u64,
+        rows: u64,
+        scale: f32,
+        output_factor: u32,
+    }
+);
+
+/// Values of `TermsParams::output_factor`.
+pub(super) const OUTPUT_NONE: u32 = 0;
+pub(super) const OUTPUT_PLAIN: u32 = 1;
+pub(super) const OUTPUT_FOLDED: u32 = 2;
+
+params!(
+    /// `stream_params.h`
+    StreamParams, 19 * 8 + 2 * 8 + 10 * 4, {
+        x: u64,
+        y: u64,
+        x_terms: u64,
+        y_terms: u64,
+        y_addresses: u64,
+        hits: u64,
+        slot_heads: u64,
+        pair_next: u64,
+        pair_rows: u64,
+        positives: u64,
+        positive_z: u64,
+        max: u64,
+        sum: u64,
+        masked: u64,
+        output: u64,
+        sum_score: u64,
+        sum_z: u64,
+        above: u64,
+        ties: u64,
+        x_stride: u64,
+        y_stride: u64,
+        x_rows: u32,
+        y_rows: u32,
+        dim: u32,
+        tiles_per_split: u32,
+        first_split: u32,
+        candidate_start: u32,
+        aligned: u32,
+        x_resident: u32,
+        online: u32,
+        shift: f32,
+    }
+);
+
+params!(
+    /// `merge_params.h`
+    MergeRowsParams, 18 * 8, {
+        max: u64,
+        sum: u64,
+        masked: u64,
+        sum_score: u64,
+        sum_z: u64,
+        above: u64,
+        ties: u64,
+        positive_z: u64,
+        lse: u64,
+        positive: u64,
+        num_negatives: u64,
+        expected_score: u64,
+        entropy: u64,
+        ranked_above: u64,
+        ranked_ties: u64,
+        rows: u64,
+        candidates: u64,
+        splits: u64,
+    }
+);
+
+params!(
+    /// `merge_params.h`
+    MergeParams, 10 * 8 + 4 * 4, {
+        max: u64,
+        sum: u64,
+        masked: u64,
+        output: u64,
+        result: u64,
+        x: u64,
+        inverse_norm: u64,
+        x_stride: u64,
+        rows: u64,
+        candidates: u64,
+        dim: u32,
+        splits: u32,
+        gamma: f32,
+        padding: u32,
+    }
+);
+
+params!(
+    /// `positives_params.h`
+    PositivesParams, 18 * 8 + 4 * 4, {
+        base: u64,
+        positives: u64,
+        base_inverse_norm: u64,
+        addresses: u64,
+        positive_inverse_norm: u64,
+        terms: u64,
+        queries: u64,
+        query_inverse_norm: u64,
+        expected_negative: u64,
+        d_lse: u64,
+        d_positive: u64,
+        d_queries: u64,
+        d_positive_embeddings: u64,
+        d_gamma: u64,
+        stride: u64,
+        query_stride: u64,
+        start: u64,
+        count: u64,
+        rows: u32,
+        dim: u32,
+        element_bytes: u32,
+        gamma: f32,
+    }
+);
+
+/// Bytes of what kernels exchange through memory.
+pub(super) const ROW_TERM: usize = 8;
+pub(super) const COLUMN_TERM: usize = 16;
+pub(super) const POSITIVE_TERM: usize = 12;
+pub(super) const HITS: usize = 12;

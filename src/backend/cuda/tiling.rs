@@ -1,0 +1,114 @@
+//! How the streams are cut: tile sizes as the kernels have them, splits, slices and shared memory. Pure arithmetic.
+
+use super::driver::Limits;
+use crate::embeddings::DType;
+
+/// Stationary rows of a block, streamed rows of a tile (`stream_sm80.cu`).
+pub(super) const BLOCK_X: usize = 128;
+pub(super) const BLOCK_Y: usize = 64;
+const STAGES: usize = 3;
+/// Bytes of a row that are copied at a time.
+const CHUNK_BYTES: usize = 128;
+/// `SharedStorage` in `stream_sm80.cu`.
+const STORAGE_BYTES: usize = 4608;
+/// Bound of the memory for partial outputs, unless one split alone needs more.
+const MAX_PARTIAL_BYTES: usize = 256 << 20;
+
+/// One launch of a streaming kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tiling {
+    pub(super) splits: usize,
+    pub(super) tiles_per_split: usize,
+    /// Chunks of output columns that a block has, as in the kernel's name; 0 without an output.
+    pub(super) output_chunks: usize,
+    /// Slices of output columns, one block each.
+    pub(super) slices: usize,
+    pub(super) x_resident: bool,
+    pub(super) shared_bytes: usize,
+}
+
+impl Tiling {
+    /// Cuts `x_rows` stationary against `y_rows` streamed rows of `dim` elements.
+    pub(super) fn new(limits: Limits, dtype: DType, dim: usize, x_rows: usize, y_rows: usize, output: bool) -> Self {
+        let chunks = (dim * dtype.size()).div_ceil(CHUNK_BYTES);
+        let output_chunks = if output { [1, 2, 4][chunks.min(3) - 1] } else { 0 };
+        let slices = if output { chunks.div_ceil(output_chunks) } else { 1 };
+        let blocks = x_rows.div_ceil(BLOCK_X) * slices;
+        let tiles = y_rows.div_ceil(BLOCK_Y);
+        let affordable =
+            if output { (MAX_PARTIAL_BYTES / (x_rows * dim * size_of::<f32>())).max(1) } else { usize::MAX };
+        // Two waves of blocks even out the last one.
+        let wanted = (2 * limits.multiprocessors).div_ceil(blocks).min(affordable).min(tiles);
+        let tiles_per_split = tiles.div_ceil(wanted);
+        let ring = STAGES * BLOCK_Y * CHUNK_BYTES + STORAGE_BYTES;
+        let resident = chunks * BLOCK_X * CHUNK_BYTES + ring;
+        let x_resident = resident <= limits.shared_bytes;
+        let shared_bytes = if x_resident { resident } else { STAGES * BLOCK_X * CHUNK_BYTES + ring };
+        Tiling {
+            splits: tiles.div_ceil(tiles_per_split),
+            tiles_per_split,
+            output_chunks,
+            slices,
+            x_resident,
+            shared_bytes,
+        }
+    }
+
+    pub(super) fn blocks(&self, x_rows: usize) -> (u32, u32, u32) {
+        (x_rows.div_ceil(BLOCK_X) as u32, self.splits as u32, self.slices as u32)
+    }
+}
+
+/// A constant in place of the running maximum, where `low <= z <= high` (units of log 2) for all of `count` scores: sums of
+/// `2^(z − shift)` neither overflow nor lose what matters. None where the range is too wide (design, lead 2).
+pub(super) fn static_shift(low: f64, high: f64, count: usize) -> Option<f32> {
+    const RANGE: f64 = 250.0;
+    let headroom = (count as f64).log2();
+    // As far below overflow as the smallest term is above underflow.
+    (high - low + headroom <= RANGE).then_some(((low + high + headroom) / 2.0) as f32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { multiprocessors: 132, shared_bytes: 232_448 };
+
+    #[test]
+    fn splits_cover_every_tile_once() {
+        for y_rows in [1, 63, 64, 65, 1000, 100_000, 10_000_000] {
+            for x_rows in [1, 128, 129, 8192] {
+                for output in [false, true] {
+                    let tiling = Tiling::new(LIMITS, DType::F16, 128, x_rows, y_rows, output);
+                    let tiles = y_rows.div_ceil(BLOCK_Y);
+                    assert!(tiling.splits * tiling.tiles_per_split >= tiles);
+                    assert!((tiling.splits - 1) * tiling.tiles_per_split < tiles, "no split is empty");
+                    assert!(tiling.splits <= 65_535, "a grid's limit");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn outputs_cover_every_column_and_shared_memory_fits() {
+        for dtype in [DType::F16, DType::F32] {
+            for dim in [1, 31, 32, 33, 64, 65, 128, 129, 256, 257, 1024, 2048, 5000] {
+                for shared_bytes in [101_376, 166_912, 232_448] {
+                    let limits = Limits { shared_bytes, ..LIMITS };
+                    let tiling = Tiling::new(limits, dtype, dim, 8192, 1000, true);
+                    let columns = tiling.output_chunks * CHUNK_BYTES / dtype.size();
+                    assert!(tiling.slices * columns >= dim && (tiling.slices - 1) * columns < dim);
+                    assert!(tiling.shared_bytes <= shared_bytes);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_static_shift_keeps_sums_in_range() {
+        let (low, high, count) = (-60.0, 100.0, 1 << 20);
+        let shift = f64::from(static_shift(low, high, count).expect("180 bits"));
+        assert!(high - shift + 20.0 < 127.0 && low - shift > -126.0);
+        assert_eq!(static_shift(-120.0, 120.0, 1 << 20), None);
+    }
+}

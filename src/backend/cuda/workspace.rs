@@ -1,0 +1,166 @@
+//! What a step keeps in device memory beside inputs and outputs.
+
+use super::driver::Limits;
+use super::memory::{Layout, Part};
+use super::params::{COLUMN_TERM, HITS, POSITIVE_TERM, ROW_TERM};
+use super::problem::Problem;
+use super::tiling::Tiling;
+use crate::stats::Request;
+
+/// How the passes over each pool are cut.
+#[derive(Debug, Clone)]
+pub(super) struct Tilings {
+    /// Per pool: queries against candidates.
+    pub(super) statistics: Vec<Tiling>,
+    /// The same with expected negatives.
+    pub(super) expected: Vec<Tiling>,
+    /// Per pool: candidates against queries.
+    pub(super) gradient: Vec<Tiling>,
+    pub(super) paired: Tiling,
+}
+
+impl Tilings {
+    pub(super) fn new(limits: Limits, problem: &Problem) -> Self {
+        let (b, dtype, dim) = (problem.num_queries(), problem.dtype, problem.dim);
+        let each = |cut: &dyn Fn(usize) -> Tiling| problem.pools.iter().map(|pool| cut(pool.candidates.rows)).collect();
+        Tilings {
+            statistics: each(&|n| Tiling::new(limits, dtype, dim, b, n, false)),
+            expected: each(&|n| Tiling::new(limits, dtype, dim, b, n, true)),
+            gradient: each(&|n| Tiling::new(limits, dtype, dim, n, b, true)),
+            paired: Tiling::new(limits, dtype, dim, b, b, false),
+        }
+    }
+}
+
+/// Partial results of splits, (splits, rows) each.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Partials {
+    pub(super) splits: usize,
+    pub(super) max: Part,
+    pub(super) sum: Part,
+    pub(super) masked: Part,
+    pub(super) sum_score: Part,
+    pub(super) sum_z: Part,
+    pub(super) above: Part,
+    pub(super) ties: Part,
+    pub(super) output: Part,
+}
+
+impl Partials {
+    fn lay_out(layout: &mut Layout, splits: usize, rows: usize, detail: bool, output_dim: usize) -> Self {
+        let slots = splits * rows;
+        Partials {
+            splits,
+            max: layout.part(slots, 4),
+            sum: layout.part(slots, 4),
+            masked: layout.part(slots, 4),
+            sum_score: layout.part_if(detail, slots, 4),
+            sum_z: layout.part_if(detail, slots, 4),
+            above: layout.part_if(detail, slots, 4),
+            ties: layout.part_if(detail, slots, 4),
+            output: layout.part(slots * output_dim, 4),
+        }
+    }
+}
+
+/// Rejected keys and the rows that reject them (`resolve.cu`).
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Resolved {
+    /// Slots of the table; one more holds the key that marks empty ones.
+    pub(super) capacity: usize,
+    pub(super) slot_keys: Part,
+    pub(super) slot_heads: Part,
+    pub(super) slot_first: Part,
+    pub(super) slot_last: Part,
+    pub(super) pair_next: Part,
+    pub(super) pair_rows: Part,
+    pub(super) hits: Part,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Workspace {
+    pub(super) tilings: Tilings,
+    pub(super) query_norms: Part,
+    pub(super) candidate_norms: Part,
+    pub(super) separate_norms: Part,
+    /// Of each row's positive, wherever it lies.
+    pub(super) positive_addresses: Part,
+    pub(super) positive_norms: Part,
+    pub(super) positive_columns: Part,
+    pub(super) positive_z: Part,
+    pub(super) query_rows: Part,
+    pub(super) candidate_columns: Part,
+    pub(super) resolved: Resolved,
+    pub(super) statistics: Partials,
+    pub(super) expected: Partials,
+    // The stream back.
+    pub(super) query_columns: Part,
+    pub(super) positive_terms: Part,
+    pub(super) candidate_rows: Part,
+    /// Of the pool at hand.
+    pub(super) gradient: Partials,
+}
+
+impl Workspace {
+    pub(super) fn lay_out(layout: &mut Layout, limits: Limits, problem: &Problem, request: Request) -> Self {
+        let tilings = Tilings::new(limits, problem);
+        let (b, n, dim) = (problem.num_queries(), problem.num_candidates(), problem.dim);
+        let (cosine, back) = (problem.cosine, request.gradients);
+        let detail = request.moments || request.rank;
+        let splits = |tilings: &[Tiling]| tilings.iter().map(|tiling| tiling.splits).sum();
+        let statistics = if detail || !back { splits(&tilings.statistics) } else { 0 };
+        let expected = if back { splits(&tilings.expected) } else { 0 };
+        // Pools come one after the other: one pool's partial gradients take another's place. One split needs no partials:
+        // it writes the gradient.
+        let partial_rows = |(pool, tiling): (&super::problem::DevicePool, &Tiling)| {
+            let splits = if pool.gradient && back { tiling.splits } else { 0 };
+            (splits * pool.candidates.rows, if splits > 1 { splits * pool.candidates.rows } else { 0 })
+        };
+        let gradient_rows = || problem.pools.iter().zip(&tilings.gradient).map(partial_rows);
+        let gradient = Partials {
+            max: layout.part(gradient_rows().map(|(max, _)| max).max().unwrap_or(0), 4),
+            output: layout.part(gradient_rows().map(|(_, output)| output).max().unwrap_or(0) * dim, 4),
+            ..Partials::default()
+        };
+        Workspace {
+            query_norms: layout.part_if(cosine, b, 4),
+            candidate_norms: layout.part_if(cosine, n, 4),
+            separate_norms: layout.part_if(cosine && problem.positive_index() == 0, b, 4),
+            positive_addresses: layout.part(b, 8),
+            positive_norms: layout.part(b, 4),
+            positive_columns: layout.part(b, COLUMN_TERM),
+            positive_z: layout.part(b, 4),
+            query_rows: layout.part(b, ROW_TERM),
+            candidate_columns: layout.part(n, COLUMN_TERM),
+            resolved: Resolved::lay_out(layout, problem),
+            statistics: Partials::lay_out(layout, statistics, b, detail, 0),
+            expected: Partials::lay_out(layout, expected, b, false, dim),
+            query_columns: layout.part_if(back, b, COLUMN_TERM),
+            positive_terms: layout.part_if(back, b, POSITIVE_TERM),
+            candidate_rows: layout.part_if(back, n, ROW_TERM),
+            gradient,
+            tilings,
+        }
+    }
+}
+
+impl Resolved {
+    fn lay_out(layout: &mut Layout, problem: &Problem) -> Self {
+        if !problem.masked() {
+            return Resolved::default();
+        }
+        let pairs = problem.positive_pairs() + problem.excluded;
+        // At most half full: searches end soon.
+        let capacity = (2 * pairs).next_power_of_two();
+        Resolved {
+            capacity,
+            slot_keys: layout.part(capacity + 1, 8),
+            slot_heads: layout.part(capacity + 1, 4),
+            slot_first: layout.part(capacity + 1, 4),
+            slot_last: layout.part(capacity + 1, 4),
+            pair_next: layout.part(pairs, 4),
+            pair_rows: layout.part(pairs, 4),
+            hits: layout.part(problem.num_candidates(), HITS),
+        }
+    }
+}

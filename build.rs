@@ -34,7 +34,9 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let nvcc = find_nvcc();
     if nvcc.is_none() && own("REQUIRE_NVCC").as_deref() == Some("1") {
-        println!("cargo::error=no nvcc found, and CATALOG_SOFTMAX_REQUIRE_NVCC=1: scripts/install_nvcc.sh installs one");
+        println!(
+            "cargo::error=no nvcc found, and CATALOG_SOFTMAX_REQUIRE_NVCC=1: scripts/install_nvcc.sh installs one"
+        );
         return;
     }
     if nvcc.is_none() && env::var_os("DOCS_RS").is_none() {
@@ -69,7 +71,8 @@ fn find_nvcc() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let fixed = [PathBuf::from("/usr/local/cuda/bin"), env::current_dir().ok()?.join(".cuda/nvidia/cu13/bin")];
     let folders = homes.chain(env::split_paths(&path)).chain(fixed);
-    let candidates = env::var_os("NVCC").map(PathBuf::from).into_iter().chain(folders.map(|folder| folder.join("nvcc")));
+    let candidates =
+        env::var_os("NVCC").map(PathBuf::from).into_iter().chain(folders.map(|folder| folder.join("nvcc")));
     candidates.into_iter().find(|nvcc| nvcc.is_file())
 }
 
@@ -117,7 +120,9 @@ impl Job {
         if let Some(folder) = report {
             let name = self.source.with_extension("txt");
             let to = Path::new(&folder).join(name.file_name().expect("a file has a name"));
-            fs::create_dir_all(&folder).and_then(|()| fs::write(to, text)).map_err(|error| format!("{folder}: {error}"))?;
+            fs::create_dir_all(&folder)
+                .and_then(|()| fs::write(to, text))
+                .map_err(|error| format!("{folder}: {error}"))?;
         }
         Ok(())
     }

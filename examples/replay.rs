@@ -14,7 +14,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use catalog_softmax::{Backend, Device, Real, Reference};
+use catalog_softmax::{Backend, DType, Device, Real, Reference};
 use clap::{Parser, ValueEnum};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, serialize_to_file};
@@ -30,7 +30,7 @@ mod common {
 
 use common::golden::{Golden, Tensor};
 use common::golden_check::{
-    Comparison, Results, Tolerances, compare, float32_tolerances, float64_tolerances, results, uniform_tolerances,
+    Comparison, Results, Tolerances, baseline_tolerances, compare, float64_tolerances, results, uniform_tolerances,
 };
 
 /// Computes the training step in each FILE and compares it with the results that the file expects.
@@ -45,8 +45,8 @@ struct Args {
     /// Write the results here, in safetensors; with one FILE only
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Largest error allowed, instead of 1e-9 for the reference and of a multiple of the naive f32 baseline's own error
-    /// (which takes queries x candidates floats to compute) for the others
+    /// Largest error allowed, instead of 1e-9 for the reference and of a multiple of the naive baseline's own error (which
+    /// takes queries x candidates floats to compute) for the others
     #[arg(long)]
     tolerance: Option<f64>,
 }
@@ -130,7 +130,15 @@ fn tolerances<T: Real>(args: &Args, golden: &Golden) -> Tolerances {
     match args.tolerance {
         Some(tolerance) => uniform_tolerances(tolerance),
         None if size_of::<T>() == size_of::<f64>() => float64_tolerances(golden),
-        None => float32_tolerances(golden),
+        None => baseline_tolerances(golden, operands(args.backend, golden)),
+    }
+}
+
+/// What a backend multiplies: the CUDA backend rounds probabilities to the type of the embeddings.
+fn operands(backend: BackendName, golden: &Golden) -> DType {
+    match backend {
+        BackendName::Cuda => golden.problem.queries.view(golden.problem.dim).dtype(),
+        BackendName::Reference | BackendName::Cpu => DType::F32,
     }
 }
 

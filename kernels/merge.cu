@@ -41,7 +41,7 @@ __device__ void finish_gradient(const MergeParams& p) {
     float* to = p.result + row * p.dim;
     const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
     const float unit = p.inverse_norm ? p.inverse_norm[row] : 1.0f;
-    float along = 0.0f;
+    float along = 0.0f, length = 0.0f;
     for (uint32_t k = lane; k < p.dim; k += WARP) {
         float sum = 0.0f;
         for (uint32_t split = 0; split < p.splits; ++split) {
@@ -52,10 +52,14 @@ __device__ void finish_gradient(const MergeParams& p) {
             sum += part == 0.0f ? 0.0f : factor * part;
         }
         to[k] = p.gamma * sum;
-        along += p.gamma * sum * widen(x[k]) * unit;
+        const float xk = widen(x[k]) * unit;
+        along += p.gamma * sum * xk;
+        length += xk * xk;
     }
     if (!p.inverse_norm) return;
-    along = warp_sum(along);
+    // The length is 1 but for rounding; by it, gradients are orthogonal to the embeddings as they are.
+    length = warp_sum(length);
+    along = length == 0.0f ? 0.0f : warp_sum(along) / length;
     for (uint32_t k = lane; k < p.dim; k += WARP) to[k] = (to[k] - widen(x[k]) * unit * along) * unit;
 }
 

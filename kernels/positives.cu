@@ -44,23 +44,29 @@ __device__ void query_gradient(const PositivesParams& p) {
     const float unit_p = cosine ? p.positive_inverse_norm[row] : 1.0f;
     const double d_lse = p.d_lse[row], d_positive = p.d_positive[row];
 
-    double q_o = 0.0, q_p = 0.0;
+    double q_o = 0.0, q_p = 0.0, q_q = 0.0, p_p = 0.0;
     for (uint32_t k = lane; k < p.dim; k += WARP) {
         const double qk = double(widen(q[k])) * unit_q, pk = double(widen(positive[k])) * unit_p;
         q_o += qk * o[k];
         q_p += qk * pk;
+        q_q += qk * qk;
+        p_p += pk * pk;
     }
     q_o = warp_sum(q_o);
     q_p = warp_sum(q_p);
+    // 1 but for rounding; by these, gradients are orthogonal to the embeddings as they are.
+    q_q = warp_sum(q_q);
+    p_p = warp_sum(p_p);
     // q̂·dq̂ and p̂·dp̂, each over gamma.
     const double along_q = times(d_lse, q_o) + times(d_positive, q_p), along_p = times(d_positive, q_p);
     if (lane == 0) p.d_gamma[row] = along_q;
+    const double project_q = q_q == 0.0 ? 0.0 : along_q / q_q, project_p = p_p == 0.0 ? 0.0 : along_p / p_p;
     for (uint32_t k = lane; k < p.dim; k += WARP) {
         const double qk = double(widen(q[k])) * unit_q, pk = double(widen(positive[k])) * unit_p;
         const double d_q = times(d_lse, o[k]) + times(d_positive, pk), d_p = times(d_positive, qk);
-        p.d_queries[row * p.dim + k] = static_cast<float>(p.gamma * (cosine ? (d_q - qk * along_q) * unit_q : d_q));
+        p.d_queries[row * p.dim + k] = static_cast<float>(p.gamma * (cosine ? (d_q - qk * project_q) * unit_q : d_q));
         if (p.d_positive_embeddings) {
-            const double d = cosine ? (d_p - pk * along_p) * unit_p : d_p;
+            const double d = cosine ? (d_p - pk * project_p) * unit_p : d_p;
             p.d_positive_embeddings[row * p.dim + k] = static_cast<float>(p.gamma * d);
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use catalog_softmax::{Backend, Cpu, Reference};
+use catalog_softmax::{Backend, Cpu, DType, Reference};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -18,7 +18,7 @@ mod common {
 }
 
 use common::golden::Golden;
-use common::golden_check::{Tolerances, compare, float32_tolerances, float64_tolerances, results};
+use common::golden_check::{Tolerances, baseline_tolerances, compare, float64_tolerances, results};
 
 #[test]
 fn reference_agrees_with_every_golden_batch() {
@@ -27,7 +27,7 @@ fn reference_agrees_with_every_golden_batch() {
 
 #[test]
 fn cpu_agrees_with_every_golden_batch_as_closely_as_f32_can() {
-    check_all(&mut Cpu::new(), float32_tolerances);
+    check_all(&mut Cpu::new(), |golden| baseline_tolerances(golden, DType::F32));
 }
 
 fn check_all<B: Backend>(backend: &mut B, tolerances: impl Fn(&Golden) -> Tolerances) {

@@ -3,9 +3,10 @@
 mod common;
 
 use catalog_softmax::{Backend, Cpu, DType};
+use common::suite::{test_each, with_properties};
 
-fn cpu() -> Option<Box<dyn Backend<Real = f32>>> {
-    Some(Box::new(Cpu::new()))
+fn cpu() -> Box<dyn Backend<Real = f32>> {
+    Box::new(Cpu::new())
 }
 
-common::suite::property_suite!(cpu(), |_| DType::F32);
+with_properties!(test_each!(cpu(), |_| DType::F32));

@@ -10,11 +10,11 @@
 
 use std::collections::BTreeMap;
 
-use catalog_softmax::{Output, Real};
+use catalog_softmax::{DType, Output, Real};
 use safetensors::Dtype;
 
 use super::golden::{Golden, RESULTS, Tensor};
-use super::naive::{Naive, naive};
+use super::naive::{Naive, naive_rounded};
 use super::problem::{PositiveData, Problem};
 
 /// Results by name, as [`Expected`](super::golden::Expected).
@@ -82,15 +82,15 @@ pub fn float64_tolerances(golden: &Golden) -> Tolerances {
     tolerances
 }
 
-/// Of a backend that computes in `f32`: a multiple of the naive baseline's error on the same batch. Computes the
-/// baseline, and so B x N floats.
-pub fn float32_tolerances(golden: &Golden) -> Tolerances {
+/// Of a backend that computes in `f32`, or rounds what it multiplies to `operands`: a multiple of the error that the naive
+/// baseline makes so on the same batch. Computes the baseline, and so B x N floats.
+pub fn baseline_tolerances(golden: &Golden, operands: DType) -> Tolerances {
     let scores = ["lse", "positive"].iter().filter_map(|&name| golden.expected.get(name));
     let largest_score = scores.map(|tensor| largest(&tensor.values)).fold(1.0, f64::max);
     let floor = FLOOR * f64::from(f32::EPSILON);
     let mut tolerances = uniform_tolerances(floor * largest_score);
     tolerances.extend([("lse", floor), ("positive", floor)]);
-    for of_naive in compare(golden, &naive_results(&golden.problem), &uniform_tolerances(0.0)) {
+    for of_naive in compare(golden, &naive_results(&golden.problem, operands), &uniform_tolerances(0.0)) {
         if of_naive.name != "num_negatives" {
             let tolerance = tolerances.entry(of_naive.name).or_default();
             *tolerance = tolerance.max(TIMES_NAIVE * of_naive.error);
@@ -164,8 +164,9 @@ fn vector(values: Vec<f64>, dtype: Dtype) -> Tensor {
 }
 
 /// The naive baseline's results under the names of [`RESULTS`], in the shapes that errors need.
-fn naive_results(problem: &Problem) -> Results {
-    let found = if problem.loss.symmetric { symmetric_naive(problem) } else { naive(problem, true) };
+fn naive_results(problem: &Problem, operands: DType) -> Results {
+    let symmetric = problem.loss.symmetric;
+    let found = if symmetric { symmetric_naive(problem, operands) } else { naive_rounded(problem, true, operands) };
     let widened = |values: Vec<f32>| vector(values.into_iter().map(f64::from).collect(), Dtype::F32);
     Results::from([
         ("loss", widened(found.loss)),
@@ -181,9 +182,9 @@ fn naive_results(problem: &Problem) -> Results {
 }
 
 /// The mean of the naive loss in both directions. The batch is valid: each candidate is one query's positive.
-fn symmetric_naive(problem: &Problem) -> Naive {
+fn symmetric_naive(problem: &Problem, operands: DType) -> Naive {
     let PositiveData::Index(positives) = &problem.positives else { unreachable!("checked by the backend") };
-    let (mut out, other) = (naive(problem, true), naive(&problem.swapped(), true));
+    let (mut out, other) = (naive_rounded(problem, true, operands), naive_rounded(&problem.swapped(), true, operands));
     for (loss, &positive) in out.loss.iter_mut().zip(positives) {
         *loss = 0.5 * (*loss + other.loss[positive as usize]);
     }

@@ -1,7 +1,10 @@
 //! What tests share: owned problems, generators, and the honest baseline whose error sets the tolerance.
 #![allow(dead_code, missing_docs, unused_imports, unused_macros)]
 
+pub mod bits;
 pub mod generate;
+pub mod golden;
+pub mod golden_check;
 pub mod naive;
 pub mod problem;
 pub mod suite;

@@ -1,6 +1,6 @@
 //! The properties that every backend has: agreement with the reference, and the identities of the mathematics.
 //!
-//! Each is a function of a backend; `property_suite!` makes a test of each. Tile sizes are read from the backend's plan.
+//! Each is a function of a backend; `test_each!` makes a test of each. Tile sizes are read from the backend's plan.
 
 use std::cell::RefCell;
 
@@ -19,10 +19,13 @@ pub type Subject<'a> = &'a mut dyn Backend<Real = f32>;
 /// Input type → precision of the matmul operands of the baseline that the backend is measured by.
 pub type Operands = fn(DType) -> DType;
 
-/// Makes a test of each property. `$backend` is an `Option<Box<dyn Backend<Real = f32>>>`: none skips.
-macro_rules! property_suite {
-    ($backend:expr, $operands:expr) => {
-        $crate::common::suite::property_suite!(@each $backend, $operands,
+/// A property of a backend.
+pub type Property = fn(Subject<'_>, Operands);
+
+/// The list of properties, given to another macro.
+macro_rules! with_properties {
+    ($with:ident!($($arguments:tt)*)) => {
+        $with! { ($($arguments)*)
             agrees_on_random_problems,
             agrees_on_wide_random_problems,
             agrees_at_the_edges_of_tiles,
@@ -55,20 +58,30 @@ macro_rules! property_suite {
             a_small_temperature,
             lengths_near_the_ends_of_the_range,
             log_q_of_any_size,
-        );
+        }
     };
-    (@each $backend:expr, $operands:expr, $($name:ident),* $(,)?) => {
+}
+
+/// Makes a test of each property. `$backend` is a `Box<dyn Backend<Real = f32>>`.
+macro_rules! test_each {
+    (($backend:expr, $operands:expr) $($name:ident,)*) => {
         $(
             #[test]
             fn $name() {
-                if let Some(mut backend) = $backend {
-                    $crate::common::suite::$name(&mut *backend, $operands);
-                }
+                $crate::common::suite::$name(&mut *$backend, $operands);
             }
         )*
     };
 }
-pub(crate) use property_suite;
+
+macro_rules! list {
+    (() $($name:ident,)*) => {
+        /// Every property by its name.
+        pub const PROPERTIES: &[(&str, Property)] = &[$((stringify!($name), $name)),*];
+    };
+}
+with_properties!(list!());
+pub(crate) use {test_each, with_properties};
 
 fn compute(backend: Subject<'_>, problem: &Problem, request: Request) -> Output<f32> {
     let mut output = Output::default();

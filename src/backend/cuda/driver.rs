@@ -133,8 +133,9 @@ impl Driver {
             if name.starts_with("stream_") {
                 let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 // SAFETY: the function is valid, and the value is what the device reports as its limit.
-                let set =
-                    unsafe { result::function::set_function_attribute(function, attribute, self.limits.shared_bytes as i32) };
+                let set = unsafe {
+                    result::function::set_function_attribute(function, attribute, self.limits.shared_bytes as i32)
+                };
                 checked("cuFuncSetAttribute", set)?;
             }
             self.functions.insert(name, function);

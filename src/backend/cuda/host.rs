@@ -239,8 +239,7 @@ impl Stream for Cuda {
         let problem = self.problem(batch, loss, &memory.inputs);
         let out = &memory.outputs;
         let at = |part: Part| self.arena.address(part);
-        let step =
-            Step { driver: &self.driver, arena: &self.arena, problem: &problem, workspace: &memory.workspace };
+        let step = Step { driver: &self.driver, arena: &self.arena, problem: &problem, workspace: &memory.workspace };
         step.prepare()?;
         let results = StatisticsOut {
             lse: at(out.lse),
@@ -259,10 +258,9 @@ impl Stream for Cuda {
         statistics.positive = self.down(out.positive, b)?;
         statistics.num_negatives = self.down(out.num_negatives, b)?;
         statistics.moments = match request.moments {
-            true => Some(Moments {
-                expected_score: self.down(out.expected_score, b)?,
-                entropy: self.down(out.entropy, b)?,
-            }),
+            true => {
+                Some(Moments { expected_score: self.down(out.expected_score, b)?, entropy: self.down(out.entropy, b)? })
+            }
             false => None,
         };
         statistics.rank = match request.rank {
@@ -297,8 +295,7 @@ impl Stream for Cuda {
         self.up(out.d_positive, d_positive)?;
         let problem = self.problem(batch, loss, &memory.inputs);
         let at = |part: Part| self.arena.address(part);
-        let step =
-            Step { driver: &self.driver, arena: &self.arena, problem: &problem, workspace: &memory.workspace };
+        let step = Step { driver: &self.driver, arena: &self.arena, problem: &problem, workspace: &memory.workspace };
         step.prepare()?;
         step.back(&Back {
             lse: at(out.lse),

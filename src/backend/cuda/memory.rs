@@ -54,6 +54,10 @@ impl Arena {
         Arena { context, base: ALIGNMENT as u64, bytes: 0 }
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Makes room for a layout. What the block held is lost where it grows.
     pub(super) fn reserve(&mut self, driver: &Driver, layout: Layout) -> Result<()> {
         if layout.bytes <= self.bytes {

@@ -59,6 +59,11 @@ impl Cuda {
         Ok(Cuda { arena: Arena::new(driver.context.clone()), driver })
     }
 
+    /// Bytes of device memory that this backend holds now: those of the largest step so far, as its plan said.
+    pub fn device_bytes(&self) -> usize {
+        self.arena.bytes()
+    }
+
     /// The device's name, as the driver has it.
     ///
     /// # Errors

@@ -12,8 +12,8 @@
 use super::driver::{Driver, Grid};
 use super::memory::{Arena, Part};
 use super::params::{
-    HITS, MergeParams, MergeRowsParams, OUTPUT_FOLDED, OUTPUT_NONE, OUTPUT_PLAIN, COLUMN_TERM, PositivesParams, ROW_TERM,
-    ResolveParams, RowInverseNormsParams, StreamParams, TermsParams,
+    COLUMN_TERM, HITS, MergeParams, MergeRowsParams, OUTPUT_FOLDED, OUTPUT_NONE, OUTPUT_PLAIN, PositivesParams,
+    ROW_TERM, ResolveParams, RowInverseNormsParams, StreamParams, TermsParams,
 };
 use super::problem::{DevicePool, DevicePositives, Problem, Rows};
 use super::tiling::{Tiling, static_shift};

@@ -1,0 +1,160 @@
+//! The CUDA backend: golden batches, every property, determinism and memory, on a device.
+//!
+//! With no device the tests are ignored, and the reason is printed; `REQUIRE_GPU=1` runs, and so fails, them instead. On an
+//! emulated device (its name says so) the largest are left out. `GPU_TESTS=quick` leaves the largest out anywhere.
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use catalog_softmax::{Backend, Cuda, Error, Output, Request};
+use common::bits::{bits, problems};
+use common::generate::{Config, Masking};
+use common::golden::Golden;
+use common::golden_check::{baseline_tolerances, compare, results};
+use common::problem::Problem;
+use common::suite::{PROPERTIES, Property};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// What the CUDA backend does not hold yet, and why.
+const NOT_HELD: &[(&str, &str)] = &[(
+    "nan_spoils_nothing_else",
+    "0 · NaN of a masked pair, or of a row of weight 0, enters the gradients of candidates",
+)];
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let opened = Cuda::new(0);
+    let name = opened.as_ref().ok().and_then(|cuda| cuda.name().ok());
+    match (&opened, &name) {
+        (Err(reason), _) => println!("gpu tests are ignored: {reason}"),
+        (_, name) => println!("gpu tests run on {}", name.as_deref().unwrap_or("a device without a name")),
+    }
+    let required = std::env::var_os("REQUIRE_GPU").is_some_and(|value| value == "1");
+    let absent = opened.is_err() && !required;
+    // One backend for all: its workspace goes from test to test, with what the last one left in it.
+    let cuda: &'static Mutex<Result<Cuda, Error>> = Box::leak(Box::new(Mutex::new(opened)));
+    let trials = trials(cuda).into_iter().map(|trial| if absent { trial.with_ignored_flag(true) } else { trial });
+    libtest_mimic::run(&arguments, trials.collect()).exit();
+}
+
+type Shared = &'static Mutex<Result<Cuda, Error>>;
+
+fn trials(cuda: Shared) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for file in golden_files() {
+        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        trials.push(Trial::test(format!("golden::{name}"), move || golden(&mut *locked(cuda)?, &file)));
+    }
+    for &(name, property) in PROPERTIES {
+        let not_held = NOT_HELD.iter().find(|(held, _)| *held == name);
+        let kind = not_held.map_or(String::new(), |(_, why)| format!("not held: {why}"));
+        let trial = Trial::test(format!("property::{name}"), move || hold(cuda, property)).with_kind(kind);
+        trials.push(trial.with_ignored_flag(not_held.is_some()));
+    }
+    let own: [(&str, fn(&mut Cuda)); 3] = [
+        ("the_same_bits_again", the_same_bits_again),
+        ("what_a_workspace_held_does_not_matter", what_a_workspace_held_does_not_matter),
+        ("the_plan_is_the_memory", the_plan_is_the_memory),
+    ];
+    for (name, test) in own {
+        trials.push(Trial::test(name, move || {
+            test(&mut *locked(cuda)?);
+            Ok(())
+        }));
+    }
+    trials
+}
+
+/// The backend, or why there is none.
+fn locked(cuda: Shared) -> Result<Guard, Failed> {
+    let guard = cuda.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*guard {
+        Ok(_) => Ok(Guard(guard)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+struct Guard(MutexGuard<'static, Result<Cuda, Error>>);
+
+impl std::ops::Deref for Guard {
+    type Target = Cuda;
+    fn deref(&self) -> &Cuda {
+        self.0.as_ref().expect("checked when locked")
+    }
+}
+
+impl std::ops::DerefMut for Guard {
+    fn deref_mut(&mut self) -> &mut Cuda {
+        self.0.as_mut().expect("checked when locked")
+    }
+}
+
+fn hold(cuda: Shared, property: Property) -> Result<(), Failed> {
+    // Operands of the second matmul are rounded to the inputs' type: so are the baseline's.
+    property(&mut *locked(cuda)?, |dtype| dtype);
+    Ok(())
+}
+
+fn golden_files() -> Vec<PathBuf> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+    let folder = std::env::var("GOLDEN").unwrap_or_else(|_| folder.to_owned());
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "safetensors"));
+    files.sort();
+    assert!(!files.is_empty(), "golden batches in {folder}");
+    files
+}
+
+fn golden(cuda: &mut Cuda, file: &std::path::Path) -> Result<(), Failed> {
+    let golden = Golden::load(file)?;
+    let output = cuda.value_and_grad(&golden.problem.batch()?, &golden.problem.loss)?;
+    let dtype = golden.problem.queries.view(golden.problem.dim).dtype();
+    let compared = compare(&golden, &results(&output), &baseline_tolerances(&golden, dtype));
+    assert!(!compared.is_empty(), "the file expects something");
+    let bad: Vec<_> = compared.iter().filter(|comparison| !comparison.passes()).collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+    Ok(())
+}
+
+fn run(cuda: &mut Cuda, problem: &Problem) -> Vec<u64> {
+    let batch = problem.batch().expect("a valid problem");
+    let request = Request::value_and_grad().with_moments().with_rank();
+    let mut output = Output::default();
+    cuda.compute(&batch, &problem.loss, request, &mut output).expect("a loss that fits");
+    bits(&output)
+}
+
+fn the_same_bits_again(cuda: &mut Cuda) {
+    for (p, problem) in problems().iter().enumerate() {
+        let first = run(cuda, problem);
+        for again in 1..4 {
+            assert!(run(cuda, problem) == first, "problem {p}, run {again}");
+        }
+    }
+}
+
+/// A fresh backend's memory holds nothing; the shared one's holds what the tests before, and a larger problem, left.
+fn what_a_workspace_held_does_not_matter(cuda: &mut Cuda) {
+    let large = Config { pools: vec![3000, 500], masking: Masking::Excluded, ..Config::new(600, 1, 96) }.problem();
+    for (p, problem) in problems().iter().enumerate() {
+        let fresh = run(&mut Cuda::new(0).expect("opened before"), problem);
+        run(cuda, &large);
+        assert!(run(cuda, problem) == fresh, "problem {p}");
+    }
+}
+
+fn the_plan_is_the_memory(cuda: &mut Cuda) {
+    let problem = Config::new(500, 2000, 64).problem();
+    let batch = problem.batch().expect("a valid problem");
+    let plan = cuda.plan(&batch, &problem.loss, Request::value_and_grad()).expect("a loss that fits");
+    let mut fresh = Cuda::new(0).expect("opened before");
+    fresh.value_and_grad(&batch, &problem.loss).expect("a loss that fits");
+    assert_eq!(fresh.device_bytes(), plan.workspace_bytes);
+    // A second step, and a smaller problem, need no more.
+    fresh.value_and_grad(&batch, &problem.loss).expect("a loss that fits");
+    run(&mut fresh, &Config::new(100, 200, 64).problem());
+    assert_eq!(fresh.device_bytes(), plan.workspace_bytes);
+}

@@ -13,9 +13,9 @@
 //! u is one number for a tensor, so that a baseline that is exact by luck in one element fails nobody; the tolerance is
 //! each element's own, so that one wrong element fails, wherever it is and however large its neighbours are. `least`
 //! is for tensors of few elements, where the baseline may be lucky in all; `most` keeps a baseline that breaks down from
-//! excusing everything. The floor is what underflow of f32 takes: probabilities below 2^-126 are 0. A wrong score, coefficient or tile moves its element by a
-//! good part of `scale / condition`: with conditions up to some hundreds and ε = 1.2e-7, that is thousands of
-//! tolerances.
+//! excusing everything. The floor is what underflow of f32 takes: probabilities below 2^-126 are 0. A wrong score,
+//! coefficient or tile moves its element by a good part of `scale / condition`: with conditions up to some hundreds and
+//! ε = 1.2e-7, that is thousands of tolerances.
 //!
 //! The epilogue is one for all backends, the reference among them, so agreement with the reference cannot show an error
 //! in it: losses and totals are computed here once more, and the reference is held to them before it counts.
@@ -425,8 +425,10 @@ fn scales(problem: &Problem) -> (Scales, ([f64; 1], Vec<f64>)) {
         if !empty {
             for (d_c, z) in d_c.iter_mut().zip(&*z) {
                 d_c.size += flow * (z - lse).exp() * q_length;
-                // An exact 0 where masked is a property of its own.
-                d_c.floor += lost * q_length;
+                // An exact 0 where masked is a property of its own. A backend may multiply raw embeddings by a factor
+                // that holds 1 / length, up to twice what it exponentiates.
+                let length = if q.inverse[i] > 0.0 { q_length.max(1.0 / q.inverse[i]) } else { q_length };
+                d_c.floor += 2.0 * lost * length;
             }
         }
         if let PositiveData::Index(index) = &problem.positives {

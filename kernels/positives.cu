@@ -1,6 +1,6 @@
 // Work on queries and their positives, row by row.
 //
-//   gather_positives  address, inverse norm and scale of each row's positive
+//   gather_positives  address, inverse norm and scale of each row's positive; where it is a candidate, id and log_q too
 //   query_gradient    dq̂ = gamma (d_lse O + d_positive p̂)          dp̂ = gamma d_positive q̂
 //                     d_gamma = d_lse q̂·O + d_positive q̂·p̂
 //                     cosine: dx = (dx̂ − x̂ (x̂·dx̂)) / |x|
@@ -13,6 +13,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "fault.cuh"
 #include "positives_params.h"
 
 namespace {
@@ -77,13 +78,19 @@ __device__ void query_gradient(const PositivesParams& p) {
 extern "C" __global__ void gather_positives(const __grid_constant__ PositivesParams p) {
     const uint32_t row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= p.rows) return;
+    const uint64_t over_all = p.positives ? p.positives[row] : row;
+    // A positive that is no candidate: the first candidate is in its place, of no number, so that it spoils its row.
+    const bool nowhere = p.positives && over_all >= p.candidates;
+    if (nowhere && p.start == 0) report_fault(p.fault, FAULT_POSITIVES, row);
     // Another pool's positive wraps around to a large number.
-    const uint64_t index = p.positives ? p.positives[row] - p.start : row;
-    if (index >= p.count) return;
-    const float unit = p.base_inverse_norm ? p.base_inverse_norm[index] : 1.0f;
+    const uint64_t index = nowhere ? 0 : over_all - p.start;
+    if (index >= p.count || (nowhere && p.start != 0)) return;
+    const float unit = nowhere ? NAN : p.base_inverse_norm ? p.base_inverse_norm[index] : 1.0f;
     p.addresses[row] = static_cast<const char*>(p.base) + index * p.stride * p.element_bytes;
     p.positive_inverse_norm[row] = unit;
     p.terms[row] = {unit, 0.0f, 0.0f, 0.0f};
+    if (p.candidate_ids) p.positive_ids[row] = p.candidate_ids[index];
+    if (p.candidate_log_q) p.positive_log_q[row] = p.candidate_log_q[index];
 }
 
 #define QUERY_GRADIENT(type, element)                                                                    \

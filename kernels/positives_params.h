@@ -7,6 +7,11 @@ struct PositivesParams {
     const void* base;
     const uint32_t* positives;  // (rows) indices over all pools; null for separate positives
     const float* base_inverse_norm;  // null under dot
+    const uint64_t* candidate_ids;   // (count) of the pool; null without ids, and for separate positives
+    const float* candidate_log_q;    // (count) of the pool; null without log_q, and for separate positives
+    uint64_t* positive_ids;          // (rows); null without ids
+    float* positive_log_q;           // (rows); null without log_q
+    uint64_t* fault;                 // fault.cuh
     // Of each row's positive; written by gather_positives, read by query_gradient.
     const void** addresses;
     float* positive_inverse_norm;
@@ -24,10 +29,11 @@ struct PositivesParams {
     uint64_t query_stride;
     uint64_t start;         // index over all pools of the pool's first candidate
     uint64_t count;         // its candidates
+    uint64_t candidates;    // of all pools
     uint32_t rows;
     uint32_t dim;
     uint32_t element_bytes;
     float gamma;
 };
 
-static_assert(sizeof(PositivesParams) == 18 * 8 + 4 * 4, "mirrored in params.rs");
+static_assert(sizeof(PositivesParams) == 24 * 8 + 4 * 4, "mirrored in params.rs");

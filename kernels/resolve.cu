@@ -4,6 +4,7 @@
 // (key, row) pairs go into a hash table by key; the pairs of a key form a list. Then each candidate is looked up, and keeps
 // the range [first, last] of the rows that reject it and the slot of their list (`Hits`).
 //
+//   check_offsets  offsets that break the rule are reported
 //   clear_slots    slots: key EMPTY, no list, empty range
 //   insert_pairs   one thread a pair
 //   find_hits      one thread a candidate
@@ -12,6 +13,7 @@
 // rows do not depend on it, and nothing else is read from them: results are reproducible.
 // Limits: fewer than 2^32 pairs; `capacity` is a power of two above their number, and slot `capacity` is the key EMPTY's.
 // Tests: tests/gpu.rs, every mask against the reference.
+#include "fault.cuh"
 #include "resolve_params.h"
 
 namespace {
@@ -37,6 +39,15 @@ __device__ __forceinline__ uint32_t row_of(const int64_t* offsets, uint32_t rows
 }
 
 }  // namespace
+
+// Offsets that do not ascend from 0 to the number of ids. `row_of` stays in bounds whatever they are.
+extern "C" __global__ void check_offsets(const __grid_constant__ ResolveParams p) {
+    const uint32_t row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= p.rows) return;
+    const int64_t from = p.exclude_offsets[row], to = p.exclude_offsets[row + 1];
+    if (from > to || (row == 0 && from != 0)) report_fault(p.fault, FAULT_EXCLUDE_OFFSETS, row);
+    if (row + 1 == p.rows && to != p.excluded_pairs) report_fault(p.fault, FAULT_EXCLUDE_OFFSETS, p.rows);
+}
 
 extern "C" __global__ void clear_slots(const __grid_constant__ ResolveParams p) {
     const uint32_t slot = blockIdx.x * blockDim.x + threadIdx.x;

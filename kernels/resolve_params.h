@@ -18,6 +18,7 @@ struct ResolveParams {
     // One pool's candidates; without ids a candidate's key is its index over all pools.
     const uint64_t* candidate_ids;
     Hits* hits;
+    uint64_t* fault;  // fault.cuh
     uint64_t candidates;
     uint64_t candidate_start;
     uint32_t rows;
@@ -26,4 +27,4 @@ struct ResolveParams {
     uint32_t capacity;
 };
 
-static_assert(sizeof(ResolveParams) == 14 * 8 + 4 * 4, "mirrored in params.rs");
+static_assert(sizeof(ResolveParams) == 15 * 8 + 4 * 4, "mirrored in params.rs");

@@ -10,6 +10,7 @@
 //
 // The exponent subtracts lse in units of log 2, rounded to f32; what rounding left goes into the factor.
 // Tests: tests/gpu.rs, through every result.
+#include "fault.cuh"
 #include "terms_params.h"
 
 namespace {
@@ -43,6 +44,7 @@ extern "C" __global__ void candidate_columns(const __grid_constant__ TermsParams
     const uint64_t i = thread();
     if (i >= p.rows) return;
     const float scale = unit(p, i), bias = p.log_q ? -p.log_q[i] * LOG2_E : 0.0f;
+    if (!isfinite(bias)) report_fault(p.fault, FAULT_LOG_Q, p.start + i);
     ColumnTerm term = {scale, bias, 1.0f, 1.0f};
     if (p.output_factor != OUTPUT_NONE) term.factor = scale;
     // A candidate of length 0 has score 0 and a probability; only its place in the output is 0.

@@ -15,7 +15,9 @@ struct TermsParams {
     RowTerm* row_terms;
     ColumnTerm* columns;
     PositiveTerm* positive_terms;
+    uint64_t* fault;  // fault.cuh
     uint64_t rows;
+    uint64_t start;  // candidate_columns: index over all pools of the pool's first candidate
     float scale;  // log2(e) / temperature
     // candidate_columns: what is an output factor's share of the scores.
     uint32_t output_factor;
@@ -27,4 +29,4 @@ constexpr uint32_t OUTPUT_NONE = 0;
 constexpr uint32_t OUTPUT_PLAIN = 1;
 constexpr uint32_t OUTPUT_FOLDED = 2;
 
-static_assert(sizeof(TermsParams) == 11 * 8 + 2 * 4, "mirrored in params.rs");
+static_assert(sizeof(TermsParams) == 13 * 8 + 2 * 4, "mirrored in params.rs");

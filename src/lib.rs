@@ -93,6 +93,15 @@ pub use backend::Backend;
 pub use backend::cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use backend::cuda::Cuda;
+
+/// Steps on the caller's own device memory and stream, by [`Cuda::step`](cuda::Cuda::step).
+#[cfg(feature = "cuda")]
+pub mod cuda {
+    pub use crate::backend::cuda::{
+        Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceOutput, DevicePool, DeviceSlice,
+        DeviceSliceMut,
+    };
+}
 pub use backend::device::{Device, Selected};
 pub use backend::reference::Reference;
 pub use batch::{Batch, BatchBuilder, Ids, Indices, Pool};

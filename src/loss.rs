@@ -84,6 +84,15 @@ pub struct Loss {
     pub symmetric: bool,
 }
 
+/// Which of the arrays that a loss may need a batch has. Positives that are candidates have the log_q of these.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Given {
+    pub(crate) log_q: bool,
+    pub(crate) positive_log_q: bool,
+    pub(crate) separate_positives: bool,
+    pub(crate) row_weight: bool,
+}
+
 impl Loss {
     /// Softmax cross-entropy of the positive against the negatives, uncorrected, reduced by the mean.
     pub fn softmax(similarity: Similarity, temperature: f64) -> Self {
@@ -116,16 +125,19 @@ impl Loss {
 
     /// Checks the options, and that batch and loss fit each other.
     pub(crate) fn check(&self, batch: &Batch<'_>) -> Result<()> {
-        // Backends score in units of log 2, in f32: what they multiply by is log2(e) / temperature.
-        let scale = (self.scale() * std::f64::consts::LOG2_E) as f32;
-        if !(self.temperature > 0.0 && self.temperature.is_finite() && scale > 0.0 && scale.is_finite()) {
-            let rule = "finite and > 0, as is log2(e) / temperature in single precision";
-            return Err(value("temperature", self.temperature, rule));
+        self.check_options(&Given {
+            log_q: batch.pools.iter().any(|pool| pool.log_q.is_some()),
+            positive_log_q: batch.positive_log_q.is_some(),
+            separate_positives: matches!(batch.positives, Positives::Separate(_)),
+            row_weight: batch.row_weight.is_some(),
+        })?;
+        if let (Correction::CorrectedLogQ, Some(log_q)) = (self.correction, &batch.positive_log_q)
+            && let Some(row) = log_q.iter().position(|&l| l >= 0.0)
+        {
+            let rule = "< 0 for Correction::CorrectedLogQ: a probability below 1, not an expected count";
+            return Err(value(format!("positive_log_q[{row}]"), log_q[row], rule));
         }
-        self.check_correction(batch)?;
-        if self.reduction == Reduction::WeightedMean {
-            let weights = batch.row_weight.as_ref();
-            let weights = weights.ok_or_else(|| missing("row_weight", "Reduction::WeightedMean divides by its sum"))?;
+        if let (Reduction::WeightedMean, Some(weights)) = (self.reduction, &batch.row_weight) {
             let sum: f64 = weights.iter().map(|&w| f64::from(w)).sum();
             if sum <= 0.0 {
                 return Err(value("the sum of row_weight", sum, "> 0 with Reduction::WeightedMean"));
@@ -137,17 +149,25 @@ impl Loss {
         Ok(())
     }
 
-    fn check_correction(&self, batch: &Batch<'_>) -> Result<()> {
-        let have_log_q = batch.pools.iter().any(|pool| pool.log_q.is_some());
-        let separate = matches!(batch.positives, Positives::Separate(_));
+    /// Options that are out of range or do not fit what a batch was given, wherever its arrays are.
+    pub(crate) fn check_options(&self, given: &Given) -> Result<()> {
+        // Backends score in units of log 2, in f32: what they multiply by is log2(e) / temperature.
+        let scale = (self.scale() * std::f64::consts::LOG2_E) as f32;
+        if !(self.temperature > 0.0 && self.temperature.is_finite() && scale > 0.0 && scale.is_finite()) {
+            let rule = "finite and > 0, as is log2(e) / temperature in single precision";
+            return Err(value("temperature", self.temperature, rule));
+        }
+        if self.reduction == Reduction::WeightedMean && !given.row_weight {
+            return Err(missing("row_weight", "Reduction::WeightedMean divides by its sum"));
+        }
         if self.correction == Correction::None {
-            if have_log_q {
+            if given.log_q {
                 return Err(does_not_apply(
                     "log_q",
                     "Correction::None subtracts none: choose a correction, or give none",
                 ));
             }
-            if batch.positive_log_q.is_some() {
+            if given.positive_log_q {
                 return Err(does_not_apply("positive_log_q", "Correction::None uses none"));
             }
             return Ok(());
@@ -156,24 +176,18 @@ impl Loss {
             let rule = "in the swapped direction queries are the candidates, and they have no log_q";
             return Err(does_not_apply(format!("Correction::{:?}", self.correction), rule));
         }
-        if !have_log_q {
+        if !given.log_q {
             return Err(missing("log_q", "every correction subtracts it from the negatives' scores"));
         }
         let uses_positive = self.correction != Correction::LogQNegativesOnly;
-        match &batch.positive_log_q {
-            None if uses_positive => Err(missing("positive_log_q", "this correction needs it for separate positives")),
-            Some(_) if separate && !uses_positive => {
-                Err(does_not_apply("positive_log_q", "Correction::LogQNegativesOnly leaves the positive as it is"))
-            }
-            Some(log_q) if self.correction == Correction::CorrectedLogQ => match log_q.iter().position(|&l| l >= 0.0) {
-                Some(row) => {
-                    let rule = "< 0 for Correction::CorrectedLogQ: a probability below 1, not an expected count";
-                    Err(value(format!("positive_log_q[{row}]"), log_q[row], rule))
-                }
-                None => Ok(()),
-            },
-            _ => Ok(()),
+        if uses_positive && !given.positive_log_q {
+            return Err(missing("positive_log_q", "this correction needs it for separate positives"));
         }
+        if given.separate_positives && given.positive_log_q && !uses_positive {
+            let rule = "Correction::LogQNegativesOnly leaves the positive as it is";
+            return Err(does_not_apply("positive_log_q", rule));
+        }
+        Ok(())
     }
 
     /// The per-row loss and its derivatives: everything that distinguishes one loss from another.

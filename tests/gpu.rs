@@ -4,6 +4,8 @@
 //! emulated device (its name says so) the largest are left out. `GPU_TESTS=quick` leaves the largest out anywhere.
 
 mod common;
+#[path = "gpu/steps.rs"]
+mod steps;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -58,7 +60,17 @@ fn trials(cuda: Shared) -> Vec<Trial> {
             None => trials.push(trial),
         }
     }
-    let own: [(&str, fn(&mut Cuda)); 3] = [
+    let own: [Own; 7] = [
+        (
+            "steps_on_device_memory_give_what_host_memory_gives",
+            steps::steps_on_device_memory_give_what_host_memory_gives,
+        ),
+        (
+            "a_reserved_step_allocates_nothing_and_replays_as_a_graph",
+            steps::a_reserved_step_allocates_nothing_and_replays_as_a_graph,
+        ),
+        ("faults_that_only_the_device_sees_become_errors", steps::faults_that_only_the_device_sees_become_errors),
+        ("views_that_do_not_fit_are_errors", steps::views_that_do_not_fit_are_errors),
         ("the_same_bits_again", the_same_bits_again),
         ("what_a_workspace_held_does_not_matter", what_a_workspace_held_does_not_matter),
         ("the_plan_is_the_memory", the_plan_is_the_memory),
@@ -71,6 +83,9 @@ fn trials(cuda: Shared) -> Vec<Trial> {
     }
     trials
 }
+
+/// A test that is this file's own.
+type Own = (&'static str, fn(&mut Cuda));
 
 /// The backend, or why there is none.
 fn locked(cuda: Shared) -> Result<Guard, Failed> {

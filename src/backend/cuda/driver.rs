@@ -74,7 +74,7 @@ type Name = (&'static str, &'static CStr);
 /// Every kernel, by the image that holds it.
 const KERNELS: &[(&[u8], &[Name])] = names! {
     ROWS: "row_inverse_norms_f16", "row_inverse_norms_bf16", "row_inverse_norms_f32";
-    RESOLVE: "clear_slots", "insert_pairs", "find_hits";
+    RESOLVE: "check_offsets", "clear_slots", "insert_pairs", "find_hits";
     TERMS: "candidate_columns", "candidate_rows", "query_rows", "query_columns";
     STREAM_SM80: "stream_statistics_f16", "stream_statistics_bf16", "stream_statistics_f32",
         "stream_detail_f16", "stream_detail_bf16", "stream_detail_f32",
@@ -87,24 +87,23 @@ const KERNELS: &[(&[u8], &[Name])] = names! {
         "stream_gradient_4_f16", "stream_gradient_4_bf16", "stream_gradient_4_f32";
     POSITIVES: "gather_positives", "query_gradient_f16", "query_gradient_bf16", "query_gradient_f32";
     MERGE: "merge_rows", "merge_expected", "finish_gradient_f16", "finish_gradient_bf16", "finish_gradient_f32";
+    EPILOGUE: "epilogue", "finish_temperature";
 };
 
 impl Driver {
     /// Opens a device that `probe` found, with a stream of its own.
-    pub(super) fn open(ordinal: usize) -> std::result::Result<Self, Unavailable> {
-        Self::load(ordinal).map_err(|error| match error {
-            Error::Driver { call, code } => Unavailable::Driver { call, code },
-            Error::DeviceUnavailable { reason, .. } => reason,
-            _ => Unavailable::KernelsNotBuilt,
-        })
+    pub(super) fn open(ordinal: usize) -> Result<Self> {
+        let context = checked("cuDevicePrimaryCtxRetain", CudaContext::new(ordinal))?;
+        Self::on_stream(checked("cuStreamCreate", context.new_stream())?)
     }
 
-    fn load(ordinal: usize) -> Result<Self> {
-        let context = checked("cuDevicePrimaryCtxRetain", CudaContext::new(ordinal))?;
+    /// Loads the kernels into a stream's context.
+    pub(super) fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        let context = stream.context().clone();
         let (major, minor) = checked("cuDeviceGetAttribute", context.compute_capability())?;
         if major < 8 {
             let reason = Unavailable::ComputeCapability { major, minor };
-            return Err(Error::DeviceUnavailable { device: format!("cuda:{ordinal}"), reason });
+            return Err(Error::DeviceUnavailable { device: format!("cuda:{}", context.ordinal()), reason });
         }
         use sys::CUdevice_attribute as Attribute;
         let attribute = |which| Ok(checked("cuDeviceGetAttribute", context.attribute(which))? as usize);
@@ -112,7 +111,6 @@ impl Driver {
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1),
             shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         };
-        let stream = checked("cuStreamCreate", context.new_stream())?;
         let mut driver = Driver { context, stream, functions: HashMap::new(), modules: Vec::new(), limits };
         for &(image, names) in KERNELS {
             driver.load_kernels(image, names)?;
@@ -169,6 +167,12 @@ impl Driver {
             )
         };
         checked("cuLaunchKernel", launched)
+    }
+
+    /// Sets bytes, in the order of the stream.
+    pub(super) fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
+        // SAFETY: `to` has as many bytes: callers fill whole parts.
+        checked("cuMemsetD8Async", unsafe { result::memset_d8_async(to, byte, bytes, self.stream.cu_stream()) })
     }
 
     pub(super) fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {

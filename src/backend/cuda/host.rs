@@ -4,8 +4,8 @@ use bytemuck::NoUninit;
 
 use super::Cuda;
 use super::memory::{Layout, Part};
-use super::passes::{Back, StatisticsOut, Step};
-use super::problem::{DevicePool, DevicePositives, Problem, Rows};
+use super::passes::{Back, StatisticsOut};
+use super::problem::{Problem, ProblemPool, ProblemPositives, Rows};
 use super::tiling::{BLOCK_X, BLOCK_Y};
 use super::workspace::Workspace;
 use crate::backend::stream::Stream;
@@ -58,6 +58,7 @@ struct Outputs {
 impl Inputs {
     fn lay_out(layout: &mut Layout, batch: &Batch<'_>) -> Self {
         let b = batch.num_queries();
+        let separate = matches!(batch.positives, Positives::Separate(_));
         let rows = |layout: &mut Layout, embeddings: &Embeddings<'_>| layout.part(embeddings.bytes().len(), 1);
         let pool = |layout: &mut Layout, pool: &crate::Pool<'_>| {
             let n = pool.candidates.rows();
@@ -74,7 +75,7 @@ impl Inputs {
                 Positives::Index(_) => layout.part(b, 4),
                 Positives::Separate(embeddings) => rows(layout, embeddings),
             },
-            positive_ids: layout.part_if(batch.positive_ids.is_some(), b, 8),
+            positive_ids: layout.part_if(separate && batch.positive_ids.is_some(), b, 8),
             exclude_offsets: layout.part_if(batch.excluded.is_some(), b + 1, 8),
             exclude_ids: layout.part(batch.excluded.map_or(0, |excluded| excluded.ids.0.len()), 8),
         }
@@ -137,7 +138,7 @@ impl Cuda {
             rows: embeddings.rows(),
             stride: embeddings.stride(),
         };
-        let pools = batch.pools_with_start().zip(&inputs.pools).map(|((start, pool), parts)| DevicePool {
+        let pools = batch.pools_with_start().zip(&inputs.pools).map(|((start, pool), parts)| ProblemPool {
             candidates: rows(&pool.candidates, parts.candidates),
             start,
             ids: at(parts.ids),
@@ -152,10 +153,13 @@ impl Cuda {
             queries: rows(&batch.queries, inputs.queries),
             pools: pools.collect(),
             positives: match &batch.positives {
-                Positives::Index(_) => DevicePositives::Index(at(inputs.positives)),
-                Positives::Separate(embeddings) => DevicePositives::Separate(rows(embeddings, inputs.positives)),
+                Positives::Index(_) => ProblemPositives::Index(at(inputs.positives)),
+                Positives::Separate(embeddings) => ProblemPositives::Separate(rows(embeddings, inputs.positives)),
             },
             positive_ids: at(inputs.positive_ids),
+            // The epilogue is the host's.
+            positive_log_q: 0,
+            row_weight: 0,
             exclude_offsets: at(inputs.exclude_offsets),
             exclude_ids: at(inputs.exclude_ids),
             excluded: batch.excluded.map_or(0, |excluded| excluded.ids.0.len()),
@@ -176,9 +180,11 @@ impl Cuda {
         }
         match &batch.positives {
             Positives::Index(indices) => self.up(inputs.positives, indices.as_ref())?,
-            Positives::Separate(embeddings) => self.up(inputs.positives, embeddings.bytes())?,
+            Positives::Separate(embeddings) => {
+                self.up(inputs.positives, embeddings.bytes())?;
+                self.up(inputs.positive_ids, batch.positive_ids.as_deref().unwrap_or_default())?;
+            }
         }
-        self.up(inputs.positive_ids, batch.positive_ids.as_deref().unwrap_or_default())?;
         if let Some(excluded) = &batch.excluded {
             self.up(inputs.exclude_offsets, excluded.offsets)?;
             self.up(inputs.exclude_ids, excluded.ids.0)?;
@@ -239,7 +245,7 @@ impl Stream for Cuda {
         let problem = self.problem(batch, loss, &memory.inputs);
         let out = &memory.outputs;
         let at = |part: Part| self.arena.address(part);
-        let step = Step { driver: &self.driver, arena: &self.arena, problem: &problem, workspace: &memory.workspace };
+        let step = self.step_of(&problem, &memory.workspace);
         step.prepare()?;
         let results = StatisticsOut {
             lse: at(out.lse),
@@ -295,7 +301,7 @@ impl Stream for Cuda {
         self.up(out.d_positive, d_positive)?;
         let problem = self.problem(batch, loss, &memory.inputs);
         let at = |part: Part| self.arena.address(part);
-        let step = Step { driver: &self.driver, arena: &self.arena, problem: &problem, workspace: &memory.workspace };
+        let step = self.step_of(&problem, &memory.workspace);
         step.prepare()?;
         step.back(&Back {
             lse: at(out.lse),

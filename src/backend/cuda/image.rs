@@ -19,3 +19,4 @@ image!(TERMS, "terms");
 image!(STREAM_SM80, "stream_sm80");
 image!(POSITIVES, "positives");
 image!(MERGE, "merge");
+image!(EPILOGUE, "epilogue");

@@ -7,9 +7,14 @@
 //!                        how it is cut, and what memory that takes, before anything is allocated
 //! passes.rs              the passes as launches; params.rs mirrors the kernels' arguments
 //! host.rs                batches in host memory: upload, passes, download
+//! view.rs, device_batch.rs, device_output.rs, step.rs
+//!                        batches in the caller's device memory: checks, passes; fault.rs: what only the device sees
 //! ```
 
+mod device_batch;
+mod device_output;
 mod driver;
+mod fault;
 mod host;
 mod image;
 mod memory;
@@ -17,13 +22,27 @@ mod params;
 mod passes;
 mod probe;
 mod problem;
+mod step;
 mod tiling;
+mod view;
 mod workspace;
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
+
+pub use device_batch::{DeviceBatch, DevicePool};
+pub use device_output::{DeviceGradients, DeviceOutput};
+pub use view::{DeviceElement, DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
 
 use crate::backend::Backend;
 use crate::error::{Error, Unavailable};
 use driver::Driver;
+use fault::FaultRecord;
 use memory::Arena;
+use passes::Step;
+use problem::Problem;
+use workspace::Workspace;
 
 /// The CUDA backend, on a stream of its own. Keeps its device memory between calls.
 ///
@@ -34,6 +53,7 @@ use memory::Arena;
 pub struct Cuda {
     driver: Driver,
     arena: Arena,
+    fault: FaultRecord,
 }
 
 impl Cuda {
@@ -55,8 +75,32 @@ impl Cuda {
     pub fn new(ordinal: usize) -> Result<Self, Error> {
         let unavailable = |reason| Error::DeviceUnavailable { device: format!("cuda:{ordinal}"), reason };
         probe::probe(ordinal).map_err(unavailable)?;
-        let driver = Driver::open(ordinal).map_err(unavailable)?;
-        Ok(Cuda { arena: Arena::new(driver.context.clone()), driver })
+        Self::with_driver(Driver::open(ordinal).map_err(|error| match error {
+            Error::Driver { call, code } => unavailable(Unavailable::Driver { call, code }),
+            other => other,
+        })?)
+    }
+
+    /// On the caller's stream, in its context: steps run in its order. The stream's context must stay the one that it was
+    /// made with.
+    ///
+    /// # Errors
+    /// [`Error::DeviceUnavailable`] for a compute capability below 8.0 or a crate built without kernels,
+    /// [`Error::Driver`] where the driver refuses to load them.
+    pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self, Error> {
+        let ordinal = stream.context().ordinal();
+        let unavailable = |reason| Error::DeviceUnavailable { device: format!("cuda:{ordinal}"), reason };
+        probe::probe(ordinal).map_err(unavailable)?;
+        Self::with_driver(Driver::on_stream(stream)?)
+    }
+
+    fn with_driver(driver: Driver) -> Result<Self, Error> {
+        let (arena, fault) = (Arena::new(driver.context.clone()), FaultRecord::new(&driver)?);
+        Ok(Cuda { driver, arena, fault })
+    }
+
+    fn step_of<'a>(&'a self, problem: &'a Problem, workspace: &'a Workspace) -> Step<'a> {
+        Step { driver: &self.driver, arena: &self.arena, problem, workspace, fault: self.fault.address() }
     }
 
     /// Bytes of device memory that this backend holds now: those of the largest step so far, as its plan said.

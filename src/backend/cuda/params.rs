@@ -23,7 +23,7 @@ params!(
 
 params!(
     /// `resolve_params.h`
-    ResolveParams, 14 * 8 + 4 * 4, {
+    ResolveParams, 15 * 8 + 4 * 4, {
         positive_ids: u64,
         positives: u64,
         exclude_offsets: u64,
@@ -36,6 +36,7 @@ params!(
         pair_rows: u64,
         candidate_ids: u64,
         hits: u64,
+        fault: u64,
         candidates: u64,
         candidate_start: u64,
         rows: u32,
@@ -47,7 +48,7 @@ params!(
 
 params!(
     /// `terms_params.h`
-    TermsParams, 11 * 8 + 2 * 4, {
+    TermsParams, 13 * 8 + 2 * 4, {
         inverse_norm: u64,
         log_q: u64,
         lse: u64,
@@ -58,7 +59,9 @@ params!(
         row_terms: u64,
         columns: u64,
         positive_terms: u64,
+        fault: u64,
         rows: u64,
+        start: u64,
         scale: f32,
         output_factor: u32,
     }
@@ -152,10 +155,15 @@ params!(
 
 params!(
     /// `positives_params.h`
-    PositivesParams, 18 * 8 + 4 * 4, {
+    PositivesParams, 24 * 8 + 4 * 4, {
         base: u64,
         positives: u64,
         base_inverse_norm: u64,
+        candidate_ids: u64,
+        candidate_log_q: u64,
+        positive_ids: u64,
+        positive_log_q: u64,
+        fault: u64,
         addresses: u64,
         positive_inverse_norm: u64,
         terms: u64,
@@ -171,12 +179,45 @@ params!(
         query_stride: u64,
         start: u64,
         count: u64,
+        candidates: u64,
         rows: u32,
         dim: u32,
         element_bytes: u32,
         gamma: f32,
     }
 );
+
+params!(
+    /// `epilogue_params.h`
+    EpilogueParams, 16 * 8 + 2 * 4, {
+        lse: u64,
+        positive: u64,
+        num_negatives: u64,
+        positive_log_q: u64,
+        row_weight: u64,
+        loss: u64,
+        probability: u64,
+        d_lse: u64,
+        d_positive: u64,
+        total: u64,
+        d_gamma: u64,
+        d_temperature: u64,
+        d_log_temperature: u64,
+        fault: u64,
+        rows: u64,
+        gamma: f64,
+        correction: u32,
+        reduction: u32,
+    }
+);
+
+/// Values of `EpilogueParams::correction` and `reduction`.
+pub(super) const CORRECTION_NONE: u32 = 0;
+pub(super) const CORRECTION_LOG_Q: u32 = 1;
+pub(super) const CORRECTION_CORRECTED: u32 = 2;
+pub(super) const REDUCTION_SUM: u32 = 0;
+pub(super) const REDUCTION_MEAN: u32 = 1;
+pub(super) const REDUCTION_WEIGHTED_MEAN: u32 = 2;
 
 /// Bytes of what kernels exchange through memory.
 pub(super) const ROW_TERM: usize = 8;

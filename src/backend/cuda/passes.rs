@@ -12,10 +12,10 @@
 use super::driver::{Driver, Grid};
 use super::memory::{Arena, Part};
 use super::params::{
-    COLUMN_TERM, HITS, MergeParams, MergeRowsParams, OUTPUT_FOLDED, OUTPUT_NONE, OUTPUT_PLAIN, PositivesParams,
-    ROW_TERM, ResolveParams, RowInverseNormsParams, StreamParams, TermsParams,
+    COLUMN_TERM, CORRECTION_NONE, EpilogueParams, HITS, MergeParams, MergeRowsParams, OUTPUT_FOLDED, OUTPUT_NONE,
+    OUTPUT_PLAIN, PositivesParams, ROW_TERM, ResolveParams, RowInverseNormsParams, StreamParams, TermsParams,
 };
-use super::problem::{DevicePool, DevicePositives, Problem, Rows};
+use super::problem::{Problem, ProblemPool, ProblemPositives, Rows};
 use super::tiling::{Tiling, static_shift};
 use super::workspace::{Partials, Workspace};
 use crate::embeddings::DType;
@@ -59,6 +59,8 @@ pub(super) struct Step<'a> {
     pub(super) arena: &'a Arena,
     pub(super) problem: &'a Problem,
     pub(super) workspace: &'a Workspace,
+    /// Where kernels report what breaks a rule.
+    pub(super) fault: u64,
 }
 
 impl Step<'_> {
@@ -82,7 +84,7 @@ impl Step<'_> {
             for pool in &problem.pools {
                 self.norms(pool.candidates, self.element(workspace.candidate_norms, pool.start, 4))?;
             }
-            if let DevicePositives::Separate(rows) = problem.positives {
+            if let ProblemPositives::Separate(rows) = problem.positives {
                 self.norms(rows, self.at(workspace.separate_norms))?;
             }
         }
@@ -112,11 +114,17 @@ impl Step<'_> {
 
     fn gather_positives(&self) -> Result<()> {
         let (problem, workspace) = (self.problem, self.workspace);
-        let gather = |rows: Rows, start: usize, norms: u64| {
+        let gather = |rows: Rows, start: usize, norms: u64, ids: u64, log_q: u64| {
             let params = PositivesParams {
                 base: rows.address,
                 positives: problem.positive_index(),
                 base_inverse_norm: norms,
+                candidate_ids: ids,
+                candidate_log_q: log_q,
+                positive_ids: self.at(workspace.positive_ids),
+                positive_log_q: self.at(workspace.positive_log_q),
+                fault: self.fault,
+                candidates: problem.num_candidates() as u64,
                 addresses: self.at(workspace.positive_addresses),
                 positive_inverse_norm: self.at(workspace.positive_norms),
                 terms: self.at(workspace.positive_columns),
@@ -130,9 +138,10 @@ impl Step<'_> {
             self.driver.launch("gather_positives", Grid::threads(problem.num_queries()), &params)
         };
         match problem.positives {
-            DevicePositives::Separate(rows) => gather(rows, 0, self.at(workspace.separate_norms)),
-            DevicePositives::Index(_) => problem.pools.iter().try_for_each(|pool| {
-                gather(pool.candidates, pool.start, self.element(workspace.candidate_norms, pool.start, 4))
+            ProblemPositives::Separate(rows) => gather(rows, 0, self.at(workspace.separate_norms), 0, 0),
+            ProblemPositives::Index(_) => problem.pools.iter().try_for_each(|pool| {
+                let norms = self.element(workspace.candidate_norms, pool.start, 4);
+                gather(pool.candidates, pool.start, norms, pool.ids, pool.log_q)
             }),
         }
     }
@@ -142,8 +151,8 @@ impl Step<'_> {
     fn paired(&self) -> Result<()> {
         let (problem, workspace) = (self.problem, self.workspace);
         let positives_aligned = match problem.positives {
-            DevicePositives::Separate(rows) => rows.aligned(problem.dtype),
-            DevicePositives::Index(_) => problem.pools.iter().all(|pool| pool.candidates.aligned(problem.dtype)),
+            ProblemPositives::Separate(rows) => rows.aligned(problem.dtype),
+            ProblemPositives::Index(_) => problem.pools.iter().all(|pool| pool.candidates.aligned(problem.dtype)),
         };
         let tiling = &workspace.tilings.paired;
         let params = StreamParams {
@@ -163,7 +172,10 @@ impl Step<'_> {
     fn resolve(&self) -> Result<()> {
         let (problem, resolved) = (self.problem, &self.workspace.resolved);
         let params = ResolveParams {
-            positive_ids: problem.positive_ids,
+            positive_ids: match problem.positive_ids {
+                0 => self.at(self.workspace.positive_ids),
+                given => given,
+            },
             positives: problem.positive_index(),
             exclude_offsets: problem.exclude_offsets,
             exclude_ids: problem.exclude_ids,
@@ -173,12 +185,16 @@ impl Step<'_> {
             slot_last: self.at(resolved.slot_last),
             pair_next: self.at(resolved.pair_next),
             pair_rows: self.at(resolved.pair_rows),
+            fault: self.fault,
             rows: problem.num_queries() as u32,
             positive_pairs: problem.positive_pairs() as u32,
             excluded_pairs: problem.excluded as u32,
             capacity: resolved.capacity as u32,
             ..ResolveParams::default()
         };
+        if problem.exclude_offsets != 0 {
+            self.driver.launch("check_offsets", Grid::threads(problem.num_queries()), &params)?;
+        }
         self.driver.launch("clear_slots", Grid::threads(resolved.capacity + 1), &params)?;
         self.driver.launch("insert_pairs", Grid::threads(problem.positive_pairs() + problem.excluded), &params)?;
         problem.pools.iter().try_for_each(|pool| {
@@ -223,12 +239,14 @@ impl Step<'_> {
         })
     }
 
-    fn candidate_terms(&self, kernel: &str, with: impl Fn(TermsParams, &DevicePool) -> TermsParams) -> Result<()> {
+    fn candidate_terms(&self, kernel: &str, with: impl Fn(TermsParams, &ProblemPool) -> TermsParams) -> Result<()> {
         self.problem.pools.iter().try_for_each(|pool| {
             let params = TermsParams {
                 inverse_norm: self.element(self.workspace.candidate_norms, pool.start, 4),
                 log_q: pool.log_q,
+                fault: self.fault,
                 rows: pool.candidates.rows as u64,
+                start: pool.start as u64,
                 ..TermsParams::default()
             };
             self.driver.launch(kernel, Grid::threads(pool.candidates.rows), &with(params, pool))
@@ -249,7 +267,7 @@ impl Step<'_> {
         }
     }
 
-    fn with_masks(&self, pool: &DevicePool, params: StreamParams) -> StreamParams {
+    fn with_masks(&self, pool: &ProblemPool, params: StreamParams) -> StreamParams {
         let resolved = &self.workspace.resolved;
         StreamParams {
             hits: self.element(resolved.hits, pool.start, HITS),
@@ -369,6 +387,24 @@ impl Step<'_> {
         Ok(())
     }
 
+    /// Losses and derivatives of rows, and the total. Of positives that are candidates, log_q was gathered.
+    pub(super) fn epilogue(&self, params: &EpilogueParams) -> Result<()> {
+        let gathered = self.at(self.workspace.positive_log_q);
+        let positive_log_q = if params.correction == CORRECTION_NONE {
+            0
+        } else if self.problem.positive_log_q != 0 {
+            self.problem.positive_log_q
+        } else {
+            gathered
+        };
+        self.driver.launch("epilogue", Grid::threads(1), &EpilogueParams { positive_log_q, ..*params })
+    }
+
+    /// Gradients of the temperature, after [`back`](Step::back).
+    pub(super) fn finish_temperature(&self, params: &EpilogueParams) -> Result<()> {
+        self.driver.launch("finish_temperature", Grid::threads(1), params)
+    }
+
     fn query_gradient(&self, back: &Back) -> Result<()> {
         let (problem, workspace) = (self.problem, self.workspace);
         let params = PositivesParams {
@@ -409,7 +445,7 @@ impl Step<'_> {
         self.driver.launch("query_columns", Grid::threads(problem.num_queries()), &params)
     }
 
-    fn candidate_gradient(&self, pool: &DevicePool, tiling: &Tiling, d_pool: u64) -> Result<()> {
+    fn candidate_gradient(&self, pool: &ProblemPool, tiling: &Tiling, d_pool: u64) -> Result<()> {
         let (problem, workspace) = (self.problem, self.workspace);
         let (queries, candidates) = (problem.queries, pool.candidates);
         let output = if tiling.splits > 1 { self.at(workspace.gradient.output) } else { d_pool };

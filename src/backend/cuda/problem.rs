@@ -19,7 +19,7 @@ impl Rows {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct DevicePool {
+pub(super) struct ProblemPool {
     pub(super) candidates: Rows,
     /// Index over all pools of the pool's first candidate.
     pub(super) start: usize,
@@ -29,7 +29,7 @@ pub(super) struct DevicePool {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum DevicePositives {
+pub(super) enum ProblemPositives {
     /// (B) indices over the candidates of all pools.
     Index(u64),
     /// (B, D)
@@ -45,9 +45,12 @@ pub(super) struct Problem {
     /// `log2(e) / temperature`, as the kernels apply it.
     pub(super) scale: f32,
     pub(super) queries: Rows,
-    pub(super) pools: Vec<DevicePool>,
-    pub(super) positives: DevicePositives,
+    pub(super) pools: Vec<ProblemPool>,
+    pub(super) positives: ProblemPositives,
+    /// Of separate positives: (B) each.
     pub(super) positive_ids: u64,
+    pub(super) positive_log_q: u64,
+    pub(super) row_weight: u64,
     pub(super) exclude_offsets: u64,
     pub(super) exclude_ids: u64,
     pub(super) excluded: usize,
@@ -82,7 +85,7 @@ impl Problem {
 
     /// (key, row) pairs that masks are made of: one for each positive that is a candidate or has an id, and the excluded.
     pub(super) fn positive_pairs(&self) -> usize {
-        let by_index = matches!(self.positives, DevicePositives::Index(_));
+        let by_index = matches!(self.positives, ProblemPositives::Index(_));
         if by_index || self.positive_ids != 0 { self.num_queries() } else { 0 }
     }
 
@@ -93,8 +96,8 @@ impl Problem {
     /// Address of each query's positive index; 0 where positives are no candidates.
     pub(super) fn positive_index(&self) -> u64 {
         match self.positives {
-            DevicePositives::Index(address) => address,
-            DevicePositives::Separate(_) => 0,
+            ProblemPositives::Index(address) => address,
+            ProblemPositives::Separate(_) => 0,
         }
     }
 

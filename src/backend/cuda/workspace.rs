@@ -88,6 +88,9 @@ pub(super) struct Workspace {
     pub(super) positive_norms: Part,
     pub(super) positive_columns: Part,
     pub(super) positive_z: Part,
+    /// Of positives that are candidates; separate ones bring theirs.
+    pub(super) positive_ids: Part,
+    pub(super) positive_log_q: Part,
     pub(super) query_rows: Part,
     pub(super) candidate_columns: Part,
     pub(super) resolved: Resolved,
@@ -107,12 +110,13 @@ impl Workspace {
         let (b, n, dim) = (problem.num_queries(), problem.num_candidates(), problem.dim);
         let (cosine, back) = (problem.cosine, request.gradients);
         let detail = request.moments || request.rank;
+        let by_index = problem.positive_index() != 0;
         let splits = |tilings: &[Tiling]| tilings.iter().map(|tiling| tiling.splits).sum();
         let statistics = if detail || !back { splits(&tilings.statistics) } else { 0 };
         let expected = if back { splits(&tilings.expected) } else { 0 };
         // Pools come one after the other: one pool's partial gradients take another's place. One split needs no partials:
         // it writes the gradient.
-        let partial_rows = |(pool, tiling): (&super::problem::DevicePool, &Tiling)| {
+        let partial_rows = |(pool, tiling): (&super::problem::ProblemPool, &Tiling)| {
             let splits = if pool.gradient && back { tiling.splits } else { 0 };
             (splits * pool.candidates.rows, if splits > 1 { splits * pool.candidates.rows } else { 0 })
         };
@@ -125,11 +129,13 @@ impl Workspace {
         Workspace {
             query_norms: layout.part_if(cosine, b, 4),
             candidate_norms: layout.part_if(cosine, n, 4),
-            separate_norms: layout.part_if(cosine && problem.positive_index() == 0, b, 4),
+            separate_norms: layout.part_if(cosine && !by_index, b, 4),
             positive_addresses: layout.part(b, 8),
             positive_norms: layout.part(b, 4),
             positive_columns: layout.part(b, COLUMN_TERM),
             positive_z: layout.part(b, 4),
+            positive_ids: layout.part_if(by_index && problem.pools[0].ids != 0, b, 8),
+            positive_log_q: layout.part_if(by_index && problem.pools[0].log_q != 0, b, 4),
             query_rows: layout.part(b, ROW_TERM),
             candidate_columns: layout.part(n, COLUMN_TERM),
             resolved: Resolved::lay_out(layout, problem),

@@ -1,0 +1,124 @@
+//! Where a step on device memory writes.
+
+use super::passes::Back;
+use super::problem::{Problem, ProblemPositives};
+use super::view::DeviceSliceMut;
+use crate::error::{Result, does_not_apply, missing, shape};
+use crate::stats::Request;
+
+/// Where a step writes: the caller's device memory. What is `None` is not computed, or not kept.
+///
+/// Asking for gradients, moments or ranks is giving a place for them.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct DeviceOutput<'a> {
+    /// (1) the reduced loss.
+    pub total: DeviceSliceMut<'a, f64>,
+    /// (B) the loss of each row, before weights.
+    pub loss: Option<DeviceSliceMut<'a, f64>>,
+    /// (B) P(positive) under the loss.
+    pub probability: Option<DeviceSliceMut<'a, f64>>,
+    /// (B) `log Σ exp(z)` over the row's negatives.
+    pub lse: Option<DeviceSliceMut<'a, f64>>,
+    /// (B) score of the positive.
+    pub positive: Option<DeviceSliceMut<'a, f64>>,
+    /// (B) number of negatives.
+    pub num_negatives: Option<DeviceSliceMut<'a, u64>>,
+    /// (B) each: expected score and entropy, as in [`Moments`](crate::Moments).
+    pub moments: Option<[DeviceSliceMut<'a, f64>; 2]>,
+    /// (B) each: negatives above the positive, and ties, as in [`Rank`](crate::Rank).
+    pub rank: Option<[DeviceSliceMut<'a, u64>; 2]>,
+    /// Gradients of the total.
+    pub gradients: Option<DeviceGradients<'a>>,
+}
+
+/// Where a step writes gradients of the total.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct DeviceGradients<'a> {
+    /// (B, D)
+    pub d_queries: DeviceSliceMut<'a, f32>,
+    /// (N, D) for each pool, in order; `None` for a pool without gradient.
+    pub d_candidates: Vec<Option<DeviceSliceMut<'a, f32>>>,
+    /// (B, D), where the batch has separate positives.
+    pub d_positive_embeddings: Option<DeviceSliceMut<'a, f32>>,
+    /// (1) `∂total/∂tau`
+    pub d_temperature: Option<DeviceSliceMut<'a, f64>>,
+    /// (1) `∂total/∂ log tau`
+    pub d_log_temperature: Option<DeviceSliceMut<'a, f64>>,
+}
+
+impl<'a> DeviceOutput<'a> {
+    /// The total alone.
+    pub fn new(total: DeviceSliceMut<'a, f64>) -> Self {
+        DeviceOutput {
+            total,
+            loss: None,
+            probability: None,
+            lse: None,
+            positive: None,
+            num_negatives: None,
+            moments: None,
+            rank: None,
+            gradients: None,
+        }
+    }
+
+    /// The request that this output is a place for.
+    pub fn request(&self) -> Request {
+        Request { gradients: self.gradients.is_some(), moments: self.moments.is_some(), rank: self.rank.is_some() }
+    }
+}
+
+impl<'a> DeviceGradients<'a> {
+    /// Gradients of queries and of each pool's candidates.
+    pub fn new(d_queries: DeviceSliceMut<'a, f32>, d_candidates: Vec<Option<DeviceSliceMut<'a, f32>>>) -> Self {
+        DeviceGradients {
+            d_queries,
+            d_candidates,
+            d_positive_embeddings: None,
+            d_temperature: None,
+            d_log_temperature: None,
+        }
+    }
+}
+
+/// The stream back's outputs, and the places of the temperature's gradients.
+pub(super) type Gradients = (Back, Option<u64>, Option<u64>);
+
+pub(super) fn check_gradients(problem: &Problem, g: &DeviceGradients<'_>, ordinal: usize) -> Result<Gradients> {
+    let (b, dim) = (problem.num_queries(), problem.dim);
+    if g.d_candidates.len() != problem.pools.len() {
+        let found = format!("{} entries", g.d_candidates.len());
+        return Err(shape("d_candidates", found, format!("one for each of {} pools", problem.pools.len())));
+    }
+    let pools = problem.pools.iter().zip(&g.d_candidates).enumerate();
+    let d_candidates = pools.map(|(p, (pool, d))| {
+        let argument = format!("d_candidates[{p}]");
+        match (pool.gradient, d) {
+            (true, Some(d)) => d.checked(&argument, pool.candidates.rows * dim, ordinal),
+            (true, None) => Err(missing(argument, "the pool has a gradient: give it a place, or without_gradient")),
+            (false, Some(_)) => Err(does_not_apply(argument, "the pool is without_gradient")),
+            (false, None) => Ok(0),
+        }
+    });
+    let separate = matches!(problem.positives, ProblemPositives::Separate(_));
+    let d_positive_embeddings = match (separate, &g.d_positive_embeddings) {
+        (true, Some(d)) => d.checked("d_positive_embeddings", b * dim, ordinal)?,
+        (true, None) => return Err(missing("d_positive_embeddings", "separate positives have a gradient")),
+        (false, Some(_)) => {
+            return Err(does_not_apply("d_positive_embeddings", "positives given by index are candidates"));
+        }
+        (false, None) => 0,
+    };
+    let scalar = |slice: &Option<DeviceSliceMut<'_, f64>>, name: &str| {
+        slice.as_ref().map(|slice| slice.checked(name, 1, ordinal)).transpose()
+    };
+    let back = Back {
+        d_queries: g.d_queries.checked("d_queries", b * dim, ordinal)?,
+        d_candidates: d_candidates.collect::<Result<_>>()?,
+        d_positive_embeddings,
+        ..Back::default()
+    };
+    Ok((back, scalar(&g.d_temperature, "d_temperature")?, scalar(&g.d_log_temperature, "d_log_temperature")?))
+}

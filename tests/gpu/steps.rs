@@ -1,0 +1,383 @@
+//! Steps on device memory: the same results as from host memory, no allocation, graphs, and faults that only the device sees.
+
+use std::sync::Arc;
+
+use catalog_softmax::cuda::{
+    Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceOutput, DevicePool, DeviceSlice,
+    DeviceSliceMut,
+};
+use catalog_softmax::{Backend, Correction, Error, Output, Reduction, Request};
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
+
+use crate::common::bits::problems;
+use crate::common::generate::{Config, Masking};
+use crate::common::problem::{PositiveData, Problem, Storage};
+
+/// Embeddings of any type in device memory.
+enum DeviceStorage {
+    F32(CudaSlice<f32>),
+    F16(CudaSlice<half::f16>),
+    Bf16(CudaSlice<half::bf16>),
+}
+
+/// Candidates, ids and log_q.
+type PoolArrays = (DeviceStorage, Option<CudaSlice<u64>>, Option<CudaSlice<f32>>);
+
+/// The argument that an error names, and how to make it wrong.
+type Spoil = (&'static str, fn(&mut Problem));
+
+/// A problem's arrays in device memory.
+struct OnDevice {
+    stream: Arc<CudaStream>,
+    queries: DeviceStorage,
+    pools: Vec<PoolArrays>,
+    positives: Result<CudaSlice<u32>, DeviceStorage>,
+    positive_ids: Option<CudaSlice<u64>>,
+    positive_log_q: Option<CudaSlice<f32>>,
+    excluded: Option<(CudaSlice<i64>, CudaSlice<u64>)>,
+    row_weight: Option<CudaSlice<f32>>,
+}
+
+fn up<T: DeviceRepr>(stream: &Arc<CudaStream>, values: &[T]) -> CudaSlice<T> {
+    stream.clone_htod(values).expect("memory for inputs")
+}
+
+fn storage(stream: &Arc<CudaStream>, from: &Storage) -> DeviceStorage {
+    match from {
+        Storage::F32(values) => DeviceStorage::F32(up(stream, values)),
+        Storage::F16(values) => DeviceStorage::F16(up(stream, values)),
+        Storage::Bf16(values) => DeviceStorage::Bf16(up(stream, values)),
+    }
+}
+
+impl OnDevice {
+    fn new(stream: &Arc<CudaStream>, problem: &Problem) -> Self {
+        let option = |values: &Option<Vec<f32>>| values.as_ref().map(|values| up(stream, values));
+        let ids = |values: &Option<Vec<u64>>| values.as_ref().map(|values| up(stream, values));
+        let pools = problem.pools.iter();
+        let pools = pools.map(|pool| (storage(stream, &pool.candidates), ids(&pool.ids), option(&pool.log_q)));
+        OnDevice {
+            stream: stream.clone(),
+            queries: storage(stream, &problem.queries),
+            pools: pools.collect(),
+            positives: match &problem.positives {
+                PositiveData::Index(index) => Ok(up(stream, index)),
+                PositiveData::Separate(embeddings) => Err(storage(stream, embeddings)),
+            },
+            positive_ids: ids(&problem.positive_ids),
+            positive_log_q: option(&problem.positive_log_q),
+            excluded: problem.excluded.as_ref().map(|(offsets, ids)| (up(stream, offsets), up(stream, ids))),
+            row_weight: option(&problem.row_weight),
+        }
+    }
+
+    fn embeddings<'a>(&'a self, storage: &'a DeviceStorage, dim: usize) -> DeviceEmbeddings<'a> {
+        fn view<'a, T: DeviceElement>(
+            stream: &CudaStream,
+            slice: &'a CudaSlice<T>,
+            dim: usize,
+        ) -> DeviceEmbeddings<'a> {
+            DeviceEmbeddings::new(DeviceSlice::new(slice, stream), slice.len() / dim, dim)
+        }
+        match storage {
+            DeviceStorage::F32(slice) => view(&self.stream, slice, dim),
+            DeviceStorage::F16(slice) => view(&self.stream, slice, dim),
+            DeviceStorage::Bf16(slice) => view(&self.stream, slice, dim),
+        }
+    }
+
+    fn batch<'a>(&'a self, problem: &Problem) -> DeviceBatch<'a> {
+        let dim = problem.dim;
+        let mut pools = self.pools.iter().zip(&problem.pools).map(|((candidates, ids, log_q), data)| {
+            let mut pool = DevicePool::new(self.embeddings(candidates, dim));
+            if let Some(ids) = ids {
+                pool = pool.ids(DeviceSlice::new(ids, &self.stream));
+            }
+            if let Some(log_q) = log_q {
+                pool = pool.log_q(DeviceSlice::new(log_q, &self.stream));
+            }
+            if data.gradient { pool } else { pool.without_gradient() }
+        });
+        let (queries, first) = (self.embeddings(&self.queries, dim), pools.next().expect("a pool"));
+        let mut batch = match &self.positives {
+            Ok(index) => DeviceBatch::new(queries, first, DeviceSlice::new(index, &self.stream)),
+            Err(embeddings) => DeviceBatch::with_positive_embeddings(queries, first, self.embeddings(embeddings, dim)),
+        };
+        for pool in pools {
+            batch = batch.pool(pool);
+        }
+        if let Some(ids) = &self.positive_ids {
+            batch = batch.positive_ids(DeviceSlice::new(ids, &self.stream));
+        }
+        if let Some(log_q) = &self.positive_log_q {
+            batch = batch.positive_log_q(DeviceSlice::new(log_q, &self.stream));
+        }
+        if let Some((offsets, ids)) = &self.excluded {
+            batch = batch.excluded_ids(DeviceSlice::new(offsets, &self.stream), DeviceSlice::new(ids, &self.stream));
+        }
+        match &self.row_weight {
+            Some(weights) => batch.row_weight(DeviceSlice::new(weights, &self.stream)),
+            None => batch,
+        }
+    }
+}
+
+/// Everything that a step writes, with NaN (or all ones) in it before.
+struct Results {
+    total: CudaSlice<f64>,
+    f64s: [CudaSlice<f64>; 6],
+    u64s: [CudaSlice<u64>; 3],
+    d_queries: CudaSlice<f32>,
+    d_candidates: Vec<Option<CudaSlice<f32>>>,
+    d_positive_embeddings: Option<CudaSlice<f32>>,
+    temperature: [CudaSlice<f64>; 2],
+}
+
+impl Results {
+    fn new(stream: &Arc<CudaStream>, problem: &Problem) -> Self {
+        let (b, dim) = (problem.num_queries(), problem.dim);
+        let f64s = |len: usize| up(stream, &vec![f64::NAN; len]);
+        let f32s = |len: usize| up(stream, &vec![f32::NAN; len]);
+        let separate = matches!(problem.positives, PositiveData::Separate(_));
+        let pools = problem.pools.iter();
+        Results {
+            total: f64s(1),
+            f64s: std::array::from_fn(|_| f64s(b)),
+            u64s: std::array::from_fn(|_| up(stream, &vec![u64::MAX; b])),
+            d_queries: f32s(b * dim),
+            d_candidates: pools.map(|pool| pool.gradient.then(|| f32s(pool.candidates.len()))).collect(),
+            d_positive_embeddings: separate.then(|| f32s(b * dim)),
+            temperature: std::array::from_fn(|_| f64s(1)),
+        }
+    }
+
+    fn output<'a>(&'a mut self, stream: &Arc<CudaStream>) -> DeviceOutput<'a> {
+        fn place<'a, T>(stream: &CudaStream, slice: &'a mut CudaSlice<T>) -> DeviceSliceMut<'a, T> {
+            DeviceSliceMut::new(slice, stream)
+        }
+        let [loss, probability, lse, positive, score, entropy] = &mut self.f64s;
+        let [num_negatives, above, ties] = &mut self.u64s;
+        let [tau, log_tau] = &mut self.temperature;
+        let d_candidates = self.d_candidates.iter_mut().map(|d| d.as_mut().map(|d| place(stream, d))).collect();
+        let mut gradients = DeviceGradients::new(place(stream, &mut self.d_queries), d_candidates);
+        gradients.d_positive_embeddings = self.d_positive_embeddings.as_mut().map(|d| place(stream, d));
+        gradients.d_temperature = Some(place(stream, tau));
+        gradients.d_log_temperature = Some(place(stream, log_tau));
+        let mut output = DeviceOutput::new(place(stream, &mut self.total));
+        output.loss = Some(place(stream, loss));
+        output.probability = Some(place(stream, probability));
+        output.lse = Some(place(stream, lse));
+        output.positive = Some(place(stream, positive));
+        output.num_negatives = Some(place(stream, num_negatives));
+        output.moments = Some([place(stream, score), place(stream, entropy)]);
+        output.rank = Some([place(stream, above), place(stream, ties)]);
+        output.gradients = Some(gradients);
+        output
+    }
+
+    /// In the shape of a host step's output.
+    fn download(&self, stream: &Arc<CudaStream>, like: &Output) -> Output {
+        fn down<T: DeviceRepr + Default + Clone + ValidAsZeroBits>(
+            stream: &Arc<CudaStream>,
+            slice: &CudaSlice<T>,
+        ) -> Vec<T> {
+            stream.clone_dtoh(slice).expect("results come down")
+        }
+        let mut output = like.clone();
+        output.total = down(stream, &self.total)[0];
+        let [loss, probability, lse, positive, score, entropy] = &self.f64s;
+        (output.loss, output.probability) = (down(stream, loss), down(stream, probability));
+        let statistics = &mut output.statistics;
+        (statistics.lse, statistics.positive) = (down(stream, lse), down(stream, positive));
+        let moments = statistics.moments.as_mut().expect("asked for");
+        (moments.expected_score, moments.entropy) = (down(stream, score), down(stream, entropy));
+        let [num_negatives, above, ties] = &self.u64s;
+        statistics.num_negatives = down(stream, num_negatives);
+        let rank = statistics.rank.as_mut().expect("asked for");
+        (rank.above, rank.ties) = (down(stream, above), down(stream, ties));
+        let g = output.gradients.as_mut().expect("asked for");
+        g.d_queries.values = down(stream, &self.d_queries);
+        for (to, from) in g.d_candidates.iter_mut().zip(&self.d_candidates) {
+            to.values = from.as_ref().map_or(Vec::new(), |from| down(stream, from));
+        }
+        if let (Some(to), Some(from)) = (&mut g.d_positive_embeddings, &self.d_positive_embeddings) {
+            to.values = down(stream, from);
+        }
+        g.d_temperature = down(stream, &self.temperature[0])[0];
+        g.d_log_temperature = down(stream, &self.temperature[1])[0];
+        output
+    }
+}
+
+fn on_stream() -> (Arc<CudaStream>, Cuda) {
+    let context = CudaContext::new(0).expect("opened before");
+    // SAFETY: everything here is on one stream. Events that cudarc would wait for break a capture.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream().expect("a stream");
+    let cuda = Cuda::on_stream(stream.clone()).expect("opened before");
+    (stream, cuda)
+}
+
+fn from_host(cuda: &mut Cuda, problem: &Problem) -> Output {
+    let mut output = Output::default();
+    let request = Request::value_and_grad().with_moments().with_rank();
+    let batch = problem.batch().expect("a valid problem");
+    cuda.compute(&batch, &problem.loss, request, &mut output).expect("a loss that fits");
+    output
+}
+
+/// Gradients are those of the epilogue, which sums in another order: near, not the same bits.
+fn assert_near(what: &str, a: impl IntoIterator<Item = f64>, b: impl IntoIterator<Item = f64>) {
+    let (a, b): (Vec<f64>, Vec<f64>) = (a.into_iter().collect(), b.into_iter().collect());
+    assert_eq!(a.len(), b.len(), "{what}");
+    let largest = b.iter().filter(|x| x.is_finite()).fold(0.0, |m: f64, x| m.max(x.abs()));
+    for (i, (a, b)) in a.iter().zip(&b).enumerate() {
+        let same = a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= 1e-6 * largest;
+        assert!(same, "{what}[{i}] is {a}, from host memory {b}");
+    }
+}
+
+fn assert_same(found: &Output, wanted: &Output, what: &str) {
+    assert_eq!(found.statistics.num_negatives, wanted.statistics.num_negatives, "{what}");
+    assert_eq!(found.statistics.rank, wanted.statistics.rank, "{what}");
+    let near = |name: &str, a: &[f64], b: &[f64]| {
+        assert_near(&format!("{what}: {name}"), a.iter().copied(), b.iter().copied());
+    };
+    near("total", &[found.total], &[wanted.total]);
+    near("loss", &found.loss, &wanted.loss);
+    near("probability", &found.probability, &wanted.probability);
+    near("lse", &found.statistics.lse, &wanted.statistics.lse);
+    near("positive", &found.statistics.positive, &wanted.statistics.positive);
+    let entropy = |output: &Output| output.statistics.moments.as_ref().expect("asked for").entropy.clone();
+    near("entropy", &entropy(found), &entropy(wanted));
+    let (f, w) = (found.gradients.as_ref().expect("asked for"), wanted.gradients.as_ref().expect("asked for"));
+    let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+    near("d_queries", &wide(&f.d_queries.values), &wide(&w.d_queries.values));
+    for (f, w) in f.d_candidates.iter().zip(&w.d_candidates) {
+        near("d_candidates", &wide(&f.values), &wide(&w.values));
+    }
+    if let (Some(f), Some(w)) = (&f.d_positive_embeddings, &w.d_positive_embeddings) {
+        near("d_positive_embeddings", &wide(&f.values), &wide(&w.values));
+    }
+    near("temperature", &[f.d_temperature, f.d_log_temperature], &[w.d_temperature, w.d_log_temperature]);
+}
+
+/// Every correction and reduction, and the shapes of `problems`.
+fn cases() -> Vec<Problem> {
+    let mut cases: Vec<Problem> = problems().into_iter().filter(|problem| !problem.loss.symmetric).collect();
+    let base = Config { masking: Masking::Ids, weights: true, ..Config::new(70, 200, 17) };
+    for correction in [Correction::LogQ, Correction::LogQNegativesOnly, Correction::CorrectedLogQ] {
+        for reduction in [Reduction::None, Reduction::Sum, Reduction::Mean, Reduction::WeightedMean] {
+            for separate in [false, true] {
+                cases.push(Config { correction, reduction, separate, ..base.clone() }.problem());
+            }
+        }
+    }
+    cases
+}
+
+pub fn steps_on_device_memory_give_what_host_memory_gives(cuda: &mut Cuda) {
+    let (stream, mut on_device) = on_stream();
+    for (c, problem) in cases().iter().enumerate() {
+        let wanted = from_host(cuda, problem);
+        let (inputs, mut results) = (OnDevice::new(&stream, problem), Results::new(&stream, problem));
+        on_device.step(&inputs.batch(problem), &problem.loss, &mut results.output(&stream)).expect("a loss that fits");
+        on_device.fault().expect("valid input");
+        assert_same(&results.download(&stream, &wanted), &wanted, &format!("case {c}"));
+    }
+}
+
+pub fn a_reserved_step_allocates_nothing_and_replays_as_a_graph(cuda: &mut Cuda) {
+    let (stream, mut on_device) = on_stream();
+    let config = Config { masking: Masking::Excluded, correction: Correction::LogQ, ..Config::new(150, 400, 40) };
+    let problem = config.problem();
+    let wanted = from_host(cuda, &problem);
+    let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
+    let request = results.output(&stream).request();
+    let batch = inputs.batch(&problem);
+    let planned = on_device.plan_step(&batch, &problem.loss, request).expect("a loss that fits").workspace_bytes;
+    assert_eq!(on_device.device_bytes(), 0, "planning allocates nothing");
+    on_device.reserve(&batch, &problem.loss, request).expect("memory");
+    assert_eq!(on_device.device_bytes(), planned);
+    stream.synchronize().expect("inputs are up");
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).expect("a stream of its own");
+    on_device.step(&batch, &problem.loss, &mut results.output(&stream)).expect("a step can be captured");
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream.end_capture(flags).expect("a graph").expect("with nodes");
+    assert_eq!(on_device.device_bytes(), planned);
+    for replay in 0..2 {
+        graph.launch().expect("the graph runs");
+        on_device.fault().expect("valid input");
+        assert_same(&results.download(&stream, &wanted), &wanted, &format!("replay {replay}"));
+    }
+}
+
+pub fn faults_that_only_the_device_sees_become_errors(_: &mut Cuda) {
+    let (stream, mut on_device) = on_stream();
+    let config = Config {
+        masking: Masking::Excluded,
+        correction: Correction::LogQ,
+        weights: true,
+        pools: vec![90, 30],
+        ..Config::new(40, 1, 9)
+    };
+    let clean = config.problem();
+    let spoils: [Spoil; 5] = [
+        ("positives[7]", |p| {
+            let PositiveData::Index(index) = &mut p.positives else { panic!("by index") };
+            (index[7], index[8]) = (120, u32::MAX);
+        }),
+        ("exclude_offsets[3]", |p| p.excluded.as_mut().expect("asked for").0[4] = -5),
+        ("log_q[95]", |p| p.pools[1].log_q.as_mut().expect("asked for")[5] = f32::NAN),
+        ("row_weight[2]", |p| p.row_weight.as_mut().expect("asked for")[2] = -1.0),
+        ("row_weight[39]", |p| p.row_weight.as_mut().expect("asked for")[39] = f32::NAN),
+    ];
+    for (argument, spoil) in spoils {
+        let mut problem = clean.clone();
+        spoil(&mut problem);
+        let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
+        on_device.step(&inputs.batch(&problem), &problem.loss, &mut results.output(&stream)).expect("submitted");
+        match on_device.fault() {
+            Err(Error::Value { argument: found, .. }) => assert_eq!(found, argument),
+            other => panic!("{argument}: {other:?}"),
+        }
+        on_device.fault().expect("told once");
+    }
+    let (inputs, mut results) = (OnDevice::new(&stream, &clean), Results::new(&stream, &clean));
+    on_device.step(&inputs.batch(&clean), &clean.loss, &mut results.output(&stream)).expect("submitted");
+    on_device.fault().expect("a clean step after others");
+}
+
+pub fn views_that_do_not_fit_are_errors(_: &mut Cuda) {
+    let (stream, mut on_device) = on_stream();
+    let problem = Config::new(20, 50, 8).problem();
+    let inputs = OnDevice::new(&stream, &problem);
+    let short = up(&stream, &[0u32; 19]);
+    let mut results = Results::new(&stream, &problem);
+    let mut attempt = |batch: &DeviceBatch<'_>, results: &mut Results| {
+        on_device.step(batch, &problem.loss, &mut results.output(&stream)).expect_err("does not fit").to_string()
+    };
+    let DeviceStorage::F32(queries) = &inputs.queries else { panic!("f32") };
+    let DeviceStorage::F32(candidates) = &inputs.pools[0].0 else { panic!("f32") };
+    let whole = |slice, rows, dim| DeviceEmbeddings::new(DeviceSlice::new(slice, &inputs.stream), rows, dim);
+    let positives = inputs.positives.as_ref().ok().expect("by index");
+    let index = || DeviceSlice::new(positives, &inputs.stream);
+    let pool = || DevicePool::new(whole(candidates, 50, 8));
+
+    let error =
+        attempt(&DeviceBatch::new(whole(queries, 20, 8), pool(), DeviceSlice::new(&short, &stream)), &mut results);
+    assert!(error.starts_with("positives has length 19"), "{error}");
+    let error = attempt(&DeviceBatch::new(whole(queries, 21, 8), pool(), index()), &mut results);
+    assert!(error.starts_with("queries has 160 elements"), "{error}");
+    let narrow = DevicePool::new(whole(candidates, 100, 4));
+    let error = attempt(&DeviceBatch::new(whole(queries, 20, 8), narrow, index()), &mut results);
+    assert!(error.starts_with("candidates has dim 4"), "{error}");
+    // SAFETY: the view is refused for its address before anything reads it.
+    let odd = unsafe { DeviceSlice::<f32>::from_raw(3, 160) };
+    let error = attempt(&DeviceBatch::new(DeviceEmbeddings::new(odd, 20, 8), pool(), index()), &mut results);
+    assert!(error.starts_with("queries has address 0x3"), "{error}");
+    results.d_queries = up(&stream, &[0.0f32; 8]);
+    let error = attempt(&DeviceBatch::new(whole(queries, 20, 8), pool(), index()), &mut results);
+    assert!(error.starts_with("d_queries has length 8"), "{error}");
+}

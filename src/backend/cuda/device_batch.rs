@@ -49,7 +49,7 @@ enum Positives<'a> {
 /// A batch in device memory, as [`Batch`](crate::Batch) in host memory; the same names and shapes.
 ///
 /// Shapes, alignment and devices of the views are checked when a step is planned or run. What only the device can see
-/// (indices, offsets, log_q, weights) is checked there: the step stays in bounds, and [`Cuda::fault`] tells.
+/// (indices, offsets, log_q, weights) is checked there: the step stays in bounds, and [`Cuda::fault`](super::Cuda::fault) tells.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct DeviceBatch<'a> {

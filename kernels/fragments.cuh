@@ -84,16 +84,23 @@ __device__ __forceinline__ uint32_t Fragments<__nv_bfloat16>::pack(float low, fl
     return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// f32 as three tf32 products: x = high + low, each of 11 bits of mantissa and more between them than f32 has; the product
-// of the two low parts is below f32's rounding and left out.
-template <>
-struct Fragments<float> {
+// f32 rounded to tf32 (11 bits of mantissa) in products: a type of its own for those who allow it.
+struct Tf32 {
+    float value;
+    Tf32() = default;
+    __device__ explicit Tf32(float from) : value(from) {}
+};
+
+// EXACT: three tf32 products: x = high + low, each of 11 bits of mantissa and more between them than f32 has; the product
+// of the two low parts is below f32's rounding and left out. Else the product of the high parts alone.
+template <bool EXACT>
+struct SinglePrecision {
     static constexpr int ELEMENTS_PER_CHUNK = CHUNK_BYTES / sizeof(float);
     static constexpr int TILES_PER_CHUNK = ELEMENTS_PER_CHUNK / 8;
 
     static __device__ __forceinline__ void split(uint32_t x, uint32_t& high, uint32_t& low) {
         high = ptx::round_to_tf32(__uint_as_float(x));
-        low = ptx::round_to_tf32(__uint_as_float(x) - __uint_as_float(high));
+        low = EXACT ? ptx::round_to_tf32(__uint_as_float(x) - __uint_as_float(high)) : 0;
     }
 
     static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&high)[4], const uint32_t (&low)[4],
@@ -101,9 +108,11 @@ struct Fragments<float> {
         uint32_t high0, low0, high1, low1;
         split(b0, high0, low0);
         split(b1, high1, low1);
-        // Small products first.
-        ptx::mma_tf32(d, low, high0, high1);
-        ptx::mma_tf32(d, high, low0, low1);
+        if (EXACT) {
+            // Small products first.
+            ptx::mma_tf32(d, low, high0, high1);
+            ptx::mma_tf32(d, high, low0, low1);
+        }
         ptx::mma_tf32(d, high, high0, high1);
     }
 
@@ -145,3 +154,8 @@ struct Fragments<float> {
         }
     }
 };
+
+template <>
+struct Fragments<float> : SinglePrecision<true> {};
+template <>
+struct Fragments<Tf32> : SinglePrecision<false> {};

@@ -491,3 +491,4 @@ __device__ __forceinline__ void stream(const StreamParams& p) {
 KERNELS(f16, __half)
 KERNELS(bf16, __nv_bfloat16)
 KERNELS(f32, float)
+KERNELS(tf32, Tf32)

@@ -10,6 +10,7 @@ pub struct Plan {
     pub block_n: usize,
     /// Parts into which each pool's candidates are cut; their partial statistics are merged in order.
     pub splits: usize,
-    /// Bytes that the backend allocates beside inputs and outputs. Independent of N.
+    /// Bytes that the backend allocates. On the CPU beside inputs and outputs, and independent of N; on a CUDA device up to
+    /// some 50 bytes for each candidate, and from host slices inputs and outputs as well.
     pub workspace_bytes: usize,
 }

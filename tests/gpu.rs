@@ -10,13 +10,14 @@ mod steps;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use catalog_softmax::{Backend, Cuda, Error, Output, Request};
+use catalog_softmax::{Backend, Cuda, DType, Error, Output, Request, Similarity};
 use common::bits::{bits, problems};
 use common::generate::{Config, Masking};
 use common::golden::Golden;
 use common::golden_check::{baseline_tolerances, compare, results};
 use common::problem::Problem;
 use common::suite::{PROPERTIES, Property};
+use common::tolerance::{Expected, compare as compare_tensors, tensors};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// What the CUDA backend does not hold yet, and why.
@@ -60,7 +61,8 @@ fn trials(cuda: Shared) -> Vec<Trial> {
             None => trials.push(trial),
         }
     }
-    let own: [Own; 7] = [
+    let own: [Own; 8] = [
+        ("tf32_is_as_near_as_eleven_bits_are", tf32_is_as_near_as_eleven_bits_are),
         (
             "steps_on_device_memory_give_what_host_memory_gives",
             steps::steps_on_device_memory_give_what_host_memory_gives,
@@ -163,6 +165,32 @@ fn what_a_workspace_held_does_not_matter(cuda: &mut Cuda) {
         let fresh = run(&mut Cuda::new(0).expect("opened before"), problem);
         run(cuda, &large);
         assert!(run(cuda, problem) == fresh, "problem {p}");
+    }
+}
+
+/// f16 has the mantissa of tf32, and these values are in its range.
+fn tf32_is_as_near_as_eleven_bits_are(cuda: &mut Cuda) {
+    for similarity in [Similarity::Cosine, Similarity::Dot] {
+        let config =
+            Config { similarity, temperature: 0.5, separate: true, masking: Masking::Ids, ..Config::new(150, 300, 70) };
+        let problem = config.problem();
+        let exact = run(cuda, &problem);
+        cuda.allow_tf32(true);
+        let rounded = run(cuda, &problem);
+        let output = cuda.value_and_grad(&problem.batch().expect("a valid problem"), &problem.loss);
+        cuda.allow_tf32(false);
+        assert!(rounded != exact, "other kernels ran");
+        let expected = Expected::new(&problem, DType::F16);
+        let mut tensors = tensors(&output.expect("a loss that fits"));
+        tensors.retain(|tensor| tensor.name != "expected_score" && tensor.name != "entropy");
+        let (wanted, tolerances): (Vec<_>, Vec<_>) = expected
+            .tensors
+            .iter()
+            .zip(&expected.tolerances)
+            .filter(|(tensor, _)| tensors.iter().any(|found| found.name == tensor.name))
+            .map(|(tensor, tolerance)| (tensor.clone(), tolerance.clone()))
+            .unzip();
+        compare_tensors(&wanted, &tensors, &tolerances, 1.0).unwrap_or_else(|error| panic!("{similarity:?}: {error}"));
     }
 }
 

@@ -131,7 +131,7 @@ impl<'a> DeviceBatch<'a> {
 
 impl DeviceBatch<'_> {
     /// The batch by its addresses, where all of it fits.
-    pub(super) fn checked(&self, loss: &Loss, ordinal: usize) -> Result<Problem> {
+    pub(super) fn checked(&self, loss: &Loss, ordinal: usize, tf32: bool) -> Result<Problem> {
         let batch = self;
         let have_log_q = batch.pools[0].log_q.is_some();
         let separate = matches!(batch.positives, Positives::Separate(_));
@@ -153,6 +153,7 @@ impl DeviceBatch<'_> {
         let excluded = checked_excluded(batch, b, ordinal)?;
         Ok(Problem {
             dtype: batch.queries.dtype(),
+            tf32,
             dim: batch.queries.dim(),
             cosine: loss.similarity == Similarity::Cosine,
             scale: (loss.scale() * std::f64::consts::LOG2_E) as f32,

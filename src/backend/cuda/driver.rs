@@ -76,15 +76,15 @@ const KERNELS: &[(&[u8], &[Name])] = names! {
     ROWS: "row_inverse_norms_f16", "row_inverse_norms_bf16", "row_inverse_norms_f32";
     RESOLVE: "check_offsets", "clear_slots", "insert_pairs", "find_hits";
     TERMS: "candidate_columns", "candidate_rows", "query_rows", "query_columns";
-    STREAM_SM80: "stream_statistics_f16", "stream_statistics_bf16", "stream_statistics_f32",
-        "stream_detail_f16", "stream_detail_bf16", "stream_detail_f32",
-        "stream_paired_f16", "stream_paired_bf16", "stream_paired_f32",
-        "stream_expected_1_f16", "stream_expected_1_bf16", "stream_expected_1_f32",
-        "stream_expected_2_f16", "stream_expected_2_bf16", "stream_expected_2_f32",
-        "stream_expected_4_f16", "stream_expected_4_bf16", "stream_expected_4_f32",
-        "stream_gradient_1_f16", "stream_gradient_1_bf16", "stream_gradient_1_f32",
-        "stream_gradient_2_f16", "stream_gradient_2_bf16", "stream_gradient_2_f32",
-        "stream_gradient_4_f16", "stream_gradient_4_bf16", "stream_gradient_4_f32";
+    STREAM_SM80: "stream_statistics_f16", "stream_statistics_bf16", "stream_statistics_f32", "stream_statistics_tf32",
+        "stream_detail_f16", "stream_detail_bf16", "stream_detail_f32", "stream_detail_tf32",
+        "stream_paired_f16", "stream_paired_bf16", "stream_paired_f32", "stream_paired_tf32",
+        "stream_expected_1_f16", "stream_expected_1_bf16", "stream_expected_1_f32", "stream_expected_1_tf32",
+        "stream_expected_2_f16", "stream_expected_2_bf16", "stream_expected_2_f32", "stream_expected_2_tf32",
+        "stream_expected_4_f16", "stream_expected_4_bf16", "stream_expected_4_f32", "stream_expected_4_tf32",
+        "stream_gradient_1_f16", "stream_gradient_1_bf16", "stream_gradient_1_f32", "stream_gradient_1_tf32",
+        "stream_gradient_2_f16", "stream_gradient_2_bf16", "stream_gradient_2_f32", "stream_gradient_2_tf32",
+        "stream_gradient_4_f16", "stream_gradient_4_bf16", "stream_gradient_4_f32", "stream_gradient_4_tf32";
     POSITIVES: "gather_positives", "query_gradient_f16", "query_gradient_bf16", "query_gradient_f32";
     MERGE: "merge_rows", "merge_expected", "finish_gradient_f16", "finish_gradient_bf16", "finish_gradient_f32";
     EPILOGUE: "epilogue", "finish_temperature";

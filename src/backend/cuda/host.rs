@@ -147,6 +147,7 @@ impl Cuda {
         });
         Problem {
             dtype: batch.dtype(),
+            tf32: self.tf32,
             dim: batch.dim(),
             cosine: loss.similarity == Similarity::Cosine,
             scale: (loss.scale() * std::f64::consts::LOG2_E) as f32,

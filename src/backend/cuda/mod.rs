@@ -54,6 +54,7 @@ pub struct Cuda {
     driver: Driver,
     arena: Arena,
     fault: FaultRecord,
+    tf32: bool,
 }
 
 impl Cuda {
@@ -96,7 +97,13 @@ impl Cuda {
 
     fn with_driver(driver: Driver) -> Result<Self, Error> {
         let (arena, fault) = (Arena::new(driver.context.clone()), FaultRecord::new(&driver)?);
-        Ok(Cuda { driver, arena, fault })
+        Ok(Cuda { driver, arena, fault, tf32: false })
+    }
+
+    /// Whether products of `f32` embeddings may round them to tf32 (11 bits of mantissa instead of 24), which is faster. Off
+    /// by default.
+    pub fn allow_tf32(&mut self, allow: bool) {
+        self.tf32 = allow;
     }
 
     fn step_of<'a>(&'a self, problem: &'a Problem, workspace: &'a Workspace) -> Step<'a> {

@@ -166,7 +166,7 @@ impl Step<'_> {
             ..self.queries_stationary(tiling)
         };
         let grid = Grid { blocks: (tiling.blocks(problem.num_queries()).0, 1, 1), shared_bytes: tiling.shared_bytes };
-        self.driver.launch(&problem.typed("stream_paired"), grid, &params)
+        self.driver.launch(&problem.stream_typed("stream_paired"), grid, &params)
     }
 
     fn resolve(&self) -> Result<()> {
@@ -326,7 +326,7 @@ impl Step<'_> {
             chunks => format!("{kernel}_{chunks}"),
         };
         let grid = Grid { blocks: tiling.blocks(x_rows), shared_bytes: tiling.shared_bytes };
-        self.driver.launch(&self.problem.typed(&kernel), grid, params)
+        self.driver.launch(&self.problem.stream_typed(&kernel), grid, params)
     }
 
     fn merge_rows(&self, partials: &Partials, out: &StatisticsOut) -> Result<()> {

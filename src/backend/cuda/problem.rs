@@ -40,6 +40,8 @@ pub(super) enum ProblemPositives {
 #[derive(Debug, Clone)]
 pub(super) struct Problem {
     pub(super) dtype: DType,
+    /// Products of f32 embeddings may round them to tf32.
+    pub(super) tf32: bool,
     pub(super) dim: usize,
     pub(super) cosine: bool,
     /// `log2(e) / temperature`, as the kernels apply it.
@@ -75,6 +77,11 @@ impl Problem {
             DType::Bf16 => "bf16",
         };
         format!("{kernel}_{dtype}")
+    }
+
+    /// The same for the streaming kernels, which have one for tf32 products.
+    pub(super) fn stream_typed(&self, kernel: &str) -> String {
+        if self.tf32 && self.dtype == DType::F32 { format!("{kernel}_tf32") } else { self.typed(kernel) }
     }
 
     /// 1 / temperature in natural units, as the rounded `scale` has it: rounding it is then a tiny change of the temperature

@@ -49,7 +49,7 @@ impl Cuda {
     /// # Errors
     /// As [`step`](Cuda::step).
     pub fn plan_step(&self, batch: &DeviceBatch<'_>, loss: &Loss, request: Request) -> Result<Plan> {
-        let problem = batch.checked(loss, self.ordinal())?;
+        let problem = batch.checked(loss, self.ordinal(), self.tf32)?;
         let (layout, workspace, _) = self.lay_out_step(&problem, request);
         let tilings = &workspace.tilings;
         let tilings = if request.gradients { &tilings.expected } else { &tilings.statistics };
@@ -67,7 +67,7 @@ impl Cuda {
     /// # Errors
     /// As [`step`](Cuda::step).
     pub fn reserve(&mut self, batch: &DeviceBatch<'_>, loss: &Loss, request: Request) -> Result<()> {
-        let problem = batch.checked(loss, self.ordinal())?;
+        let problem = batch.checked(loss, self.ordinal(), self.tf32)?;
         let (layout, _, _) = self.lay_out_step(&problem, request);
         self.driver.bind()?;
         self.arena.reserve(&self.driver, layout)
@@ -80,7 +80,7 @@ impl Cuda {
     /// memory yet ([`Loss::symmetric`]); too little device memory; a driver that refuses. Nothing has been submitted
     /// then, except in the last case.
     pub fn step(&mut self, batch: &DeviceBatch<'_>, loss: &Loss, output: &mut DeviceOutput<'_>) -> Result<()> {
-        let problem = batch.checked(loss, self.ordinal())?;
+        let problem = batch.checked(loss, self.ordinal(), self.tf32)?;
         let request = output.request();
         let (layout, workspace, rows) = self.lay_out_step(&problem, request);
         let ordinal = self.ordinal();

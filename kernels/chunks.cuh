@@ -42,7 +42,7 @@ struct Rows {
 #pragma unroll
         for (int i = 0; i < ROWS * UNITS / THREADS; ++i) {
             const uint32_t place = threadIdx.x + i * THREADS;
-            const uint32_t row = place / UNITS, unit = place % UNITS;
+            const uint32_t row = copy_row(place), unit = ::copy_unit(place);
             const uint32_t column = chunk * ELEMENTS_PER_CHUNK + unit * (UNIT_BYTES / sizeof(Element));
             copy_unit(to + swizzle(row, unit), first + row, column);
         }

@@ -1,31 +1,7 @@
-// Tensor-core fragments of a warp's 16 x 64 tile, for each element type.
-//
-// Shared memory holds chunks: rows of 128 bytes (64 elements of 16 bits, 32 of 32 bits), cut into eight 16-byte units
-// that are permuted within their row (`swizzle`) so that eight rows of one column of units lie in different banks. A
-// matmul step takes two units of each row: 16 elements of 16 bits (m16n8k16) or 8 of 32 bits (m16n8k8). The two layouts
-// agree unit for unit, so addresses are the same for all types.
-//
-// Lane l of a warp is in group g = l / 4 and has place t = l % 4. Of an accumulator tile of 16 x 8 it holds
-// c[0], c[1]: row g, columns 2t, 2t + 1, and c[2], c[3]: the same of row g + 8.
+// Tensor-core fragments of a warp's 16 x 64 tile, for each element type. Where operands lie is in layout.h.
 #pragma once
+#include "layout.h"
 #include "ptx.cuh"
-
-constexpr int CHUNK_BYTES = 128;
-constexpr int UNIT_BYTES = 16;
-constexpr int UNITS = CHUNK_BYTES / UNIT_BYTES;
-constexpr int STEPS_PER_CHUNK = UNITS / 2;
-
-// Byte offset of unit `unit` of row `row` in a chunk.
-__host__ __device__ constexpr uint32_t swizzle(uint32_t row, uint32_t unit) {
-    return row * CHUNK_BYTES + ((unit ^ (row % UNITS)) * UNIT_BYTES);
-}
-
-// Row and unit that lane `lane` addresses to load the 16 x (2 units) operand A (rows first: units follow).
-__host__ __device__ constexpr uint32_t a_row(uint32_t lane) { return lane % 16; }
-__host__ __device__ constexpr uint32_t a_unit(uint32_t lane) { return lane / 16; }
-// The same for two neighbouring 8-column operands B, whose columns are rows of shared memory.
-__host__ __device__ constexpr uint32_t b_row(uint32_t lane) { return lane % 8 + lane / 16 * 8; }
-__host__ __device__ constexpr uint32_t b_unit(uint32_t lane) { return lane / 8 % 2; }
 
 template <typename Element>
 struct Fragments {
@@ -133,20 +109,18 @@ struct SinglePrecision {
         }
     }
 
-    // An operand's columns are t and t + 4 where an accumulator's are 2t and 2t + 1. A sum has no order: column 2t is taken
-    // for t and 2t + 1 for t + 4, on both sides.
+    // Columns of the operand are permuted (layout.h).
     static __device__ __forceinline__ void multiply_output(float (*o)[4], const float (&p)[8][4], uint32_t y, int lane) {
-        const int group = lane / 4, place = lane % 4;
 #pragma unroll
         for (int step = 0; step < 8; ++step) {
             const float a[4] = {p[step][0], p[step][2], p[step][1], p[step][3]};
             uint32_t high[4], low[4];
 #pragma unroll
             for (int i = 0; i < 4; ++i) split(__float_as_uint(a[i]), high[i], low[i]);
-            const uint32_t row = 8 * step + 2 * place;
+            const uint32_t row = single_row(lane, step);
 #pragma unroll
             for (int tile = 0; tile < TILES_PER_CHUNK; ++tile) {
-                const uint32_t unit = 2 * tile + group / 4, within = group % 4 * sizeof(float);
+                const uint32_t unit = single_unit(lane, tile), within = single_byte(lane);
                 const uint32_t b0 = __float_as_uint(ptx::load_shared(y + swizzle(row, unit) + within));
                 const uint32_t b1 = __float_as_uint(ptx::load_shared(y + swizzle(row + 1, unit) + within));
                 multiply(o[tile], high, low, b0, b1);

@@ -118,7 +118,7 @@ struct Stream {
         }
     }
 
-    __device__ __forceinline__ uint32_t row(int half) const { return first_x + warp_row + lane / 4 + 8 * half; }
+    __device__ __forceinline__ uint32_t row(int half) const { return first_x + warp_row + c_row(lane, half); }
 
     // Starts the copies of the next step, if there is one; always one group of copies, so that groups count steps.
     __device__ __forceinline__ void fill() {
@@ -218,9 +218,9 @@ struct Stream {
         for (int n = 0; n < 8; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const int column = 8 * n + lane % 4 * 2 + e % 2, half = e / 2;
+                const int column = c_column(lane, n, e), half = e / 2;
                 if (tile * BLOCK_Y + column >= p.y_rows) continue;
-                if (is_special && shared->masks.masked(warp_row + lane / 4 + 8 * half, column)) continue;
+                if (is_special && shared->masks.masked(warp_row + c_row(lane, half), column)) continue;
                 const float sim = similarity(s[n][e], rows[half].scale, columns.terms[column].scale);
                 detail.above[half] += sim > positive[half];
                 detail.ties[half] += sim == positive[half];
@@ -235,7 +235,7 @@ struct Stream {
         for (int n = 0; n < 8; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const int column = 8 * n + lane % 4 * 2 + e % 2, half = e / 2;
+                const int column = c_column(lane, n, e), half = e / 2;
                 const float distance = z[n][e] - subtrahend(state.max[half]);
                 const float probability = ptx::exp2(distance);
                 if (probability == 0.0f) continue;  // masked: 0 · ∞ must not enter
@@ -252,10 +252,10 @@ struct Stream {
         for (int n = 0; n < 8; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const int column = 8 * n + lane % 4 * 2 + e % 2, half = e / 2;
+                const int column = c_column(lane, n, e), half = e / 2;
                 s[n][e] = score(s[n][e], rows[half], columns.terms[column]);
                 if (SPECIAL) {
-                    const int block_row = warp_row + lane / 4 + 8 * half;
+                    const int block_row = warp_row + c_row(lane, half);
                     if (shared->masks.masked(block_row, column)) s[n][e] = -INFINITY;
                     if (is_positive(columns, block_row, column)) s[n][e] = columns.positives[column].exponent;
                 }
@@ -291,12 +291,12 @@ struct Stream {
         for (int n = 0; n < 8; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const int column = 8 * n + lane % 4 * 2 + e % 2, half = e / 2;
+                const int column = c_column(lane, n, e), half = e / 2;
                 const ColumnTerm& term = columns.terms[column];
                 const float probability = ptx::exp2(z[n][e] - subtrahend(state.max[half]));
                 if (MODE != Mode::GRADIENT) sum[half] += HAS_OUTPUT ? probability * term.unscale : probability;
                 if (HAS_OUTPUT) {
-                    const bool positive = SPECIAL && is_positive(columns, warp_row + lane / 4 + 8 * half, column);
+                    const bool positive = SPECIAL && is_positive(columns, warp_row + c_row(lane, half), column);
                     z[n][e] = probability * (positive ? columns.positives[column].factor : term.factor);
                 }
             }
@@ -327,7 +327,7 @@ struct Stream {
             for (int n = 0; n < 8; ++n) {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
-                    const int column = 8 * n + lane % 4 * 2 + e % 2;
+                    const int column = c_column(lane, n, e);
                     const uint32_t index = row(e / 2);
                     if (index < p.x_rows && tile * BLOCK_Y + column == index) {
                         p.max[index] = similarity(s[n][e], p.x_terms[index].scale, columns.terms[column].scale);
@@ -421,7 +421,7 @@ struct Stream {
         if (lane % 4 != 0) return;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            for (const uint32_t word : shared->masks.bits[warp_row + lane / 4 + 8 * half]) masked[half] += __popc(word);
+            for (const uint32_t word : shared->masks.bits[warp_row + c_row(lane, half)]) masked[half] += __popc(word);
         }
     }
 

@@ -1,0 +1,48 @@
+// Where things are: rows in shared memory, operands in a warp's registers. Plain arithmetic, which tests/index_arithmetic.cpp
+// checks with no GPU.
+//
+// Shared memory holds chunks: rows of 128 bytes (64 elements of 16 bits, 32 of 32 bits), cut into eight 16-byte units
+// that are permuted within their row (`swizzle`) so that eight rows of one column of units lie in different banks. A
+// matmul step takes two units of each row: 16 elements of 16 bits (m16n8k16) or 8 of 32 bits (m16n8k8). The two layouts
+// agree unit for unit, so addresses are the same for all types.
+#pragma once
+#include <cstdint>
+
+#ifndef __CUDACC__
+#define __host__
+#define __device__
+#endif
+
+constexpr int CHUNK_BYTES = 128;
+constexpr int UNIT_BYTES = 16;
+constexpr int UNITS = CHUNK_BYTES / UNIT_BYTES;
+constexpr int STEPS_PER_CHUNK = UNITS / 2;
+
+// Byte offset of unit `unit` of row `row` in a chunk.
+__host__ __device__ constexpr uint32_t swizzle(uint32_t row, uint32_t unit) {
+    return row * CHUNK_BYTES + ((unit ^ (row % UNITS)) * UNIT_BYTES);
+}
+
+// Row and unit of the `place`-th unit of a chunk in the order in which threads copy: neighbours copy neighbours.
+__host__ __device__ constexpr uint32_t copy_row(uint32_t place) { return place / UNITS; }
+__host__ __device__ constexpr uint32_t copy_unit(uint32_t place) { return place % UNITS; }
+
+// Row and unit that lane `lane` addresses to load the 16 x (2 units) operand A (rows first: units follow).
+__host__ __device__ constexpr uint32_t a_row(uint32_t lane) { return lane % 16; }
+__host__ __device__ constexpr uint32_t a_unit(uint32_t lane) { return lane / 16; }
+// The same for two neighbouring 8-column operands B, whose columns are rows of shared memory.
+__host__ __device__ constexpr uint32_t b_row(uint32_t lane) { return lane % 8 + lane / 16 * 8; }
+__host__ __device__ constexpr uint32_t b_unit(uint32_t lane) { return lane / 8 % 2; }
+
+// Lane l of a warp is in group g = l / 4 and has place t = l % 4. Of an accumulator tile of 16 x 8 it holds
+// c[0], c[1]: row g, columns 2t, 2t + 1, and c[2], c[3]: the same of row g + 8. Row of half `half`; column of element `e` of the
+// n-th tile.
+__host__ __device__ constexpr uint32_t c_row(uint32_t lane, uint32_t half) { return lane / 4 + 8 * half; }
+__host__ __device__ constexpr uint32_t c_column(uint32_t lane, uint32_t n, uint32_t e) { return 8 * n + lane % 4 * 2 + e % 2; }
+
+// f32: an operand's columns are t and t + 4 where an accumulator's are 2t and 2t + 1. A sum has no order: column 2t is taken for
+// t and 2t + 1 for t + 4, on both sides. Row of the streamed chunk that is k = t (k = t + 4 is the next), and unit and byte
+// within it of output column g of tile `tile`.
+__host__ __device__ constexpr uint32_t single_row(uint32_t lane, uint32_t step) { return 8 * step + 2 * (lane % 4); }
+__host__ __device__ constexpr uint32_t single_unit(uint32_t lane, uint32_t tile) { return 2 * tile + lane / 16; }
+__host__ __device__ constexpr uint32_t single_byte(uint32_t lane) { return lane / 4 % 4 * 4; }

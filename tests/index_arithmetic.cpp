@@ -1,0 +1,200 @@
+// Checks kernels/layout.h against the PTX manual's layouts. `index_arithmetic CHECK` exits with 1 and says what is wrong.
+#include "../kernels/layout.h"
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace {
+
+void require(bool condition, const std::string& what) {
+    if (condition) return;
+    std::printf("%s\n", what.c_str());
+    std::exit(1);
+}
+
+std::string at(const char* what, uint32_t a, uint32_t b = 0, uint32_t c = 0) {
+    return std::string(what) + " " + std::to_string(a) + ", " + std::to_string(b) + ", " + std::to_string(c);
+}
+
+// A chunk of 16-bit elements: what is at (row, column) is its name, row * 64 + column.
+struct Chunk {
+    std::vector<uint16_t> elements;
+
+    explicit Chunk(uint32_t rows) : elements(rows * CHUNK_BYTES / 2, 0xffff) {
+        for (uint32_t row = 0; row < rows; ++row) {
+            for (uint32_t column = 0; column < 64; ++column) {
+                elements[(swizzle(row, column / 8) + column % 8 * 2) / 2] = static_cast<uint16_t>(row * 64 + column);
+            }
+        }
+    }
+
+    // ldmatrix.x4 of 16-bit elements: lane i gives the address of row i % 8 of matrix i / 8. Of each matrix lane l gets row l / 4,
+    // columns 2 (l % 4) and the next; transposed, column l / 4, rows 2 (l % 4) and the next.
+    std::array<std::array<uint16_t, 2>, 4> load(uint32_t lane, const std::function<uint32_t(uint32_t)>& address, bool transposed) const {
+        std::array<std::array<uint16_t, 2>, 4> out{};
+        for (uint32_t matrix = 0; matrix < 4; ++matrix) {
+            for (uint32_t i = 0; i < 2; ++i) {
+                const uint32_t row = transposed ? lane % 4 * 2 + i : lane / 4, column = transposed ? lane / 4 : lane % 4 * 2 + i;
+                out[matrix][i] = elements[address(matrix * 8 + row) / 2 + column];
+            }
+        }
+        return out;
+    }
+};
+
+void swizzle_is_a_bijection() {
+    for (uint32_t rows : {64u, 128u}) {
+        std::set<uint32_t> seen;
+        for (uint32_t row = 0; row < rows; ++row) {
+            for (uint32_t unit = 0; unit < UNITS; ++unit) {
+                const uint32_t offset = swizzle(row, unit);
+                require(offset % UNIT_BYTES == 0 && offset < rows * CHUNK_BYTES, at("outside the chunk:", row, unit));
+                require(seen.insert(offset).second, at("twice the same place:", row, unit));
+            }
+        }
+    }
+}
+
+// The 32 banks of 4 bytes are eight groups of 16 bytes; a phase of eight lanes wants one each.
+void no_load_has_bank_conflicts() {
+    const std::map<std::string, std::function<uint32_t(uint32_t, uint32_t)>> loads = {
+        {"a", [](uint32_t lane, uint32_t k) { return swizzle(a_row(lane), 2 * (k % 4) + a_unit(lane)); }},
+        {"b", [](uint32_t lane, uint32_t k) { return swizzle(16 * (k / 4) + b_row(lane), 2 * (k % 4) + b_unit(lane)); }},
+        {"transposed", [](uint32_t lane, uint32_t k) { return swizzle(16 * (k / 4) + a_row(lane), 2 * (k % 4) + a_unit(lane)); }},
+        {"copy", [](uint32_t lane, uint32_t k) { return swizzle(copy_row(32 * k + lane), copy_unit(32 * k + lane)); }},
+    };
+    for (const auto& [name, address] : loads) {
+        for (uint32_t k = 0; k < 16; ++k) {
+            for (uint32_t phase = 0; phase < 4; ++phase) {
+                std::set<uint32_t> banks;
+                for (uint32_t lane = 8 * phase; lane < 8 * phase + 8; ++lane) banks.insert(address(lane, k) % 128 / 16);
+                require(banks.size() == 8, at((name + " conflicts:").c_str(), k, phase));
+            }
+        }
+    }
+}
+
+// mma.m16n8k16, A: a0 (g, 2t), a1 (g + 8, 2t), a2 (g, 2t + 8), a3 (g + 8, 2t + 8).
+void operand_a_is_what_mma_wants() {
+    const Chunk x(128);
+    for (uint32_t warp_row = 0; warp_row < 128; warp_row += 16) {
+        for (uint32_t step = 0; step < STEPS_PER_CHUNK; ++step) {
+            for (uint32_t lane = 0; lane < 32; ++lane) {
+                const auto a = x.load(lane, [&](uint32_t l) { return swizzle(warp_row + a_row(l), 2 * step + a_unit(l)); }, false);
+                for (uint32_t r = 0; r < 4; ++r) {
+                    const uint32_t row = warp_row + lane / 4 + r % 2 * 8, column = 16 * step + lane % 4 * 2 + r / 2 * 8;
+                    require(a[r][0] == row * 64 + column && a[r][1] == row * 64 + column + 1, at("a:", step, lane, r));
+                }
+            }
+        }
+    }
+}
+
+// B: b0 (k = 2t, n = g), b1 (k = 2t + 8, n = g). Columns n of B are rows of the streamed chunk.
+void operand_b_is_what_mma_wants() {
+    const Chunk y(64);
+    for (uint32_t step = 0; step < STEPS_PER_CHUNK; ++step) {
+        for (uint32_t pair = 0; pair < 4; ++pair) {
+            for (uint32_t lane = 0; lane < 32; ++lane) {
+                const auto b = y.load(lane, [&](uint32_t l) { return swizzle(16 * pair + b_row(l), 2 * step + b_unit(l)); }, false);
+                for (uint32_t r = 0; r < 4; ++r) {
+                    const uint32_t row = 16 * pair + r / 2 * 8 + lane / 4, column = 16 * step + r % 2 * 8 + lane % 4 * 2;
+                    require(b[r][0] == row * 64 + column && b[r][1] == row * 64 + column + 1, at("b:", step, pair, lane));
+                }
+            }
+        }
+    }
+}
+
+// In O += P Y the streamed rows are k and its columns n.
+void transposed_operand_is_what_mma_wants() {
+    const Chunk y(64);
+    for (uint32_t step = 0; step < 4; ++step) {
+        for (uint32_t pair = 0; pair < 4; ++pair) {
+            for (uint32_t lane = 0; lane < 32; ++lane) {
+                const auto b = y.load(lane, [&](uint32_t l) { return swizzle(16 * step + a_row(l), 2 * pair + a_unit(l)); }, true);
+                for (uint32_t r = 0; r < 4; ++r) {
+                    const uint32_t k = 16 * step + r % 2 * 8 + lane % 4 * 2, n = 16 * pair + r / 2 * 8 + lane / 4;
+                    require(b[r][0] == k * 64 + n && b[r][1] == (k + 1) * 64 + n, at("transposed:", step, pair, lane));
+                }
+            }
+        }
+    }
+}
+
+// P stays in registers: accumulator tiles 2s and 2s + 1 are the operand A of step s.
+void accumulators_are_the_next_operand() {
+    for (uint32_t step = 0; step < 4; ++step) {
+        for (uint32_t lane = 0; lane < 32; ++lane) {
+            for (uint32_t r = 0; r < 4; ++r) {
+                for (uint32_t i = 0; i < 2; ++i) {
+                    const uint32_t row = lane / 4 + r % 2 * 8, k = 16 * step + r / 2 * 8 + lane % 4 * 2 + i;
+                    const uint32_t half = r % 2, n = 2 * step + r / 2, e = 2 * half + i;
+                    require(c_row(lane, half) == row && c_column(lane, n, e) == k, at("p:", step, lane, r));
+                }
+            }
+        }
+    }
+}
+
+// f32: whatever k is called, both operands must mean the same streamed row, and n the same column.
+void single_precision_permutes_both_sides_alike() {
+    for (uint32_t step = 0; step < 8; ++step) {
+        std::set<uint32_t> rows;
+        for (uint32_t lane = 0; lane < 32; ++lane) {
+            for (uint32_t i = 0; i < 2; ++i) {
+                // A's column t + 4 i is the accumulator's element i of tile `step`; B's row t + 4 i is single_row + i.
+                require(c_column(lane, step, i) == single_row(lane, step) + i, at("k:", step, lane, i));
+                rows.insert(single_row(lane, step) + i);
+            }
+            for (uint32_t tile = 0; tile < 4; ++tile) {
+                const uint32_t byte = single_unit(lane, tile) * UNIT_BYTES + single_byte(lane);
+                require(byte == (8 * tile + lane / 4) * 4, at("n:", tile, lane));
+            }
+        }
+        require(rows.size() == 8 && *rows.begin() == 8 * step && *rows.rbegin() == 8 * step + 7, at("rows of step", step));
+    }
+}
+
+void copies_cover_a_chunk_once() {
+    constexpr uint32_t THREADS = 256;
+    for (uint32_t rows : {64u, 128u}) {
+        std::set<uint32_t> seen;
+        for (uint32_t i = 0; i < rows * UNITS / THREADS; ++i) {
+            for (uint32_t thread = 0; thread < THREADS; ++thread) {
+                const uint32_t place = thread + i * THREADS, row = copy_row(place), unit = copy_unit(place);
+                require(row < rows && unit < UNITS && seen.insert(row * UNITS + unit).second, at("copy:", rows, i, thread));
+            }
+        }
+        require(seen.size() == rows * UNITS, at("not all of a chunk of rows", rows));
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const std::map<std::string, void (*)()> checks = {
+        {"swizzle_is_a_bijection", swizzle_is_a_bijection},
+        {"no_load_has_bank_conflicts", no_load_has_bank_conflicts},
+        {"operand_a_is_what_mma_wants", operand_a_is_what_mma_wants},
+        {"operand_b_is_what_mma_wants", operand_b_is_what_mma_wants},
+        {"transposed_operand_is_what_mma_wants", transposed_operand_is_what_mma_wants},
+        {"accumulators_are_the_next_operand", accumulators_are_the_next_operand},
+        {"single_precision_permutes_both_sides_alike", single_precision_permutes_both_sides_alike},
+        {"copies_cover_a_chunk_once", copies_cover_a_chunk_once},
+    };
+    if (argc == 1) {
+        for (const auto& check : checks) std::printf("%s\n", check.first.c_str());
+        return 0;
+    }
+    const auto check = checks.find(argv[1]);
+    require(argc == 2 && check != checks.end(), "no such check");
+    check->second();
+}

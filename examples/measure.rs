@@ -24,6 +24,8 @@ use rayon::prelude::*;
 #[allow(dead_code, missing_docs)]
 mod common {
     pub mod golden;
+    #[cfg(feature = "cuda")]
+    pub mod on_device;
     pub mod problem;
 }
 
@@ -133,6 +135,9 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let measured = match args.backend {
         BackendName::Reference => measure(args, &problem, &mut Reference::new())?,
         BackendName::Cpu => measure(args, &problem, Device::Cpu.open()?.as_mut())?,
+        #[cfg(feature = "cuda")]
+        BackendName::Cuda => measure_cuda(args, &problem)?,
+        #[cfg(not(feature = "cuda"))]
         BackendName::Cuda => measure(args, &problem, Device::Cuda(0).open()?.as_mut())?,
     };
     if args.json {
@@ -161,10 +166,7 @@ impl Measured {
 
 fn measure<B: Backend + ?Sized>(args: &Args, problem: &Problem, backend: &mut B) -> catalog_softmax::Result<Measured> {
     let (batch, loss) = (problem.batch()?, &problem.loss);
-    let request = match args.mode {
-        Mode::Statistics => Request::value(),
-        Mode::ValueAndGrad => Request::value_and_grad(),
-    };
+    let request = request(args.mode);
     let workspace_bytes = backend.plan(&batch, loss, request)?.workspace_bytes;
     let mut output = Output::default();
     backend.compute(&batch, loss, request, &mut output)?;
@@ -177,6 +179,56 @@ fn measure<B: Backend + ?Sized>(args: &Args, problem: &Problem, backend: &mut B)
     seconds.sort_by(f64::total_cmp);
     let output_bytes = output_bytes::<B::Real>(&batch, args.mode, problem);
     Ok(Measured { seconds, total: output.total, workspace_bytes, output_bytes, peak_resident_bytes: peak_memory() })
+}
+
+/// On device memory, timed by events on the stream: inputs are there already and outputs stay.
+#[cfg(feature = "cuda")]
+fn measure_cuda(args: &Args, problem: &Problem) -> Result<Measured, Box<dyn Error>> {
+    use catalog_softmax::Cuda;
+    use common::on_device::{OnDevice, Results};
+    use cudarc::driver::{CudaContext, sys::CUevent_flags};
+
+    if problem.loss.symmetric {
+        return Err("steps on device memory have no symmetric loss".into());
+    }
+    // Says why where there is no device; cudarc would panic.
+    drop(Cuda::new(0)?);
+    let stream = CudaContext::new(0)?.new_stream()?;
+    let mut cuda = Cuda::on_stream(stream.clone())?;
+    let (inputs, mut results) = (OnDevice::new(&stream, problem), Results::new(&stream, problem));
+    let (mut batch, loss, request) = (inputs.batch(problem), &problem.loss, request(args.mode));
+    if let Some((low, high)) = log_q_bounds(problem) {
+        batch = batch.log_q_bounds(low, high);
+    }
+    let workspace_bytes = cuda.plan_step(&batch, loss, request)?.workspace_bytes;
+    cuda.step(&batch, loss, &mut results.output(&stream, request))?;
+    cuda.fault()?;
+    let mut seconds = Vec::new();
+    for _ in 0..args.iterations {
+        let start = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
+        cuda.step(&batch, loss, &mut results.output(&stream, request))?;
+        let end = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
+        cuda.fault()?;
+        seconds.push(f64::from(start.elapsed_ms(&end)?) * 1e-3);
+    }
+    seconds.sort_by(f64::total_cmp);
+    let total = stream.clone_dtoh(&results.total)?[0];
+    let output_bytes = output_bytes::<f32>(&problem.batch()?, args.mode, problem);
+    Ok(Measured { seconds, total, workspace_bytes, output_bytes, peak_resident_bytes: peak_memory() })
+}
+
+#[cfg(feature = "cuda")]
+fn log_q_bounds(problem: &Problem) -> Option<(f32, f32)> {
+    let mut values = problem.pools.iter().filter_map(|pool| pool.log_q.as_ref()).flatten().copied();
+    let first = values.next()?;
+    Some(values.fold((first, first), |(low, high), x| (f32::min(low, x), f32::max(high, x))))
+}
+
+fn request(mode: Mode) -> Request {
+    match mode {
+        Mode::Statistics => Request::value(),
+        Mode::ValueAndGrad => Request::value_and_grad(),
+    }
 }
 
 /// Floating-point operations of the matmuls: one of 2·B·N·D for statistics, four for value and gradient.

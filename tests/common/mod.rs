@@ -6,6 +6,8 @@ pub mod generate;
 pub mod golden;
 pub mod golden_check;
 pub mod naive;
+#[cfg(feature = "cuda")]
+pub mod on_device;
 pub mod problem;
 pub mod suite;
 pub mod tolerance;

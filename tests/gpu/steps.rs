@@ -2,212 +2,21 @@
 
 use std::sync::Arc;
 
-use catalog_softmax::cuda::{
-    Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceOutput, DevicePool, DeviceSlice,
-    DeviceSliceMut,
-};
+use catalog_softmax::cuda::{Cuda, DeviceBatch, DeviceEmbeddings, DevicePool, DeviceSlice};
 use catalog_softmax::{Backend, Correction, Error, Output, Reduction, Request};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
+use cudarc::driver::{CudaContext, CudaStream};
 
 use crate::common::bits::problems;
 use crate::common::generate::{Config, Masking};
-use crate::common::problem::{PositiveData, Problem, Storage};
-
-/// Embeddings of any type in device memory.
-enum DeviceStorage {
-    F32(CudaSlice<f32>),
-    F16(CudaSlice<half::f16>),
-    Bf16(CudaSlice<half::bf16>),
-}
-
-/// Candidates, ids and log_q.
-type PoolArrays = (DeviceStorage, Option<CudaSlice<u64>>, Option<CudaSlice<f32>>);
+use crate::common::on_device::{DeviceStorage, OnDevice, Results, up};
+use crate::common::problem::{PositiveData, Problem};
 
 /// The argument that an error names, and how to make it wrong.
 type Spoil = (&'static str, fn(&mut Problem));
 
-/// A problem's arrays in device memory.
-struct OnDevice {
-    stream: Arc<CudaStream>,
-    queries: DeviceStorage,
-    pools: Vec<PoolArrays>,
-    positives: Result<CudaSlice<u32>, DeviceStorage>,
-    positive_ids: Option<CudaSlice<u64>>,
-    positive_log_q: Option<CudaSlice<f32>>,
-    excluded: Option<(CudaSlice<i64>, CudaSlice<u64>)>,
-    row_weight: Option<CudaSlice<f32>>,
-}
-
-fn up<T: DeviceRepr>(stream: &Arc<CudaStream>, values: &[T]) -> CudaSlice<T> {
-    stream.clone_htod(values).expect("memory for inputs")
-}
-
-fn storage(stream: &Arc<CudaStream>, from: &Storage) -> DeviceStorage {
-    match from {
-        Storage::F32(values) => DeviceStorage::F32(up(stream, values)),
-        Storage::F16(values) => DeviceStorage::F16(up(stream, values)),
-        Storage::Bf16(values) => DeviceStorage::Bf16(up(stream, values)),
-    }
-}
-
-impl OnDevice {
-    fn new(stream: &Arc<CudaStream>, problem: &Problem) -> Self {
-        let option = |values: &Option<Vec<f32>>| values.as_ref().map(|values| up(stream, values));
-        let ids = |values: &Option<Vec<u64>>| values.as_ref().map(|values| up(stream, values));
-        let pools = problem.pools.iter();
-        let pools = pools.map(|pool| (storage(stream, &pool.candidates), ids(&pool.ids), option(&pool.log_q)));
-        OnDevice {
-            stream: stream.clone(),
-            queries: storage(stream, &problem.queries),
-            pools: pools.collect(),
-            positives: match &problem.positives {
-                PositiveData::Index(index) => Ok(up(stream, index)),
-                PositiveData::Separate(embeddings) => Err(storage(stream, embeddings)),
-            },
-            positive_ids: ids(&problem.positive_ids),
-            positive_log_q: option(&problem.positive_log_q),
-            excluded: problem.excluded.as_ref().map(|(offsets, ids)| (up(stream, offsets), up(stream, ids))),
-            row_weight: option(&problem.row_weight),
-        }
-    }
-
-    fn embeddings<'a>(&'a self, storage: &'a DeviceStorage, dim: usize) -> DeviceEmbeddings<'a> {
-        fn view<'a, T: DeviceElement>(
-            stream: &CudaStream,
-            slice: &'a CudaSlice<T>,
-            dim: usize,
-        ) -> DeviceEmbeddings<'a> {
-            DeviceEmbeddings::new(DeviceSlice::new(slice, stream), slice.len() / dim, dim)
-        }
-        match storage {
-            DeviceStorage::F32(slice) => view(&self.stream, slice, dim),
-            DeviceStorage::F16(slice) => view(&self.stream, slice, dim),
-            DeviceStorage::Bf16(slice) => view(&self.stream, slice, dim),
-        }
-    }
-
-    fn batch<'a>(&'a self, problem: &Problem) -> DeviceBatch<'a> {
-        let dim = problem.dim;
-        let mut pools = self.pools.iter().zip(&problem.pools).map(|((candidates, ids, log_q), data)| {
-            let mut pool = DevicePool::new(self.embeddings(candidates, dim));
-            if let Some(ids) = ids {
-                pool = pool.ids(DeviceSlice::new(ids, &self.stream));
-            }
-            if let Some(log_q) = log_q {
-                pool = pool.log_q(DeviceSlice::new(log_q, &self.stream));
-            }
-            if data.gradient { pool } else { pool.without_gradient() }
-        });
-        let (queries, first) = (self.embeddings(&self.queries, dim), pools.next().expect("a pool"));
-        let mut batch = match &self.positives {
-            Ok(index) => DeviceBatch::new(queries, first, DeviceSlice::new(index, &self.stream)),
-            Err(embeddings) => DeviceBatch::with_positive_embeddings(queries, first, self.embeddings(embeddings, dim)),
-        };
-        for pool in pools {
-            batch = batch.pool(pool);
-        }
-        if let Some(ids) = &self.positive_ids {
-            batch = batch.positive_ids(DeviceSlice::new(ids, &self.stream));
-        }
-        if let Some(log_q) = &self.positive_log_q {
-            batch = batch.positive_log_q(DeviceSlice::new(log_q, &self.stream));
-        }
-        if let Some((offsets, ids)) = &self.excluded {
-            batch = batch.excluded_ids(DeviceSlice::new(offsets, &self.stream), DeviceSlice::new(ids, &self.stream));
-        }
-        match &self.row_weight {
-            Some(weights) => batch.row_weight(DeviceSlice::new(weights, &self.stream)),
-            None => batch,
-        }
-    }
-}
-
-/// Everything that a step writes, with NaN (or all ones) in it before.
-struct Results {
-    total: CudaSlice<f64>,
-    f64s: [CudaSlice<f64>; 6],
-    u64s: [CudaSlice<u64>; 3],
-    d_queries: CudaSlice<f32>,
-    d_candidates: Vec<Option<CudaSlice<f32>>>,
-    d_positive_embeddings: Option<CudaSlice<f32>>,
-    temperature: [CudaSlice<f64>; 2],
-}
-
-impl Results {
-    fn new(stream: &Arc<CudaStream>, problem: &Problem) -> Self {
-        let (b, dim) = (problem.num_queries(), problem.dim);
-        let f64s = |len: usize| up(stream, &vec![f64::NAN; len]);
-        let f32s = |len: usize| up(stream, &vec![f32::NAN; len]);
-        let separate = matches!(problem.positives, PositiveData::Separate(_));
-        let pools = problem.pools.iter();
-        Results {
-            total: f64s(1),
-            f64s: std::array::from_fn(|_| f64s(b)),
-            u64s: std::array::from_fn(|_| up(stream, &vec![u64::MAX; b])),
-            d_queries: f32s(b * dim),
-            d_candidates: pools.map(|pool| pool.gradient.then(|| f32s(pool.candidates.len()))).collect(),
-            d_positive_embeddings: separate.then(|| f32s(b * dim)),
-            temperature: std::array::from_fn(|_| f64s(1)),
-        }
-    }
-
-    fn output<'a>(&'a mut self, stream: &Arc<CudaStream>) -> DeviceOutput<'a> {
-        fn place<'a, T>(stream: &CudaStream, slice: &'a mut CudaSlice<T>) -> DeviceSliceMut<'a, T> {
-            DeviceSliceMut::new(slice, stream)
-        }
-        let [loss, probability, lse, positive, score, entropy] = &mut self.f64s;
-        let [num_negatives, above, ties] = &mut self.u64s;
-        let [tau, log_tau] = &mut self.temperature;
-        let d_candidates = self.d_candidates.iter_mut().map(|d| d.as_mut().map(|d| place(stream, d))).collect();
-        let mut gradients = DeviceGradients::new(place(stream, &mut self.d_queries), d_candidates);
-        gradients.d_positive_embeddings = self.d_positive_embeddings.as_mut().map(|d| place(stream, d));
-        gradients.d_temperature = Some(place(stream, tau));
-        gradients.d_log_temperature = Some(place(stream, log_tau));
-        let mut output = DeviceOutput::new(place(stream, &mut self.total));
-        output.loss = Some(place(stream, loss));
-        output.probability = Some(place(stream, probability));
-        output.lse = Some(place(stream, lse));
-        output.positive = Some(place(stream, positive));
-        output.num_negatives = Some(place(stream, num_negatives));
-        output.moments = Some([place(stream, score), place(stream, entropy)]);
-        output.rank = Some([place(stream, above), place(stream, ties)]);
-        output.gradients = Some(gradients);
-        output
-    }
-
-    /// In the shape of a host step's output.
-    fn download(&self, stream: &Arc<CudaStream>, like: &Output) -> Output {
-        fn down<T: DeviceRepr + Default + Clone + ValidAsZeroBits>(
-            stream: &Arc<CudaStream>,
-            slice: &CudaSlice<T>,
-        ) -> Vec<T> {
-            stream.clone_dtoh(slice).expect("results come down")
-        }
-        let mut output = like.clone();
-        output.total = down(stream, &self.total)[0];
-        let [loss, probability, lse, positive, score, entropy] = &self.f64s;
-        (output.loss, output.probability) = (down(stream, loss), down(stream, probability));
-        let statistics = &mut output.statistics;
-        (statistics.lse, statistics.positive) = (down(stream, lse), down(stream, positive));
-        let moments = statistics.moments.as_mut().expect("asked for");
-        (moments.expected_score, moments.entropy) = (down(stream, score), down(stream, entropy));
-        let [num_negatives, above, ties] = &self.u64s;
-        statistics.num_negatives = down(stream, num_negatives);
-        let rank = statistics.rank.as_mut().expect("asked for");
-        (rank.above, rank.ties) = (down(stream, above), down(stream, ties));
-        let g = output.gradients.as_mut().expect("asked for");
-        g.d_queries.values = down(stream, &self.d_queries);
-        for (to, from) in g.d_candidates.iter_mut().zip(&self.d_candidates) {
-            to.values = from.as_ref().map_or(Vec::new(), |from| down(stream, from));
-        }
-        if let (Some(to), Some(from)) = (&mut g.d_positive_embeddings, &self.d_positive_embeddings) {
-            to.values = down(stream, from);
-        }
-        g.d_temperature = down(stream, &self.temperature[0])[0];
-        g.d_log_temperature = down(stream, &self.temperature[1])[0];
-        output
-    }
+fn everything() -> Request {
+    Request::value_and_grad().with_moments().with_rank()
 }
 
 fn on_stream() -> (Arc<CudaStream>, Cuda) {
@@ -221,7 +30,7 @@ fn on_stream() -> (Arc<CudaStream>, Cuda) {
 
 fn from_host(cuda: &mut Cuda, problem: &Problem) -> Output {
     let mut output = Output::default();
-    let request = Request::value_and_grad().with_moments().with_rank();
+    let request = everything();
     let batch = problem.batch().expect("a valid problem");
     cuda.compute(&batch, &problem.loss, request, &mut output).expect("a loss that fits");
     output
@@ -282,7 +91,9 @@ pub fn steps_on_device_memory_give_what_host_memory_gives(cuda: &mut Cuda) {
     for (c, problem) in cases().iter().enumerate() {
         let wanted = from_host(cuda, problem);
         let (inputs, mut results) = (OnDevice::new(&stream, problem), Results::new(&stream, problem));
-        on_device.step(&inputs.batch(problem), &problem.loss, &mut results.output(&stream)).expect("a loss that fits");
+        on_device
+            .step(&inputs.batch(problem), &problem.loss, &mut results.output(&stream, everything()))
+            .expect("a loss that fits");
         on_device.fault().expect("valid input");
         assert_same(&results.download(&stream, &wanted), &wanted, &format!("case {c}"));
     }
@@ -294,7 +105,7 @@ pub fn a_reserved_step_allocates_nothing_and_replays_as_a_graph(cuda: &mut Cuda)
     let problem = config.problem();
     let wanted = from_host(cuda, &problem);
     let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
-    let request = results.output(&stream).request();
+    let request = everything();
     let batch = inputs.batch(&problem);
     let planned = on_device.plan_step(&batch, &problem.loss, request).expect("a loss that fits").workspace_bytes;
     assert_eq!(on_device.device_bytes(), 0, "planning allocates nothing");
@@ -302,7 +113,7 @@ pub fn a_reserved_step_allocates_nothing_and_replays_as_a_graph(cuda: &mut Cuda)
     assert_eq!(on_device.device_bytes(), planned);
     stream.synchronize().expect("inputs are up");
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).expect("a stream of its own");
-    on_device.step(&batch, &problem.loss, &mut results.output(&stream)).expect("a step can be captured");
+    on_device.step(&batch, &problem.loss, &mut results.output(&stream, everything())).expect("a step can be captured");
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = stream.end_capture(flags).expect("a graph").expect("with nodes");
     assert_eq!(on_device.device_bytes(), planned);
@@ -337,7 +148,9 @@ pub fn faults_that_only_the_device_sees_become_errors(_: &mut Cuda) {
         let mut problem = clean.clone();
         spoil(&mut problem);
         let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
-        on_device.step(&inputs.batch(&problem), &problem.loss, &mut results.output(&stream)).expect("submitted");
+        on_device
+            .step(&inputs.batch(&problem), &problem.loss, &mut results.output(&stream, everything()))
+            .expect("submitted");
         match on_device.fault() {
             Err(Error::Value { argument: found, .. }) => assert_eq!(found, argument),
             other => panic!("{argument}: {other:?}"),
@@ -345,7 +158,7 @@ pub fn faults_that_only_the_device_sees_become_errors(_: &mut Cuda) {
         on_device.fault().expect("told once");
     }
     let (inputs, mut results) = (OnDevice::new(&stream, &clean), Results::new(&stream, &clean));
-    on_device.step(&inputs.batch(&clean), &clean.loss, &mut results.output(&stream)).expect("submitted");
+    on_device.step(&inputs.batch(&clean), &clean.loss, &mut results.output(&stream, everything())).expect("submitted");
     on_device.fault().expect("a clean step after others");
 }
 
@@ -356,7 +169,10 @@ pub fn views_that_do_not_fit_are_errors(_: &mut Cuda) {
     let short = up(&stream, &[0u32; 19]);
     let mut results = Results::new(&stream, &problem);
     let mut attempt = |batch: &DeviceBatch<'_>, results: &mut Results| {
-        on_device.step(batch, &problem.loss, &mut results.output(&stream)).expect_err("does not fit").to_string()
+        on_device
+            .step(batch, &problem.loss, &mut results.output(&stream, everything()))
+            .expect_err("does not fit")
+            .to_string()
     };
     let DeviceStorage::F32(queries) = &inputs.queries else { panic!("f32") };
     let DeviceStorage::F32(candidates) = &inputs.pools[0].0 else { panic!("f32") };

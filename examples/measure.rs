@@ -188,9 +188,6 @@ fn measure_cuda(args: &Args, problem: &Problem) -> Result<Measured, Box<dyn Erro
     use common::on_device::{OnDevice, Results};
     use cudarc::driver::{CudaContext, sys::CUevent_flags};
 
-    if problem.loss.symmetric {
-        return Err("steps on device memory have no symmetric loss".into());
-    }
     // Says why where there is no device; cudarc would panic.
     drop(Cuda::new(0)?);
     let stream = CudaContext::new(0)?.new_stream()?;

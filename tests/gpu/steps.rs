@@ -74,10 +74,13 @@ fn assert_same(found: &Output, wanted: &Output, what: &str) {
 
 /// Every correction and reduction, and the shapes of `problems`.
 fn cases() -> Vec<Problem> {
-    let mut cases: Vec<Problem> = problems().into_iter().filter(|problem| !problem.loss.symmetric).collect();
+    let mut cases = problems();
     let base = Config { masking: Masking::Ids, weights: true, ..Config::new(70, 200, 17) };
     for correction in [Correction::LogQ, Correction::LogQNegativesOnly, Correction::CorrectedLogQ] {
         for reduction in [Reduction::None, Reduction::Sum, Reduction::Mean, Reduction::WeightedMean] {
+            let symmetric =
+                Config { correction: Correction::None, symmetric: true, reduction, pools: vec![70], ..base.clone() };
+            cases.push(symmetric.problem());
             for separate in [false, true] {
                 cases.push(Config { correction, reduction, separate, ..base.clone() }.problem());
             }

@@ -142,7 +142,7 @@ impl DeviceBatch<'_> {
             row_weight: batch.row_weight.is_some(),
         })?;
         if loss.symmetric {
-            return Err(does_not_apply("symmetric", "steps on device memory have one direction: run one for each"));
+            check_symmetric(batch)?;
         }
         let queries = batch.queries.checked("queries", ordinal)?;
         let pools = checked_pools(batch, ordinal)?;
@@ -169,6 +169,26 @@ impl DeviceBatch<'_> {
             log_q_range: if have_log_q { checked_bounds(batch)? } else { Some((0.0, 0.0)) },
         })
     }
+}
+
+/// What [`Batch`](crate::Batch) asks of a symmetric loss, but for what only the device sees.
+fn check_symmetric(batch: &DeviceBatch<'_>) -> Result<()> {
+    const RULE: &str = "a symmetric loss needs one pool in which each candidate is the positive of one query";
+    if matches!(batch.positives, Positives::Separate(_)) {
+        return Err(does_not_apply("positive_embeddings", RULE));
+    }
+    let [pool] = batch.pools.as_slice() else {
+        return Err(shape("candidates", format!("{} pools", batch.pools.len()), RULE));
+    };
+    if !pool.gradient {
+        return Err(does_not_apply("candidates.without_gradient", "a symmetric loss has a gradient for both sides"));
+    }
+    if batch.excluded.is_some() {
+        let rule = "they name candidates; in a symmetric loss queries are candidates";
+        return Err(does_not_apply("excluded_ids", rule));
+    }
+    let (b, n) = (batch.queries.rows(), pool.candidates.rows());
+    if b == n { Ok(()) } else { Err(shape("candidates", format!("{n} rows for {b} queries"), RULE)) }
 }
 
 fn checked_pools(batch: &DeviceBatch<'_>, ordinal: usize) -> Result<Vec<ProblemPool>> {

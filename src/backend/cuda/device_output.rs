@@ -83,10 +83,55 @@ impl<'a> DeviceGradients<'a> {
     }
 }
 
-/// The stream back's outputs, and the places of the temperature's gradients.
-pub(super) type Gradients = (Back, Option<u64>, Option<u64>);
+/// Addresses of the caller's places, where they fit.
+#[derive(Debug, Default)]
+pub(super) struct GivenPlaces {
+    pub(super) total: Option<u64>,
+    pub(super) loss: Option<u64>,
+    pub(super) probability: Option<u64>,
+    pub(super) lse: Option<u64>,
+    pub(super) positive: Option<u64>,
+    pub(super) num_negatives: Option<u64>,
+    pub(super) moments: Option<[u64; 2]>,
+    pub(super) rank: Option<[u64; 2]>,
+    pub(super) d_temperature: Option<u64>,
+    pub(super) d_log_temperature: Option<u64>,
+    /// Its outputs alone.
+    pub(super) back: Option<Back>,
+}
 
-pub(super) fn check_gradients(problem: &Problem, g: &DeviceGradients<'_>, ordinal: usize) -> Result<Gradients> {
+impl DeviceOutput<'_> {
+    pub(super) fn checked(&self, problem: &Problem, ordinal: usize) -> Result<GivenPlaces> {
+        let b = problem.num_queries();
+        let one = |given: &Option<DeviceSliceMut<'_, f64>>, name: &str, len: usize| {
+            given.as_ref().map(|slice| slice.checked(name, len, ordinal)).transpose()
+        };
+        let moments = self.moments.as_ref().map(|[score, entropy]| {
+            Ok([score.checked("moments[0]", b, ordinal)?, entropy.checked("moments[1]", b, ordinal)?])
+        });
+        let rank = self
+            .rank
+            .as_ref()
+            .map(|[above, ties]| Ok([above.checked("rank[0]", b, ordinal)?, ties.checked("rank[1]", b, ordinal)?]));
+        let num_negatives = self.num_negatives.as_ref();
+        let gradients = self.gradients.as_ref();
+        Ok(GivenPlaces {
+            total: Some(self.total.checked("total", 1, ordinal)?),
+            loss: one(&self.loss, "loss", b)?,
+            probability: one(&self.probability, "probability", b)?,
+            lse: one(&self.lse, "lse", b)?,
+            positive: one(&self.positive, "positive", b)?,
+            num_negatives: num_negatives.map(|slice| slice.checked("num_negatives", b, ordinal)).transpose()?,
+            moments: moments.transpose()?,
+            rank: rank.transpose()?,
+            d_temperature: gradients.map_or(Ok(None), |g| one(&g.d_temperature, "d_temperature", 1))?,
+            d_log_temperature: gradients.map_or(Ok(None), |g| one(&g.d_log_temperature, "d_log_temperature", 1))?,
+            back: gradients.map(|gradients| checked_back(problem, gradients, ordinal)).transpose()?,
+        })
+    }
+}
+
+fn checked_back(problem: &Problem, g: &DeviceGradients<'_>, ordinal: usize) -> Result<Back> {
     let (b, dim) = (problem.num_queries(), problem.dim);
     if g.d_candidates.len() != problem.pools.len() {
         let found = format!("{} entries", g.d_candidates.len());
@@ -111,14 +156,10 @@ pub(super) fn check_gradients(problem: &Problem, g: &DeviceGradients<'_>, ordina
         }
         (false, None) => 0,
     };
-    let scalar = |slice: &Option<DeviceSliceMut<'_, f64>>, name: &str| {
-        slice.as_ref().map(|slice| slice.checked(name, 1, ordinal)).transpose()
-    };
-    let back = Back {
+    Ok(Back {
         d_queries: g.d_queries.checked("d_queries", b * dim, ordinal)?,
         d_candidates: d_candidates.collect::<Result<_>>()?,
         d_positive_embeddings,
         ..Back::default()
-    };
-    Ok((back, scalar(&g.d_temperature, "d_temperature")?, scalar(&g.d_log_temperature, "d_log_temperature")?))
+    })
 }

@@ -88,6 +88,7 @@ const KERNELS: &[(&[u8], &[Name])] = names! {
     POSITIVES: "gather_positives", "query_gradient_f16", "query_gradient_bf16", "query_gradient_f32";
     MERGE: "merge_rows", "merge_expected", "finish_gradient_f16", "finish_gradient_bf16", "finish_gradient_f32";
     EPILOGUE: "epilogue", "finish_temperature";
+    SYMMETRIC: "swap_positives", "swap_weights", "average_rows", "average_f32", "average_f64";
 };
 
 impl Driver {

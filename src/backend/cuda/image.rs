@@ -20,3 +20,4 @@ image!(STREAM_SM80, "stream_sm80");
 image!(POSITIVES, "positives");
 image!(MERGE, "merge");
 image!(EPILOGUE, "epilogue");
+image!(SYMMETRIC, "symmetric");

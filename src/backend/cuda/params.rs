@@ -211,6 +211,25 @@ params!(
     }
 );
 
+params!(
+    /// `symmetric_params.h`
+    SymmetricParams, 13 * 8, {
+        positives: u64,
+        query_of: u64,
+        row_weight: u64,
+        swapped_weight: u64,
+        fault: u64,
+        loss: u64,
+        probability: u64,
+        swapped_loss: u64,
+        swapped_probability: u64,
+        values: u64,
+        swapped_values: u64,
+        rows: u64,
+        count: u64,
+    }
+);
+
 /// Values of `EpilogueParams::correction` and `reduction`.
 pub(super) const CORRECTION_NONE: u32 = 0;
 pub(super) const CORRECTION_LOG_Q: u32 = 1;

@@ -2,16 +2,16 @@
 
 use super::Cuda;
 use super::device_batch::DeviceBatch;
-use super::device_output::{DeviceOutput, check_gradients};
-use super::memory::{Layout, Part};
+use super::device_output::{DeviceOutput, GivenPlaces};
+use super::driver::Grid;
+use super::memory::{Arena, Layout, Part};
 use super::params::{
     CORRECTION_CORRECTED, CORRECTION_LOG_Q, CORRECTION_NONE, EpilogueParams, REDUCTION_MEAN, REDUCTION_SUM,
-    REDUCTION_WEIGHTED_MEAN,
+    REDUCTION_WEIGHTED_MEAN, SymmetricParams,
 };
-use super::passes::StatisticsOut;
-use super::problem::Problem;
+use super::passes::{Back, StatisticsOut};
+use super::problem::{Problem, ProblemPool, ProblemPositives};
 use super::tiling::{BLOCK_X, BLOCK_Y};
-use super::view::DeviceSliceMut;
 use super::workspace::Workspace;
 use crate::error::Result;
 use crate::loss::{Correction, Loss, Reduction};
@@ -21,12 +21,26 @@ use crate::stats::Request;
 /// Row results that a step needs in the workspace where the caller wants none of them.
 #[derive(Debug)]
 struct Rows {
-    f64s: [Part; 9],
+    f64s: [Part; 8],
     num_negatives: Part,
     ranks: [Part; 2],
     expected_negative: Part,
     d_gamma: Part,
     scalars: Part,
+}
+
+/// Addresses of everything that one direction of a step writes.
+#[derive(Debug)]
+struct Places {
+    statistics: StatisticsOut,
+    loss: u64,
+    probability: u64,
+    total: u64,
+    d_lse: u64,
+    d_positive: u64,
+    d_gamma: u64,
+    d_temperature: u64,
+    d_log_temperature: u64,
 }
 
 impl Rows {
@@ -38,9 +52,56 @@ impl Rows {
             ranks: std::array::from_fn(|_| layout.part_if(detail, b, 8)),
             expected_negative: layout.part_if(request.gradients, b * dim, 4),
             d_gamma: layout.part_if(request.gradients, b, 8),
-            scalars: layout.part(2, 8),
+            scalars: layout.part(3, 8),
         }
     }
+
+    /// The caller's places, and the workspace's for what the caller does not want.
+    fn places(&self, arena: &Arena, given: &GivenPlaces) -> Places {
+        let at = |part: Part| arena.address(part);
+        let [lse, positive, loss, probability, expected_score, entropy, d_lse, d_positive] = self.f64s.map(at);
+        let scalars = at(self.scalars);
+        Places {
+            statistics: StatisticsOut {
+                lse: given.lse.unwrap_or(lse),
+                positive: given.positive.unwrap_or(positive),
+                num_negatives: given.num_negatives.unwrap_or_else(|| at(self.num_negatives)),
+                expected_score: given.moments.map_or(expected_score, |moments| moments[0]),
+                entropy: given.moments.map_or(entropy, |moments| moments[1]),
+                above: given.rank.map_or_else(|| at(self.ranks[0]), |rank| rank[0]),
+                ties: given.rank.map_or_else(|| at(self.ranks[1]), |rank| rank[1]),
+                expected_negative: at(self.expected_negative),
+            },
+            loss: given.loss.unwrap_or(loss),
+            probability: given.probability.unwrap_or(probability),
+            total: given.total.unwrap_or(scalars),
+            d_lse,
+            d_positive,
+            d_gamma: at(self.d_gamma),
+            d_temperature: given.d_temperature.unwrap_or(scalars + 8),
+            d_log_temperature: given.d_log_temperature.unwrap_or(scalars + 16),
+        }
+    }
+}
+
+/// What the swapped direction of a symmetric loss needs.
+#[derive(Debug)]
+struct Swapped {
+    rows: Rows,
+    workspace: Workspace,
+    query_of: Part,
+    row_weight: Part,
+    d_queries: Part,
+    d_candidates: Part,
+}
+
+/// A step's memory beside what the caller gives.
+#[derive(Debug)]
+struct StepMemory {
+    layout: Layout,
+    rows: Rows,
+    workspace: Workspace,
+    swapped: Option<Swapped>,
 }
 
 impl Cuda {
@@ -50,14 +111,14 @@ impl Cuda {
     /// As [`step`](Cuda::step).
     pub fn plan_step(&self, batch: &DeviceBatch<'_>, loss: &Loss, request: Request) -> Result<Plan> {
         let problem = batch.checked(loss, self.ordinal(), self.tf32)?;
-        let (layout, workspace, _) = self.lay_out_step(&problem, request);
-        let tilings = &workspace.tilings;
+        let memory = self.lay_out_step(&problem, loss, request);
+        let tilings = &memory.workspace.tilings;
         let tilings = if request.gradients { &tilings.expected } else { &tilings.statistics };
         Ok(Plan {
             block_b: BLOCK_X,
             block_n: BLOCK_Y,
             splits: tilings.iter().map(|tiling| tiling.splits).sum(),
-            workspace_bytes: layout.bytes(),
+            workspace_bytes: memory.layout.bytes(),
         })
     }
 
@@ -68,92 +129,146 @@ impl Cuda {
     /// As [`step`](Cuda::step).
     pub fn reserve(&mut self, batch: &DeviceBatch<'_>, loss: &Loss, request: Request) -> Result<()> {
         let problem = batch.checked(loss, self.ordinal(), self.tf32)?;
-        let (layout, _, _) = self.lay_out_step(&problem, request);
+        let memory = self.lay_out_step(&problem, loss, request);
         self.driver.bind()?;
-        self.arena.reserve(&self.driver, layout)
+        self.arena.reserve(&self.driver, memory.layout)
     }
 
     /// Submits a step to the stream: loss, statistics and what else `output` has a place for. Does not wait for it.
     ///
     /// # Errors
-    /// Shapes, alignment or devices of views that do not fit; options out of range; a loss that is not there on device
-    /// memory yet ([`Loss::symmetric`]); too little device memory; a driver that refuses. Nothing has been submitted
-    /// then, except in the last case.
+    /// Shapes, alignment or devices of views that do not fit; options out of range; too little device memory; a driver that
+    /// refuses. Nothing has been submitted then, except in the last case.
     pub fn step(&mut self, batch: &DeviceBatch<'_>, loss: &Loss, output: &mut DeviceOutput<'_>) -> Result<()> {
         let problem = batch.checked(loss, self.ordinal(), self.tf32)?;
         let request = output.request();
-        let (layout, workspace, rows) = self.lay_out_step(&problem, request);
-        let ordinal = self.ordinal();
-        let b = problem.num_queries();
-        // The caller's place, or the workspace's.
-        let place = |given: Option<&DeviceSliceMut<'_, f64>>, name: &str| {
-            given.map(|slice| slice.checked(name, b, ordinal)).transpose()
-        };
-        let given = [
-            place(output.lse.as_ref(), "lse")?,
-            place(output.positive.as_ref(), "positive")?,
-            place(output.loss.as_ref(), "loss")?,
-            place(output.probability.as_ref(), "probability")?,
-            place(output.moments.as_ref().map(|moments| &moments[0]), "moments[0]")?,
-            place(output.moments.as_ref().map(|moments| &moments[1]), "moments[1]")?,
-        ];
-        let negatives = output.num_negatives.as_ref();
-        let negatives = negatives.map(|slice| slice.checked("num_negatives", b, ordinal)).transpose()?;
-        let mut ranks = [None; 2];
-        if let Some(given) = &output.rank {
-            ranks = [Some(given[0].checked("rank[0]", b, ordinal)?), Some(given[1].checked("rank[1]", b, ordinal)?)];
-        }
-        let total = output.total.checked("total", 1, ordinal)?;
-        let mut back = output.gradients.as_ref().map(|g| check_gradients(&problem, g, ordinal)).transpose()?;
-
+        let memory = self.lay_out_step(&problem, loss, request);
+        let given = output.checked(&problem, self.ordinal())?;
         self.driver.bind()?;
-        self.arena.reserve(&self.driver, layout)?;
-        let at = |part: Part| self.arena.address(part);
-        let own = |index: usize| given.get(index).copied().flatten().unwrap_or_else(|| at(rows.f64s[index]));
-        let statistics = StatisticsOut {
-            lse: own(0),
-            positive: own(1),
-            num_negatives: negatives.unwrap_or_else(|| at(rows.num_negatives)),
-            expected_score: own(4),
-            entropy: own(5),
-            above: ranks[0].unwrap_or_else(|| at(rows.ranks[0])),
-            ties: ranks[1].unwrap_or_else(|| at(rows.ranks[1])),
-            expected_negative: at(rows.expected_negative),
-        };
-        let step = self.step_of(&problem, &workspace);
+        self.arena.reserve(&self.driver, memory.layout)?;
+        let places = memory.rows.places(&self.arena, &given);
+        self.direction(&problem, &memory.workspace, loss, request, &places, given.back.as_ref())?;
+        match &memory.swapped {
+            Some(swapped) => self.other_direction(&problem, &memory, swapped, loss, &places, given.back.as_ref()),
+            None => Ok(()),
+        }
+    }
+
+    /// The passes and the epilogue on one batch.
+    fn direction(
+        &self,
+        problem: &Problem,
+        workspace: &Workspace,
+        loss: &Loss,
+        request: Request,
+        places: &Places,
+        back: Option<&Back>,
+    ) -> Result<()> {
+        let step = self.step_of(problem, workspace);
+        let statistics = &places.statistics;
         step.prepare()?;
-        step.statistics(request, &statistics)?;
-        let (d_lse, d_positive) = (own(6), own(7));
+        step.statistics(request, statistics)?;
         let epilogue = EpilogueParams {
             lse: statistics.lse,
             positive: statistics.positive,
             num_negatives: statistics.num_negatives,
             row_weight: problem.row_weight,
-            loss: own(2),
-            probability: own(3),
-            d_lse,
-            d_positive,
-            total,
-            d_gamma: at(rows.d_gamma),
+            loss: places.loss,
+            probability: places.probability,
+            d_lse: places.d_lse,
+            d_positive: places.d_positive,
+            total: places.total,
+            d_gamma: places.d_gamma,
+            d_temperature: places.d_temperature,
+            d_log_temperature: places.d_log_temperature,
             fault: self.fault.address(),
-            rows: b as u64,
+            rows: problem.num_queries() as u64,
             gamma: problem.gamma(),
             ..options(loss)
         };
         step.epilogue(&epilogue)?;
-        if let Some((back, d_temperature, d_log_temperature)) = &mut back {
-            back.lse = statistics.lse;
-            back.num_negatives = statistics.num_negatives;
-            (back.d_lse, back.d_positive) = (d_lse, d_positive);
-            back.expected_negative = statistics.expected_negative;
-            back.d_gamma = at(rows.d_gamma);
-            step.back(back)?;
-            let scalars = at(rows.scalars);
-            let d_temperature = d_temperature.unwrap_or(scalars);
-            let d_log_temperature = d_log_temperature.unwrap_or(scalars + 8);
-            step.finish_temperature(&EpilogueParams { d_temperature, d_log_temperature, ..epilogue })?;
+        let Some(back) = back else { return Ok(()) };
+        step.back(&Back {
+            lse: statistics.lse,
+            num_negatives: statistics.num_negatives,
+            d_lse: places.d_lse,
+            d_positive: places.d_positive,
+            expected_negative: statistics.expected_negative,
+            d_gamma: places.d_gamma,
+            ..back.clone()
+        })?;
+        step.finish_temperature(&epilogue)
+    }
+
+    /// The swapped direction of a symmetric loss, and the mean of both.
+    fn other_direction(
+        &self,
+        problem: &Problem,
+        memory: &StepMemory,
+        swapped: &Swapped,
+        loss: &Loss,
+        places: &Places,
+        back: Option<&Back>,
+    ) -> Result<()> {
+        let at = |part: Part| self.arena.address(part);
+        let (b, elements) = (problem.num_queries(), problem.num_queries() * problem.dim);
+        let params = SymmetricParams {
+            positives: problem.positive_index(),
+            query_of: at(swapped.query_of),
+            row_weight: problem.row_weight,
+            swapped_weight: at(swapped.row_weight),
+            fault: self.fault.address(),
+            rows: b as u64,
+            ..SymmetricParams::default()
+        };
+        self.driver.fill(params.query_of, 0xff, b * size_of::<u32>())?;
+        self.driver.launch("swap_positives", Grid::threads(b), &params)?;
+        if problem.row_weight != 0 {
+            self.driver.launch("swap_weights", Grid::threads(b), &params)?;
         }
-        Ok(())
+        let other = self.swapped_problem(problem, memory.workspace.positive_ids, swapped.query_of, swapped.row_weight);
+        let other_places = swapped.rows.places(&self.arena, &GivenPlaces::default());
+        let other_back = back.map(|_| Back {
+            d_queries: at(swapped.d_queries),
+            d_candidates: vec![at(swapped.d_candidates)],
+            ..Back::default()
+        });
+        let request = Request { gradients: back.is_some(), ..Request::default() };
+        self.direction(&other, &swapped.workspace, loss, request, &other_places, other_back.as_ref())?;
+
+        let rows = SymmetricParams {
+            loss: places.loss,
+            probability: places.probability,
+            swapped_loss: other_places.loss,
+            swapped_probability: other_places.probability,
+            ..params
+        };
+        self.driver.launch("average_rows", Grid::threads(b), &rows)?;
+        let average = |kernel: &str, values: u64, swapped_values: u64, count: usize| {
+            let params = SymmetricParams { values, swapped_values, count: count as u64, ..params };
+            self.driver.launch(kernel, Grid::threads(count), &params)
+        };
+        average("average_f64", places.total, other_places.total, 1)?;
+        let (Some(back), Some(other_back)) = (back, &other_back) else { return Ok(()) };
+        // A query is a candidate there, and a candidate a query.
+        average("average_f32", back.d_queries, other_back.d_candidates[0], elements)?;
+        average("average_f32", back.d_candidates[0], other_back.d_queries, elements)?;
+        average("average_f64", places.d_temperature, other_places.d_temperature, 1)?;
+        average("average_f64", places.d_log_temperature, other_places.d_log_temperature, 1)
+    }
+
+    /// The batch with its sides swapped: candidates are queries, and have their queries' weights.
+    fn swapped_problem(&self, problem: &Problem, ids: Part, query_of: Part, row_weight: Part) -> Problem {
+        let at = |part: Part| self.arena.address(part);
+        // As a candidate, query i has its positive's id: a pair is masked in both directions or in neither.
+        let pool = ProblemPool { candidates: problem.queries, ids: at(ids), ..problem.pools[0] };
+        Problem {
+            queries: problem.pools[0].candidates,
+            pools: vec![pool],
+            positives: ProblemPositives::Index(at(query_of)),
+            row_weight: at(row_weight),
+            ..problem.clone()
+        }
     }
 
     /// Waits for the stream, and tells whether a step since the last call found input that breaks a rule: what
@@ -171,11 +286,26 @@ impl Cuda {
         self.driver.context.ordinal()
     }
 
-    fn lay_out_step(&self, problem: &Problem, request: Request) -> (Layout, Workspace, Rows) {
+    fn lay_out_step(&self, problem: &Problem, loss: &Loss, request: Request) -> StepMemory {
+        let (b, dim) = (problem.num_queries(), problem.dim);
         let mut layout = Layout::default();
-        let rows = Rows::lay_out(&mut layout, problem.num_queries(), problem.dim, request);
+        let rows = Rows::lay_out(&mut layout, b, dim, request);
         let workspace = Workspace::lay_out(&mut layout, self.driver.limits, problem, request);
-        (layout, workspace, rows)
+        let swapped = loss.symmetric.then(|| {
+            let request = Request { gradients: request.gradients, ..Request::default() };
+            let query_of = layout.part(b, 4);
+            let row_weight = layout.part_if(problem.row_weight != 0, b, 4);
+            let other = self.swapped_problem(problem, workspace.positive_ids, query_of, row_weight);
+            Swapped {
+                rows: Rows::lay_out(&mut layout, b, dim, request),
+                workspace: Workspace::lay_out(&mut layout, self.driver.limits, &other, request),
+                query_of,
+                row_weight,
+                d_queries: layout.part_if(request.gradients, b * dim, 4),
+                d_candidates: layout.part_if(request.gradients, b * dim, 4),
+            }
+        });
+        StepMemory { layout, rows, workspace, swapped }
     }
 }
 

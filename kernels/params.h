@@ -11,5 +11,6 @@ struct RowInverseNormsParams {
     uint64_t rows;
     uint64_t dim;
     uint64_t stride;  // elements
+    uint64_t cosine;  // 0: 1 in place of the inverse norm
 };
-static_assert(sizeof(RowInverseNormsParams) == 40, "src/backend/cuda/params.rs says 40");
+static_assert(sizeof(RowInverseNormsParams) == 48, "src/backend/cuda/params.rs says 48");

@@ -85,7 +85,7 @@ extern "C" __global__ void gather_positives(const __grid_constant__ PositivesPar
     // Another pool's positive wraps around to a large number.
     const uint64_t index = nowhere ? 0 : over_all - p.start;
     if (index >= p.count || (nowhere && p.start != 0)) return;
-    const float unit = nowhere ? NAN : p.base_inverse_norm ? p.base_inverse_norm[index] : 1.0f;
+    const float unit = nowhere ? NAN : p.base_inverse_norm[index];
     p.addresses[row] = static_cast<const char*>(p.base) + index * p.stride * p.element_bytes;
     p.positive_inverse_norm[row] = unit;
     p.terms[row] = {unit, 0.0f, 0.0f, 0.0f};

@@ -6,7 +6,7 @@ struct PositivesParams {
     // gather_positives: one pool, or the separate positives.
     const void* base;
     const uint32_t* positives;  // (rows) indices over all pools; null for separate positives
-    const float* base_inverse_norm;  // null under dot
+    const float* base_inverse_norm;  // as in terms_params.h
     const uint64_t* candidate_ids;   // (count) of the pool; null without ids, and for separate positives
     const float* candidate_log_q;    // (count) of the pool; null without log_q, and for separate positives
     uint64_t* positive_ids;          // (rows); null without ids

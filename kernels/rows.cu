@@ -1,6 +1,7 @@
 // Work on single rows, beside the streams.
 //
-// row_inverse_norms: inverse_norm[r] = 1 / |x_r|, or 0 where |x_r| < 1e-12 (such a row has cosine 0 with everything).
+// row_inverse_norms: inverse_norm[r] = 1 / |x_r|, or 0 where |x_r| < 1e-12 (such a row has cosine 0 with everything); under dot 1.
+// NaN for a row with a NaN or ∞: it spoils the row's scores, and tells the streams to take the row's elements for 0.
 //
 // Shapes: x (rows, dim) with `stride >= dim` elements between rows; f32, f16 or bf16. inverse_norm (rows), f32.
 // Cost: reads each element once, 4 flops for each; bound by memory.
@@ -9,7 +10,6 @@
 // Numerics: sums in f32 and no pass to find the largest element. Squares of elements up to 2^127 overflow f32, so a
 // second sum takes the squares of x * 2^-96, and serves where the first is not finite; what underflows in it is then
 // less than 2^-60 of it. Nothing that matters underflows in the first: at the shortest norm, 1e-12, it is 1e-24.
-// A NaN makes the result NaN; an infinite element makes it 0, and the row's products 0 * inf then are NaN.
 // Tests: tests/gpu.rs against float64.
 
 #include <cuda_bf16.h>
@@ -46,7 +46,10 @@ struct SumOfSquares {
         }
     }
 
-    __device__ float inverse_norm() const {
+    __device__ float inverse_norm(bool cosine) const {
+        // Not even the second sum is finite: an element is not.
+        if (!isfinite(shrunk)) return NAN;
+        if (!cosine) return 1.0f;
         if (!isfinite(plain)) return SHRINK / sqrtf(shrunk);
         const float norm = sqrtf(plain);
         return norm < MIN_NORM ? 0.0f : 1.0f / norm;
@@ -78,7 +81,7 @@ __device__ void row_inverse_norms(const RowInverseNormsParams& p) {
     for (uint64_t k = done + lane; k < p.dim; k += WARP) sum.add(widen(x[k]));
 
     sum.reduce();
-    if (lane == 0) p.inverse_norm[row] = sum.inverse_norm();
+    if (lane == 0) p.inverse_norm[row] = sum.inverse_norm(p.cosine != 0);
 }
 
 }  // namespace

@@ -170,21 +170,38 @@ struct Stream {
         }
     }
 
-    // Whether the tile may hold a masked pair or a positive. The same for all threads.
+    // Whether the tile may hold a masked pair or a positive, or a streamed row that is not finite. The same for all threads.
     __device__ __forceinline__ bool special(uint32_t tile, const Columns& columns) const {
         const bool positives = MODE == Mode::GRADIENT && p.positives;
-        if (!p.hits && !positives) return false;
-        bool mine = false;
+        bool mine = own_column_spoiled(columns);
         const uint32_t index = tile * BLOCK_Y + threadIdx.x;
         if (X_IS_QUERIES) {
-            if (threadIdx.x < BLOCK_Y && index < p.y_rows) mine = shared->masks.overlaps(p.hits[index], first_x, BLOCK_X);
+            if (p.hits && threadIdx.x < BLOCK_Y && index < p.y_rows) mine |= shared->masks.overlaps(p.hits[index], first_x, BLOCK_X);
         } else {
-            if (p.hits) mine = shared->masks.overlaps(own_hits, tile * BLOCK_Y, BLOCK_Y);
+            if (p.hits) mine |= shared->masks.overlaps(own_hits, tile * BLOCK_Y, BLOCK_Y);
             if (positives && threadIdx.x < BLOCK_Y && index < p.y_rows) {
                 mine |= columns.positives[threadIdx.x].index - p.candidate_start - first_x < BLOCK_X;
             }
         }
         return __syncthreads_or(mine);
+    }
+
+    static __device__ __forceinline__ bool spoiled(const ColumnTerm& term) { return isnan(term.scale); }
+
+    // Of the column that this thread loaded.
+    static __device__ __forceinline__ bool own_column_spoiled(const Columns& columns) {
+        return threadIdx.x < BLOCK_Y && spoiled(columns.terms[threadIdx.x]);
+    }
+
+    // Rows that are not finite, in a chunk for the output: 0 · NaN of a masked pair must not enter it. Where a pair is not masked
+    // its probability is NaN.
+    __device__ __forceinline__ void clear_spoiled(uint32_t y_chunk, const Columns& columns) const {
+        for (uint32_t place = threadIdx.x; place < BLOCK_Y * UNITS; place += THREADS) {
+            if (!spoiled(columns.terms[copy_row(place)])) continue;
+            asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(y_chunk + swizzle(copy_row(place), copy_unit(place))), "r"(0)
+                         : "memory");
+        }
+        __syncthreads();
     }
 
     // Fills the tile's bitmap. Rows of the bitmap are stationary rows.
@@ -256,7 +273,8 @@ struct Stream {
                 s[n][e] = score(s[n][e], rows[half], columns.terms[column]);
                 if (SPECIAL) {
                     const int block_row = warp_row + c_row(lane, half);
-                    if (shared->masks.masked(block_row, column)) s[n][e] = -INFINITY;
+                    // A streamed row without weight has the bias −∞, whatever its elements.
+                    if (shared->masks.masked(block_row, column) || columns.terms[column].bias == -INFINITY) s[n][e] = -INFINITY;
                     if (is_positive(columns, block_row, column)) s[n][e] = columns.positives[column].exponent;
                 }
             }
@@ -297,7 +315,9 @@ struct Stream {
                 if (MODE != Mode::GRADIENT) sum[half] += HAS_OUTPUT ? probability * term.unscale : probability;
                 if (HAS_OUTPUT) {
                     const bool positive = SPECIAL && is_positive(columns, warp_row + c_row(lane, half), column);
-                    z[n][e] = probability * (positive ? columns.positives[column].factor : term.factor);
+                    const float factor = positive ? columns.positives[column].factor : term.factor;
+                    // Masked pairs have no share, even in a row whose factor is NaN.
+                    z[n][e] = SPECIAL && probability == 0.0f ? 0.0f : probability * factor;
                 }
             }
         }
@@ -369,6 +389,7 @@ struct Stream {
             float s[8][4] = {};
             dots(s, stage);
             const bool is_special = special(tile, columns);
+            const bool is_spoiled = HAS_OUTPUT && is_special && __syncthreads_or(own_column_spoiled(columns));
             if (is_special) {
                 gather_masks(tile);
                 if (X_IS_QUERIES) count_masked(masked);
@@ -386,6 +407,7 @@ struct Stream {
 #pragma unroll
             for (int chunk = 0; chunk < OUTPUT_CHUNKS; ++chunk) {
                 wait();
+                if (is_spoiled) clear_spoiled(ring_y + stage * Y_CHUNK, columns);
                 Fragments<Element>::multiply_output(&o[chunk * TILES_PER_CHUNK], s, ring_y + stage * Y_CHUNK, lane);
                 stage = stage + 1 == STAGES ? 0 : stage + 1;
             }

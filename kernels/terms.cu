@@ -36,7 +36,7 @@ __device__ __forceinline__ float split_exponent(float value, float& exponent) {
     return 2.0f * fraction;
 }
 
-__device__ __forceinline__ float unit(const TermsParams& p, uint64_t i) { return p.inverse_norm ? p.inverse_norm[i] : 1.0f; }
+__device__ __forceinline__ float unit(const TermsParams& p, uint64_t i) { return p.inverse_norm[i]; }
 
 }  // namespace
 

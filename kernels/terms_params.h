@@ -3,7 +3,7 @@
 #include "stream_params.h"
 
 struct TermsParams {
-    const float* inverse_norm;  // (rows); null under dot
+    const float* inverse_norm;  // (rows); 1 under dot, NaN for rows that are not finite
     const float* log_q;         // (rows); null without a correction
     // Queries of the gradient.
     const double* lse;  // natural logarithm

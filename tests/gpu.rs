@@ -20,12 +20,6 @@ use common::suite::{PROPERTIES, Property};
 use common::tolerance::{Expected, compare as compare_tensors, tensors};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// What the CUDA backend does not hold yet, and why.
-const NOT_HELD: &[(&str, &str)] = &[(
-    "nan_spoils_nothing_else",
-    "0 · NaN of a masked pair, or of a row of weight 0, enters the gradients of candidates",
-)];
-
 fn main() {
     let arguments = Arguments::from_args();
     let opened = Cuda::new(0);
@@ -51,15 +45,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         trials.push(Trial::test(format!("golden::{name}"), move || golden(&mut *locked(cuda)?, &file)));
     }
     for &(name, property) in PROPERTIES {
-        let not_held = NOT_HELD.iter().find(|(held, _)| *held == name);
-        let trial = Trial::test(format!("property::{name}"), move || hold(cuda, property));
-        match not_held {
-            Some((_, why)) => {
-                println!("property::{name} is not held: {why}");
-                trials.push(trial.with_ignored_flag(true).with_kind("not held"));
-            }
-            None => trials.push(trial),
-        }
+        trials.push(Trial::test(format!("property::{name}"), move || hold(cuda, property)));
     }
     let own: [Own; 8] = [
         ("tf32_is_as_near_as_eleven_bits_are", tf32_is_as_near_as_eleven_bits_are),

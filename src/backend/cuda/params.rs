@@ -18,7 +18,7 @@ macro_rules! params {
 
 params!(
     /// `params.h`
-    RowInverseNormsParams, 40, { embeddings: u64, inverse_norm: u64, rows: u64, dim: u64, stride: u64 }
+    RowInverseNormsParams, 48, { embeddings: u64, inverse_norm: u64, rows: u64, dim: u64, stride: u64, cosine: u64 }
 );
 
 params!(

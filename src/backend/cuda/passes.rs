@@ -76,17 +76,20 @@ impl Step<'_> {
         }
     }
 
+    /// What the cosine's chain rule needs, and dot has none of.
+    fn cosine_only(&self, norms: u64) -> u64 {
+        if self.problem.cosine { norms } else { 0 }
+    }
+
     /// Everything that both passes need.
     pub(super) fn prepare(&self) -> Result<()> {
         let (problem, workspace) = (self.problem, self.workspace);
-        if problem.cosine {
-            self.norms(problem.queries, self.at(workspace.query_norms))?;
-            for pool in &problem.pools {
-                self.norms(pool.candidates, self.element(workspace.candidate_norms, pool.start, 4))?;
-            }
-            if let ProblemPositives::Separate(rows) = problem.positives {
-                self.norms(rows, self.at(workspace.separate_norms))?;
-            }
+        self.norms(problem.queries, self.at(workspace.query_norms))?;
+        for pool in &problem.pools {
+            self.norms(pool.candidates, self.element(workspace.candidate_norms, pool.start, 4))?;
+        }
+        if let ProblemPositives::Separate(rows) = problem.positives {
+            self.norms(rows, self.at(workspace.separate_norms))?;
         }
         let terms = TermsParams {
             inverse_norm: self.at(workspace.query_norms),
@@ -108,6 +111,7 @@ impl Step<'_> {
             rows: rows.rows as u64,
             dim: self.problem.dim as u64,
             stride: rows.stride as u64,
+            cosine: u64::from(self.problem.cosine),
         };
         self.driver.launch(&self.problem.typed("row_inverse_norms"), Grid::warps(rows.rows), &params)
     }
@@ -411,7 +415,7 @@ impl Step<'_> {
             addresses: self.at(workspace.positive_addresses),
             positive_inverse_norm: self.at(workspace.positive_norms),
             queries: problem.queries.address,
-            query_inverse_norm: self.at(workspace.query_norms),
+            query_inverse_norm: self.cosine_only(self.at(workspace.query_norms)),
             expected_negative: back.expected_negative,
             d_lse: back.d_lse,
             d_positive: back.d_positive,
@@ -476,7 +480,7 @@ impl Step<'_> {
             output,
             result: d_pool,
             x: candidates.address,
-            inverse_norm: self.element(workspace.candidate_norms, pool.start, 4),
+            inverse_norm: self.cosine_only(self.element(workspace.candidate_norms, pool.start, 4)),
             x_stride: candidates.stride as u64,
             rows: candidates.rows as u64,
             dim: problem.dim as u32,

@@ -108,7 +108,7 @@ impl Workspace {
     pub(super) fn lay_out(layout: &mut Layout, limits: Limits, problem: &Problem, request: Request) -> Self {
         let tilings = Tilings::new(limits, problem);
         let (b, n, dim) = (problem.num_queries(), problem.num_candidates(), problem.dim);
-        let (cosine, back) = (problem.cosine, request.gradients);
+        let back = request.gradients;
         let detail = request.moments || request.rank;
         let by_index = problem.positive_index() != 0;
         let splits = |tilings: &[Tiling]| tilings.iter().map(|tiling| tiling.splits).sum();
@@ -127,9 +127,9 @@ impl Workspace {
             ..Partials::default()
         };
         Workspace {
-            query_norms: layout.part_if(cosine, b, 4),
-            candidate_norms: layout.part_if(cosine, n, 4),
-            separate_norms: layout.part_if(cosine && !by_index, b, 4),
+            query_norms: layout.part(b, 4),
+            candidate_norms: layout.part(n, 4),
+            separate_norms: layout.part_if(!by_index, b, 4),
             positive_addresses: layout.part(b, 8),
             positive_norms: layout.part(b, 4),
             positive_columns: layout.part(b, COLUMN_TERM),

@@ -99,7 +99,7 @@ pub use backend::cuda::Cuda;
 pub mod cuda {
     pub use crate::backend::cuda::{
         Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceOutput, DevicePool, DeviceSlice,
-        DeviceSliceMut,
+        DeviceSliceMut, DeviceStatistics, DeviceUpstream,
     };
 }
 pub use backend::device::{Device, Selected};

@@ -47,7 +47,8 @@ fn trials(cuda: Shared) -> Vec<Trial> {
     for &(name, property) in PROPERTIES {
         trials.push(Trial::test(format!("property::{name}"), move || hold(cuda, property)));
     }
-    let own: [Own; 8] = [
+    let own: [Own; 9] = [
+        ("an_epilogue_of_your_own_on_device_memory", steps::an_epilogue_of_your_own_on_device_memory),
         ("tf32_is_as_near_as_eleven_bits_are", tf32_is_as_near_as_eleven_bits_are),
         (
             "steps_on_device_memory_give_what_host_memory_gives",

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use catalog_softmax::cuda::{Cuda, DeviceBatch, DeviceEmbeddings, DevicePool, DeviceSlice};
-use catalog_softmax::{Backend, Correction, Error, Output, Reduction, Request};
+use catalog_softmax::cuda::{
+    Cuda, DeviceBatch, DeviceEmbeddings, DevicePool, DeviceSlice, DeviceSliceMut, DeviceStatistics, DeviceUpstream,
+};
+use catalog_softmax::{Backend, Correction, Error, Output, Reduction, Request, RowStatistics};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaStream};
 
@@ -99,6 +101,64 @@ pub fn steps_on_device_memory_give_what_host_memory_gives(cuda: &mut Cuda) {
             .expect("a loss that fits");
         on_device.fault().expect("valid input");
         assert_same(&results.download(&stream, &wanted), &wanted, &format!("case {c}"));
+    }
+}
+
+/// A z-loss beside the softmax loss, its derivatives computed on the host from the device's statistics.
+pub fn an_epilogue_of_your_own_on_device_memory(cuda: &mut Cuda) {
+    let (stream, mut on_device) = on_stream();
+    let config =
+        Config { masking: Masking::Ids, correction: Correction::LogQ, pools: vec![90, 40], ..Config::new(50, 1, 20) };
+    for separate in [false, true] {
+        let problem = Config { separate, ..config.clone() }.problem();
+        let batch = problem.batch().expect("a valid problem");
+        let z_loss = |statistics: &RowStatistics| {
+            let mut epilogue = problem.loss.epilogue(&batch, statistics).expect("statistics of the batch");
+            for (d_lse, lse) in epilogue.d_lse.iter_mut().zip(&statistics.lse) {
+                *d_lse += 2e-2 * lse;
+            }
+            epilogue
+        };
+        let mut wanted = from_host(cuda, &problem);
+        let epilogue = z_loss(&wanted.statistics);
+        let (d_lse, d_positive) = (&epilogue.d_lse, &epilogue.d_positive);
+        let gradients = cuda.gradients(&batch, &problem.loss, &wanted.statistics, d_lse, d_positive);
+        wanted.gradients = Some(gradients.expect("statistics with gradients"));
+
+        let (b, dim) = (problem.num_queries(), problem.dim);
+        let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
+        let (mut lse, mut positive) = (up(&stream, &vec![f64::NAN; b]), up(&stream, &vec![f64::NAN; b]));
+        let mut num_negatives = up(&stream, &vec![u64::MAX; b]);
+        let mut expected_negative = up(&stream, &vec![f32::NAN; b * dim]);
+        let mut places = DeviceStatistics {
+            lse: DeviceSliceMut::new(&mut lse, &stream),
+            positive: DeviceSliceMut::new(&mut positive, &stream),
+            num_negatives: DeviceSliceMut::new(&mut num_negatives, &stream),
+            expected_negative: Some(DeviceSliceMut::new(&mut expected_negative, &stream)),
+        };
+        let device_batch = inputs.batch(&problem);
+        on_device.statistics_on_device(&device_batch, &problem.loss, &mut places).expect("a loss that fits");
+        let mut statistics = wanted.statistics.clone();
+        statistics.lse = stream.clone_dtoh(&lse).expect("results");
+        statistics.positive = stream.clone_dtoh(&positive).expect("results");
+        statistics.num_negatives = stream.clone_dtoh(&num_negatives).expect("results");
+        let epilogue = z_loss(&statistics);
+        let (d_lse, d_positive) = (up(&stream, &epilogue.d_lse), up(&stream, &epilogue.d_positive));
+        let upstream = DeviceUpstream {
+            lse: DeviceSlice::new(&lse, &stream),
+            num_negatives: DeviceSlice::new(&num_negatives, &stream),
+            expected_negative: DeviceSlice::new(&expected_negative, &stream),
+            d_lse: DeviceSlice::new(&d_lse, &stream),
+            d_positive: DeviceSlice::new(&d_positive, &stream),
+        };
+        let mut output = results.output(&stream, Request::value_and_grad());
+        let gradients = output.gradients.as_mut().expect("asked for");
+        on_device.gradients_on_device(&device_batch, &problem.loss, &upstream, gradients).expect("a loss that fits");
+        on_device.fault().expect("valid input");
+        let mut found = wanted.clone();
+        found.statistics = statistics;
+        found.gradients = results.download(&stream, &wanted).gradients;
+        assert_same(&found, &wanted, &format!("separate {separate}"));
     }
 }
 

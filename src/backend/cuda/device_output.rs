@@ -1,8 +1,8 @@
 //! Where a step on device memory writes.
 
-use super::passes::Back;
+use super::passes::{Back, StatisticsOut};
 use super::problem::{Problem, ProblemPositives};
-use super::view::DeviceSliceMut;
+use super::view::{DeviceSlice, DeviceSliceMut};
 use crate::error::{Result, does_not_apply, missing, shape};
 use crate::stats::Request;
 
@@ -30,6 +30,36 @@ pub struct DeviceOutput<'a> {
     pub rank: Option<[DeviceSliceMut<'a, u64>; 2]>,
     /// Gradients of the total.
     pub gradients: Option<DeviceGradients<'a>>,
+}
+
+/// Where the stream alone writes, for an epilogue of the caller's own: statistics of each row, as in
+/// [`RowStatistics`](crate::RowStatistics).
+#[derive(Debug)]
+pub struct DeviceStatistics<'a> {
+    /// (B)
+    pub lse: DeviceSliceMut<'a, f64>,
+    /// (B)
+    pub positive: DeviceSliceMut<'a, f64>,
+    /// (B)
+    pub num_negatives: DeviceSliceMut<'a, u64>,
+    /// (B, D); gradients need it.
+    pub expected_negative: Option<DeviceSliceMut<'a, f32>>,
+}
+
+/// What [`Cuda::gradients_on_device`](super::Cuda::gradients_on_device) is given: statistics, and each row's derivatives by
+/// `lse` and `positive`, with weights and reduction folded in.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceUpstream<'a> {
+    /// (B)
+    pub lse: DeviceSlice<'a, f64>,
+    /// (B)
+    pub num_negatives: DeviceSlice<'a, u64>,
+    /// (B, D)
+    pub expected_negative: DeviceSlice<'a, f32>,
+    /// (B)
+    pub d_lse: DeviceSlice<'a, f64>,
+    /// (B)
+    pub d_positive: DeviceSlice<'a, f64>,
 }
 
 /// Where a step writes gradients of the total.
@@ -94,8 +124,8 @@ pub(super) struct GivenPlaces {
     pub(super) num_negatives: Option<u64>,
     pub(super) moments: Option<[u64; 2]>,
     pub(super) rank: Option<[u64; 2]>,
-    pub(super) d_temperature: Option<u64>,
-    pub(super) d_log_temperature: Option<u64>,
+    /// By tau, and by its logarithm.
+    pub(super) temperature: [Option<u64>; 2],
     /// Its outputs alone.
     pub(super) back: Option<Back>,
 }
@@ -103,8 +133,8 @@ pub(super) struct GivenPlaces {
 impl DeviceOutput<'_> {
     pub(super) fn checked(&self, problem: &Problem, ordinal: usize) -> Result<GivenPlaces> {
         let b = problem.num_queries();
-        let one = |given: &Option<DeviceSliceMut<'_, f64>>, name: &str, len: usize| {
-            given.as_ref().map(|slice| slice.checked(name, len, ordinal)).transpose()
+        let one = |given: &Option<DeviceSliceMut<'_, f64>>, name: &str| {
+            given.as_ref().map(|slice| slice.checked(name, b, ordinal)).transpose()
         };
         let moments = self.moments.as_ref().map(|[score, entropy]| {
             Ok([score.checked("moments[0]", b, ordinal)?, entropy.checked("moments[1]", b, ordinal)?])
@@ -117,17 +147,60 @@ impl DeviceOutput<'_> {
         let gradients = self.gradients.as_ref();
         Ok(GivenPlaces {
             total: Some(self.total.checked("total", 1, ordinal)?),
-            loss: one(&self.loss, "loss", b)?,
-            probability: one(&self.probability, "probability", b)?,
-            lse: one(&self.lse, "lse", b)?,
-            positive: one(&self.positive, "positive", b)?,
+            loss: one(&self.loss, "loss")?,
+            probability: one(&self.probability, "probability")?,
+            lse: one(&self.lse, "lse")?,
+            positive: one(&self.positive, "positive")?,
             num_negatives: num_negatives.map(|slice| slice.checked("num_negatives", b, ordinal)).transpose()?,
             moments: moments.transpose()?,
             rank: rank.transpose()?,
-            d_temperature: gradients.map_or(Ok(None), |g| one(&g.d_temperature, "d_temperature", 1))?,
-            d_log_temperature: gradients.map_or(Ok(None), |g| one(&g.d_log_temperature, "d_log_temperature", 1))?,
+            temperature: gradients.map_or(Ok([None; 2]), |gradients| gradients.temperature(ordinal))?,
             back: gradients.map(|gradients| checked_back(problem, gradients, ordinal)).transpose()?,
         })
+    }
+}
+
+impl DeviceStatistics<'_> {
+    pub(super) fn request(&self) -> Request {
+        Request { gradients: self.expected_negative.is_some(), ..Request::default() }
+    }
+
+    /// The caller's places over those of a workspace.
+    pub(super) fn checked(&self, problem: &Problem, ordinal: usize) -> Result<StatisticsOut> {
+        let (b, dim) = (problem.num_queries(), problem.dim);
+        let expected = self.expected_negative.as_ref();
+        Ok(StatisticsOut {
+            lse: self.lse.checked("lse", b, ordinal)?,
+            positive: self.positive.checked("positive", b, ordinal)?,
+            num_negatives: self.num_negatives.checked("num_negatives", b, ordinal)?,
+            expected_negative: expected.map_or(Ok(0), |o| o.checked("expected_negative", b * dim, ordinal))?,
+            ..StatisticsOut::default()
+        })
+    }
+}
+
+impl DeviceUpstream<'_> {
+    /// The stream back's inputs and the caller's outputs.
+    pub(super) fn checked(&self, problem: &Problem, to: &DeviceGradients<'_>, ordinal: usize) -> Result<Back> {
+        let (b, dim) = (problem.num_queries(), problem.dim);
+        Ok(Back {
+            lse: self.lse.checked("lse", b, ordinal)?,
+            num_negatives: self.num_negatives.checked("num_negatives", b, ordinal)?,
+            expected_negative: self.expected_negative.checked("expected_negative", b * dim, ordinal)?,
+            d_lse: self.d_lse.checked("d_lse", b, ordinal)?,
+            d_positive: self.d_positive.checked("d_positive", b, ordinal)?,
+            ..checked_back(problem, to, ordinal)?
+        })
+    }
+}
+
+impl DeviceGradients<'_> {
+    /// Places of the temperature's gradients.
+    pub(super) fn temperature(&self, ordinal: usize) -> Result<[Option<u64>; 2]> {
+        let one = |given: &Option<DeviceSliceMut<'_, f64>>, name: &str| {
+            given.as_ref().map(|slice| slice.checked(name, 1, ordinal)).transpose()
+        };
+        Ok([one(&self.d_temperature, "d_temperature")?, one(&self.d_log_temperature, "d_log_temperature")?])
     }
 }
 

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 
 pub use device_batch::{DeviceBatch, DevicePool};
-pub use device_output::{DeviceGradients, DeviceOutput};
+pub use device_output::{DeviceGradients, DeviceOutput, DeviceStatistics, DeviceUpstream};
 pub use view::{DeviceElement, DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
 
 use crate::backend::Backend;

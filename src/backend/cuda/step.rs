@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::device_batch::DeviceBatch;
-use super::device_output::{DeviceOutput, GivenPlaces};
+use super::device_output::{DeviceGradients, DeviceOutput, DeviceStatistics, DeviceUpstream, GivenPlaces};
 use super::driver::Grid;
 use super::memory::{Arena, Layout, Part};
 use super::params::{
@@ -13,7 +13,7 @@ use super::passes::{Back, StatisticsOut};
 use super::problem::{Problem, ProblemPool, ProblemPositives};
 use super::tiling::{BLOCK_X, BLOCK_Y};
 use super::workspace::Workspace;
-use crate::error::Result;
+use crate::error::{Result, does_not_apply};
 use crate::loss::{Correction, Loss, Reduction};
 use crate::plan::Plan;
 use crate::stats::Request;
@@ -78,8 +78,8 @@ impl Rows {
             d_lse,
             d_positive,
             d_gamma: at(self.d_gamma),
-            d_temperature: given.d_temperature.unwrap_or(scalars + 8),
-            d_log_temperature: given.d_log_temperature.unwrap_or(scalars + 16),
+            d_temperature: given.temperature[0].unwrap_or(scalars + 8),
+            d_log_temperature: given.temperature[1].unwrap_or(scalars + 16),
         }
     }
 }
@@ -152,6 +152,67 @@ impl Cuda {
             Some(swapped) => self.other_direction(&problem, &memory, swapped, loss, &places, given.back.as_ref()),
             None => Ok(()),
         }
+    }
+
+    /// Submits the stream alone: row statistics for an epilogue of the caller's own, as
+    /// [`Backend::statistics`](crate::Backend::statistics) on host memory.
+    ///
+    /// # Errors
+    /// As [`step`](Cuda::step); a symmetric loss has an epilogue for each direction, so that its batches are the caller's.
+    pub fn statistics_on_device(
+        &mut self,
+        batch: &DeviceBatch<'_>,
+        loss: &Loss,
+        statistics: &mut DeviceStatistics<'_>,
+    ) -> Result<()> {
+        let (problem, memory) = self.one_direction(batch, loss, statistics.request())?;
+        let places = statistics.checked(&problem, self.ordinal())?;
+        self.driver.bind()?;
+        self.arena.reserve(&self.driver, memory.layout)?;
+        let step = self.step_of(&problem, &memory.workspace);
+        step.prepare()?;
+        step.statistics(statistics.request(), &places)
+    }
+
+    /// Submits the stream back alone: gradients of any function of the rows' `lse` and `positive`, as
+    /// [`Backend::gradients`](crate::Backend::gradients) on host memory.
+    ///
+    /// # Errors
+    /// As [`statistics_on_device`](Cuda::statistics_on_device).
+    pub fn gradients_on_device(
+        &mut self,
+        batch: &DeviceBatch<'_>,
+        loss: &Loss,
+        upstream: &DeviceUpstream<'_>,
+        gradients: &mut DeviceGradients<'_>,
+    ) -> Result<()> {
+        let (problem, memory) = self.one_direction(batch, loss, Request::value_and_grad())?;
+        let back = upstream.checked(&problem, gradients, self.ordinal())?;
+        let temperature = gradients.temperature(self.ordinal())?;
+        self.driver.bind()?;
+        self.arena.reserve(&self.driver, memory.layout)?;
+        let places = memory.rows.places(&self.arena, &GivenPlaces { temperature, ..GivenPlaces::default() });
+        let step = self.step_of(&problem, &memory.workspace);
+        step.prepare()?;
+        step.back(&Back { d_gamma: places.d_gamma, ..back })?;
+        step.finish_temperature(&EpilogueParams {
+            d_gamma: places.d_gamma,
+            d_temperature: places.d_temperature,
+            d_log_temperature: places.d_log_temperature,
+            rows: problem.num_queries() as u64,
+            gamma: problem.gamma(),
+            ..EpilogueParams::default()
+        })
+    }
+
+    fn one_direction(&self, batch: &DeviceBatch<'_>, loss: &Loss, request: Request) -> Result<(Problem, StepMemory)> {
+        if loss.symmetric {
+            let rule = "an epilogue of your own sees one direction; call it for each";
+            return Err(does_not_apply("symmetric", rule));
+        }
+        let problem = batch.checked(loss, self.ordinal(), self.tf32)?;
+        let memory = self.lay_out_step(&problem, loss, request);
+        Ok((problem, memory))
     }
 
     /// The passes and the epilogue on one batch.

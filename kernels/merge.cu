@@ -9,24 +9,10 @@
 // fixed tree: bitwise reproducible. `result` may be `output` itself where there is one split.
 // Cost: reads and writes each element once or twice; bound by memory.
 // Tests: tests/gpu.rs, through every result.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "merge_params.h"
+#include "warp.cuh"
 
 namespace {
-
-constexpr uint32_t WARP = 32;
-constexpr uint32_t BLOCK_ROWS = 8;  // warps in a block; launch.rs has the same number
-
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-__device__ __forceinline__ float warp_sum(float value) {
-    for (uint32_t distance = WARP / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
-    return value;
-}
 
 // 2^(max_s − max), and 1 for a split that saw no score: its sums are 0, or NaN, which shall stay.
 __device__ __forceinline__ float split_factor(float split_max, float max) {

@@ -10,25 +10,11 @@
 // Method of query_gradient: a warp for each row, lanes along the row, one pass for the dot products and one to write.
 // The order of sums depends on dim alone: bitwise reproducible. In f64, for rows are few. Bound by memory.
 // Tests: tests/gpu.rs, through every result.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "fault.cuh"
 #include "positives_params.h"
+#include "warp.cuh"
 
 namespace {
-
-constexpr uint32_t WARP = 32;
-constexpr uint32_t BLOCK_ROWS = 8;  // warps in a block; launch.rs has the same number
-
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-__device__ __forceinline__ double warp_sum(double value) {
-    for (uint32_t distance = WARP / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
-    return value;
-}
 
 __device__ __forceinline__ double times(double d, double x) { return d == 0.0 ? 0.0 : d * x; }
 

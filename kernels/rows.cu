@@ -12,21 +12,13 @@
 // less than 2^-60 of it. Nothing that matters underflows in the first: at the shortest norm, 1e-12, it is 1e-24.
 // Tests: tests/gpu.rs against float64.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "params.h"
+#include "warp.cuh"
 
 namespace {
 
-constexpr uint32_t WARP = 32;
-constexpr uint32_t BLOCK_ROWS = 8;  // warps in a block; launch.rs has the same number
 constexpr float MIN_NORM = 1e-12f;
 constexpr float SHRINK = 0x1p-96f;
-
-__device__ float widen(float x) { return x; }
-__device__ float widen(__half x) { return __half2float(x); }
-__device__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 struct SumOfSquares {
     float plain = 0.0f;
@@ -40,10 +32,8 @@ struct SumOfSquares {
 
     // The sum over the warp, the same in every lane.
     __device__ void reduce() {
-        for (uint32_t distance = WARP / 2; distance > 0; distance /= 2) {
-            plain += __shfl_xor_sync(0xffffffffu, plain, distance);
-            shrunk += __shfl_xor_sync(0xffffffffu, shrunk, distance);
-        }
+        plain = warp_sum(plain);
+        shrunk = warp_sum(shrunk);
     }
 
     __device__ float inverse_norm(bool cosine) const {

@@ -95,6 +95,45 @@ pub use backend::cpu::Cpu;
 pub use backend::cuda::Cuda;
 
 /// Steps on the caller's own device memory and stream, by [`Cuda::step`](cuda::Cuda::step).
+///
+/// ```no_run
+/// use catalog_softmax::cuda::{
+///     Cuda, DeviceBatch, DeviceEmbeddings, DeviceGradients, DeviceOutput, DevicePool, DeviceSlice, DeviceSliceMut,
+/// };
+/// use catalog_softmax::{Correction, Loss, Request, Similarity};
+/// use cudarc::driver::CudaContext;
+///
+/// let (b, n, d) = (4096, 100_000, 128);
+/// let stream = CudaContext::new(0)?.new_stream()?;
+/// let mut cuda = Cuda::on_stream(stream.clone())?;
+///
+/// // Yours: towers write the embeddings, an optimiser reads the gradients.
+/// let queries = stream.alloc_zeros::<half::bf16>(b * d)?;
+/// let items = stream.alloc_zeros::<half::bf16>(n * d)?;
+/// let (positives, ids) = (stream.alloc_zeros::<u32>(b)?, stream.alloc_zeros::<u64>(n)?);
+/// let log_q = stream.alloc_zeros::<f32>(n)?;
+/// let (mut d_queries, mut d_items) = (stream.alloc_zeros::<f32>(b * d)?, stream.alloc_zeros::<f32>(n * d)?);
+/// let mut total = stream.alloc_zeros::<f64>(1)?;
+///
+/// let pool = DevicePool::new(DeviceEmbeddings::new(DeviceSlice::new(&items, &stream), n, d))
+///     .ids(DeviceSlice::new(&ids, &stream))
+///     .log_q(DeviceSlice::new(&log_q, &stream));
+/// let queries = DeviceEmbeddings::new(DeviceSlice::new(&queries, &stream), b, d);
+/// let batch = DeviceBatch::new(queries, pool, DeviceSlice::new(&positives, &stream));
+/// let loss = Loss::softmax(Similarity::Cosine, 0.05).correction(Correction::LogQ);
+///
+/// // Once: what a step needs. Steps then allocate nothing, wait for nothing, and can be captured in a graph.
+/// cuda.reserve(&batch, &loss, Request::value_and_grad())?;
+/// let mut output = DeviceOutput::new(DeviceSliceMut::new(&mut total, &stream));
+/// output.gradients = Some(DeviceGradients::new(
+///     DeviceSliceMut::new(&mut d_queries, &stream),
+///     vec![Some(DeviceSliceMut::new(&mut d_items, &stream))],
+/// ));
+/// cuda.step(&batch, &loss, &mut output)?;
+/// // When results are looked at: was there input that breaks a rule?
+/// cuda.fault()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[cfg(feature = "cuda")]
 pub mod cuda {
     pub use crate::backend::cuda::{

@@ -1,7 +1,7 @@
 //! The CUDA backend: golden batches, every property, determinism and memory, on a device.
 //!
 //! With no device the tests are ignored, and the reason is printed; `REQUIRE_GPU=1` runs, and so fails, them instead. On an
-//! emulated device (its name says so) the largest are left out. `GPU_TESTS=quick` leaves the largest out anywhere.
+//! emulated device (its name says so) the largest is left out.
 
 mod common;
 #[path = "gpu/steps.rs"]
@@ -10,7 +10,7 @@ mod steps;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use catalog_softmax::{Backend, Cuda, DType, Error, Output, Request, Similarity};
+use catalog_softmax::{Backend, Correction, Cuda, DType, Error, Output, Reference, Request, Similarity, Unavailable};
 use common::bits::{bits, problems};
 use common::generate::{Config, Masking};
 use common::golden::Golden;
@@ -32,7 +32,15 @@ fn main() {
     let absent = opened.is_err() && !required;
     // One backend for all: its workspace goes from test to test, with what the last one left in it.
     let cuda: &'static Mutex<Result<Cuda, Error>> = Box::leak(Box::new(Mutex::new(opened)));
-    let trials = trials(cuda).into_iter().map(|trial| if absent { trial.with_ignored_flag(true) } else { trial });
+    let mut trials = trials(cuda);
+    // What an emulator is too slow for is left out there, visibly.
+    let emulated = name.is_some_and(|name| name.contains("emulator"));
+    let large = Trial::test("ten_million_candidates", move || {
+        ten_million_candidates(&mut *locked(cuda)?);
+        Ok(())
+    });
+    trials.push(if emulated { large.with_ignored_flag(true).with_kind("too large for an emulator") } else { large });
+    let trials = trials.into_iter().map(|trial| if absent { trial.with_ignored_flag(true) } else { trial });
     libtest_mimic::run(&arguments, trials.collect()).exit();
 }
 
@@ -47,7 +55,8 @@ fn trials(cuda: Shared) -> Vec<Trial> {
     for &(name, property) in PROPERTIES {
         trials.push(Trial::test(format!("property::{name}"), move || hold(cuda, property)));
     }
-    let own: [Own; 9] = [
+    let own: [Own; 10] = [
+        ("a_device_that_is_not_there_is_an_error", a_device_that_is_not_there_is_an_error),
         ("an_epilogue_of_your_own_on_device_memory", steps::an_epilogue_of_your_own_on_device_memory),
         ("tf32_is_as_near_as_eleven_bits_are", tf32_is_as_near_as_eleven_bits_are),
         (
@@ -178,6 +187,28 @@ fn tf32_is_as_near_as_eleven_bits_are(cuda: &mut Cuda) {
             .map(|(tensor, tolerance)| (tensor.clone(), tolerance.clone()))
             .unzip();
         compare_tensors(&wanted, &tensors, &tolerances, 1.0).unwrap_or_else(|error| panic!("{similarity:?}: {error}"));
+    }
+}
+
+fn a_device_that_is_not_there_is_an_error(_: &mut Cuda) {
+    let error = Cuda::new(1000).expect_err("not a thousand devices");
+    let Error::DeviceUnavailable { device, reason } = error else { panic!("{error}") };
+    assert_eq!(device, "cuda:1000");
+    assert!(matches!(reason, Unavailable::NoSuchDevice { .. }), "{reason}");
+}
+
+/// Sums over so many candidates, in splits: against float64.
+fn ten_million_candidates(cuda: &mut Cuda) {
+    let n = std::env::var("GPU_TESTS_CANDIDATES").map_or(10_000_000, |n| n.parse().expect("a number"));
+    let config =
+        Config { dtype: DType::Bf16, correction: Correction::LogQ, masking: Masking::Ids, ..Config::new(3, n, 32) };
+    let problem = config.problem();
+    let batch = problem.batch().expect("a valid problem");
+    let found = cuda.value(&batch, &problem.loss).expect("a loss that fits");
+    let wanted = Reference::new().value(&batch, &problem.loss).expect("a loss that fits");
+    assert_eq!(found.statistics.num_negatives, wanted.statistics.num_negatives);
+    for (found, wanted) in found.statistics.lse.iter().zip(&wanted.statistics.lse) {
+        assert!((found - wanted).abs() < 1e-5 * wanted.abs().max(1.0), "{found}, float64 {wanted}");
     }
 }
 

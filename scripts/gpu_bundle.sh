@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds what a GPU machine needs, with no Rust there: test, bench and example executables (kernels are inside), golden
-# batches, and run.sh.
+# batches, the kernels' list with checksums, and run.sh.
 #   scripts/gpu_bundle.sh [FOLDER]        default: target/gpu-bundle
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,6 +17,11 @@ for line in sys.stdin:
         print(message["target"]["name"], message["executable"])'
 }
 
+# Only an older bundle is replaced.
+if [ -e "$bundle" ] && [ ! -f "$bundle/run.sh" ] && [ -n "$(ls -A "$bundle")" ]; then
+    echo "$bundle is there and is no bundle" >&2
+    exit 1
+fi
 rm -rf "$bundle"
 mkdir -p "$bundle/bin"
 {
@@ -28,5 +33,9 @@ mkdir -p "$bundle/bin"
 done
 cp -r tests/golden scripts/sanitize.sh scripts/gpu_run.sh "$bundle/"
 mv "$bundle/gpu_run.sh" "$bundle/run.sh"
+{
+    echo "# built for ${CATALOG_SOFTMAX_CUDA_ARCHS:-the architectures of build.rs}"
+    sha256sum kernels/*.{cu,cuh,h}
+} > "$bundle/kernels"
 git describe --always --dirty > "$bundle/commit"
 echo "$bundle: $(du -sh "$bundle" | cut -f1), commit $(cat "$bundle/commit")"

@@ -29,5 +29,11 @@ for mode in statistics value_and_grad; do
             --iterations "${ITERATIONS:-10}"
     done
 done
-if [ "${SANITIZE:-1}" = 1 ]; then report sanitizers ./sanitize.sh bin/gpu; fi
+if [ "${SANITIZE:-1}" != 1 ]; then
+    echo "sanitizers: not asked for"
+elif command -v compute-sanitizer > /dev/null; then
+    report sanitizers ./sanitize.sh bin/gpu
+else
+    echo "sanitizers: not run, compute-sanitizer is not installed"
+fi
 exit $failed

@@ -81,6 +81,22 @@ void no_load_has_bank_conflicts() {
     }
 }
 
+// f32's operand of O += P Y comes 4 bytes a lane, from all 32 banks.
+void single_precision_loads_have_no_bank_conflicts() {
+    for (uint32_t step = 0; step < 8; ++step) {
+        for (uint32_t tile = 0; tile < 4; ++tile) {
+            for (uint32_t next = 0; next < 2; ++next) {
+                std::set<uint32_t> banks;
+                for (uint32_t lane = 0; lane < 32; ++lane) {
+                    const uint32_t address = swizzle(single_row(lane, step) + next, single_unit(lane, tile)) + single_byte(lane);
+                    banks.insert(address / 4 % 32);
+                }
+                require(banks.size() == 32, at("conflicts:", step, tile, next));
+            }
+        }
+    }
+}
+
 // mma.m16n8k16, A: a0 (g, 2t), a1 (g + 8, 2t), a2 (g, 2t + 8), a3 (g + 8, 2t + 8).
 void operand_a_is_what_mma_wants() {
     const Chunk x(128);
@@ -107,6 +123,41 @@ void operand_b_is_what_mma_wants() {
                 for (uint32_t r = 0; r < 4; ++r) {
                     const uint32_t row = 16 * pair + r / 2 * 8 + lane / 4, column = 16 * step + r % 2 * 8 + lane % 4 * 2;
                     require(b[r][0] == row * 64 + column && b[r][1] == row * 64 + column + 1, at("b:", step, pair, lane));
+                }
+            }
+        }
+    }
+}
+
+// A sum over a chunk that leaves out columns is wrong, however right its operands are.
+void steps_cover_every_unit_once() {
+    std::set<uint32_t> a, b;
+    for (uint32_t step = 0; step < STEPS_PER_CHUNK; ++step) {
+        for (uint32_t unit = 0; unit < 2; ++unit) {
+            require(a.insert(2 * step + a_unit(16 * unit)).second, at("a: twice the same unit:", step, unit));
+            require(b.insert(2 * step + b_unit(8 * unit)).second, at("b: twice the same unit:", step, unit));
+        }
+    }
+    require(a.size() == UNITS && *a.rbegin() == UNITS - 1, "a: not all units of a chunk");
+    require(b.size() == UNITS && *b.rbegin() == UNITS - 1, "b: not all units of a chunk");
+}
+
+// mma.m16n8k8 of 32-bit elements, A: a0 (g, t), a1 (g + 8, t), a2 (g, t + 4), a3 (g + 8, t + 4); B: b0 (k = t, n = g),
+// b1 (k = t + 4, n = g). To ldmatrix an element of 32 bits is two of 16, and all of it goes to one lane.
+void single_precision_operands_are_what_mma_wants() {
+    const Chunk chunk(128);
+    const auto whole = [](const std::array<uint16_t, 2>& halves, uint32_t row, uint32_t column) {
+        return halves[0] == row * 64 + 2 * column && halves[1] == row * 64 + 2 * column + 1;
+    };
+    for (uint32_t step = 0; step < STEPS_PER_CHUNK; ++step) {
+        for (uint32_t pair = 0; pair < 4; ++pair) {
+            for (uint32_t lane = 0; lane < 32; ++lane) {
+                const uint32_t g = lane / 4, t = lane % 4;
+                const auto a = chunk.load(lane, [&](uint32_t l) { return swizzle(16 * pair + a_row(l), 2 * step + a_unit(l)); }, false);
+                const auto b = chunk.load(lane, [&](uint32_t l) { return swizzle(16 * pair + b_row(l), 2 * step + b_unit(l)); }, false);
+                for (uint32_t r = 0; r < 4; ++r) {
+                    require(whole(a[r], 16 * pair + g + r % 2 * 8, 8 * step + t + r / 2 * 4), at("a:", step, lane, r));
+                    require(whole(b[r], 16 * pair + g + r / 2 * 8, 8 * step + t + r % 2 * 4), at("b:", step, lane, r));
                 }
             }
         }
@@ -183,6 +234,9 @@ int main(int argc, char** argv) {
     const std::map<std::string, void (*)()> checks = {
         {"swizzle_is_a_bijection", swizzle_is_a_bijection},
         {"no_load_has_bank_conflicts", no_load_has_bank_conflicts},
+        {"single_precision_loads_have_no_bank_conflicts", single_precision_loads_have_no_bank_conflicts},
+        {"steps_cover_every_unit_once", steps_cover_every_unit_once},
+        {"single_precision_operands_are_what_mma_wants", single_precision_operands_are_what_mma_wants},
         {"operand_a_is_what_mma_wants", operand_a_is_what_mma_wants},
         {"operand_b_is_what_mma_wants", operand_b_is_what_mma_wants},
         {"transposed_operand_is_what_mma_wants", transposed_operand_is_what_mma_wants},

@@ -32,7 +32,11 @@ fn main() {
 fn compiler() -> Option<String> {
     let named = std::env::var("CXX").ok();
     let candidates = named.into_iter().chain(["c++", "g++", "clang++"].map(str::to_owned));
-    candidates.into_iter().find(|compiler| Command::new(compiler).arg("--version").output().is_ok())
+    // One that is there and does not work, such as a placeholder that wants to be installed, is none.
+    let works = |compiler: &String| {
+        Command::new(compiler).arg("--version").output().is_ok_and(|output| output.status.success())
+    };
+    candidates.into_iter().find(works)
 }
 
 fn compile(compiler: &str, program: &Path) {

@@ -30,10 +30,10 @@ struct Fragments {
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
             const uint32_t a[4] = {
-                pack(p[2 * step][0], p[2 * step][1]),
-                pack(p[2 * step][2], p[2 * step][3]),
-                pack(p[2 * step + 1][0], p[2 * step + 1][1]),
-                pack(p[2 * step + 1][2], p[2 * step + 1][3]),
+                ptx::pack(p[2 * step][0], p[2 * step][1], Element()),
+                ptx::pack(p[2 * step][2], p[2 * step][3], Element()),
+                ptx::pack(p[2 * step + 1][0], p[2 * step + 1][1], Element()),
+                ptx::pack(p[2 * step + 1][2], p[2 * step + 1][3], Element()),
             };
 #pragma unroll
             for (int pair = 0; pair < TILES_PER_CHUNK / 2; ++pair) {
@@ -44,21 +44,7 @@ struct Fragments {
             }
         }
     }
-
-    static __device__ __forceinline__ uint32_t pack(float low, float high);
 };
-
-template <>
-__device__ __forceinline__ uint32_t Fragments<__half>::pack(float low, float high) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-template <>
-__device__ __forceinline__ uint32_t Fragments<__nv_bfloat16>::pack(float low, float high) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&pair);
-}
 
 // f32 rounded to tf32 (11 bits of mantissa) in products: a type of its own for those who allow it.
 struct Tf32 {

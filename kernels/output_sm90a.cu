@@ -43,16 +43,6 @@ struct OutputShape {
     using Term = ColumnTerm;
 };
 
-// The chunk's elements as pairs of 16 bits.
-__device__ __forceinline__ uint32_t pack(float low, float high, __half) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&pair);
-}
-__device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
 constexpr uint32_t CONSUMERS_BARRIER = 1;
 
 template <typename Element, Mode MODE, int CHUNKS, bool ONLINE>
@@ -161,7 +151,7 @@ struct Consumer {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const float* pair = &s[2 * step + i / 2][i % 2 * 2];
-                probabilities[step][i] = pack(pair[0], pair[1], Element());
+                probabilities[step][i] = ptx::pack(pair[0], pair[1], Element());
             }
         }
     }

@@ -116,6 +116,29 @@ struct PipelineStorage {
     }
 };
 
+// Terms of a tile of streamed rows, of which `present` are there, to shared memory: what the copy engine takes, whole units of 16
+// bytes, by one lane, and before that the rest by a whole warp.
+template <typename Term>
+__device__ __forceinline__ uint32_t bulk_terms(uint32_t present) {
+    return present * sizeof(Term) / 16 * 16 / sizeof(Term);
+}
+
+template <typename Term>
+__device__ __forceinline__ void copy_last_terms(Term* to, const Term* from, uint32_t present, uint32_t count, int lane) {
+    // What is not there has probability 0.
+    Term nothing = {};
+    nothing.bias = -INFINITY;
+    for (uint32_t i = bulk_terms<Term>(present) + lane; i < count; i += 32) to[i] = i < present ? from[i] : nothing;
+    __syncwarp();
+}
+
+template <typename Term, int COUNT>
+__device__ __forceinline__ void copy_bulk_terms(RingBarriers<COUNT>& ring, const Place<COUNT>& place, Term* to, const Term* from,
+                                                uint32_t present) {
+    const uint32_t bytes = bulk_terms<Term>(present) * sizeof(Term), barrier = ring.expect(place, bytes);
+    if (bytes) ptx::bulk_load(ptx::smem_address(to), from, bytes, barrier);
+}
+
 // The warp that copies. All its lanes look at the candidates, to find the tiles that are special; one lane does the rest.
 template <Mode MODE, typename Shape>
 struct Producer {
@@ -187,28 +210,19 @@ struct Producer {
     }
 
     __device__ __forceinline__ void copy_tile(uint32_t tile, uint32_t flags) {
-        const uint32_t first = tile * BLOCK_Y;
+        const uint32_t first = tile * BLOCK_Y, present = min(uint32_t(BLOCK_Y), p.y_rows - first);
         shared.of_terms.wait_empty(terms_place);
         Term* to = shared.terms[terms_place.index];
-        // Whole units of 16 bytes.
-        const uint32_t present = min(uint32_t(BLOCK_Y), p.y_rows - first), bulk = present * sizeof(Term) / 16 * 16 / sizeof(Term);
-        for (uint32_t i = bulk + lane; i < BLOCK_Y; i += 32) to[i] = i < present ? terms[first + i] : nothing();
-        __syncwarp();
-        if (lane == 0) copy_chunks(first, flags, bulk);
+        copy_last_terms(to, terms + first, present, BLOCK_Y, lane);
+        if (lane == 0) {
+            shared.flags[terms_place.index] = flags;
+            copy_bulk_terms(shared.of_terms, terms_place, to, terms + first, present);
+            copy_chunks(first);
+        }
         terms_place.advance();
     }
 
-    // What is not there has probability 0.
-    static __device__ __forceinline__ Term nothing() {
-        Term term = {};
-        term.bias = -INFINITY;
-        return term;
-    }
-
-    __device__ __forceinline__ void copy_chunks(uint32_t first, uint32_t flags, uint32_t bulk) {
-        shared.flags[terms_place.index] = flags;
-        const uint32_t barrier = shared.of_terms.expect(terms_place, bulk * sizeof(Term));
-        if (bulk) ptx::bulk_load(ptx::smem_address(shared.terms[terms_place.index]), terms + first, bulk * sizeof(Term), barrier);
+    __device__ __forceinline__ void copy_chunks(uint32_t first) {
         for (uint32_t chunk = 0; chunk < Shape::CHUNKS; ++chunk) {
             shared.chunks.wait_empty(chunk_place);
             const uint32_t full = shared.chunks.expect(chunk_place, BLOCK_Y * CHUNK_BYTES);

@@ -86,6 +86,26 @@ __device__ __forceinline__ uint32_t round_to_tf32(float x) {
     return rounded;
 }
 
+// Two numbers, rounded to 16 bits each, the first in the low half.
+__device__ __forceinline__ uint32_t pack(float low, float high, __half) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// Products of two pairs of 16-bit numbers.
+__device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b, __half) {
+    const __half2 product = __hmul2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+    return *reinterpret_cast<const uint32_t*>(&product);
+}
+__device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b, __nv_bfloat16) {
+    const __nv_bfloat162 product = __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&a), *reinterpret_cast<const __nv_bfloat162*>(&b));
+    return *reinterpret_cast<const uint32_t*>(&product);
+}
+
 // 2^x, relative error 2^-22; results below 2^-126 are 0.
 __device__ __forceinline__ float exp2(float x) {
     float y;

@@ -75,6 +75,7 @@ struct ScoreTile {
 
     // Finds what is special in the tile; a whole warp at a time.
     __device__ __forceinline__ void look() {
+        mask = positive = {};
         if (p.hits) {
             if (X_IS_QUERIES) mask.of_queries(p, row - lane / 4, first_column, lane);
             else mask.of_candidates(p, row, first_column, lane);

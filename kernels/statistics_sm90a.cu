@@ -15,11 +15,11 @@
 // so that one half's exponentials run beside the other's matmul, in both warpgroups. With 256 queries to each candidate that is read,
 // the L2 cache has to deliver 2·N·dim bytes for each 256 queries: 3.1 TB/s at the tensor cores' rate, whatever dim is.
 //
-// ONLINE: with a running maximum; else biases hold a constant shift in its place, and nothing is rescaled.
 // Numerics, determinism: as in stream_sm80.cu. Masked pairs are found in the tiles that the producer marks.
 // Cost of a tile: 2·256·128·dim flops; 256·128 exponentials. Registers: 128 for accumulators. Shared memory: PipelineStorage.
 // Tests: tests/gpu.rs on compute capability 9.0.
 #include "pipeline.cuh"
+#include "row_sums.cuh"
 
 namespace {
 
@@ -39,7 +39,7 @@ template <typename Element, int CHUNKS, bool ONLINE>
 struct Consumer {
     using Shape = StatisticsShape<CHUNKS>;
     static constexpr int TILES = Shape::BLOCK_Y / 8;
-    using Tile = ScoreTile<Mode::STATISTICS, TILES, RowTerm>;
+    using Sums = RowSums<ONLINE, TILES>;
     using Accumulator = float[TILES][4];
 
     const HopperParams& h;
@@ -83,25 +83,8 @@ struct Consumer {
         wgmma::settle(acc);
     }
 
-    // Scores, maxima and sums of one half.
-    __device__ __forceinline__ void reduce(Accumulator& acc, uint32_t tile, uint32_t first_row, const RowTerm (&rows)[2], RowState& state,
-                                           uint32_t (&masked)[2]) {
-        Tile of_scores(p, shared.terms[terms_place.index], tile * Shape::BLOCK_Y, first_row, lane);
-        of_scores.scores(acc, rows);
-        if (shared.flags[terms_place.index]) {
-            of_scores.look();
-            of_scores.drop(acc);
-            masked[0] += of_scores.mask.count(0);
-            masked[1] += of_scores.mask.count(1);
-        }
-        if (ONLINE) {
-            float factor[2];
-            of_scores.advance_max(acc, state, factor);
-            state.sum[0] *= factor[0];
-            state.sum[1] *= factor[1];
-        }
-        const float origin[2] = {ONLINE ? subtrahend(state.max[0]) : 0.0f, ONLINE ? subtrahend(state.max[1]) : 0.0f};
-        of_scores.probabilities(acc, origin, state.sum);
+    __device__ __forceinline__ void reduce(Accumulator& acc, uint32_t tile, Sums& sums) {
+        sums.add(p, acc, shared.terms[terms_place.index], shared.flags[terms_place.index], tile * Shape::BLOCK_Y, lane);
     }
 
     __device__ __forceinline__ void release_chunks() {
@@ -122,21 +105,9 @@ struct Consumer {
     }
 
     __device__ __forceinline__ void unit(const Units<Shape::BLOCK_X, Shape::BLOCK_Y>& units) {
-        uint32_t row[2];
-        RowTerm rows[2][2];
-        RowState state[2];
-        uint32_t masked[2][2] = {};
-#pragma unroll
-        for (int second = 0; second < 2; ++second) {
-            row[second] = units.first_x() + block_row(second);
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const uint32_t index = row[second] + 8 * half;
-                rows[second][half] = index < p.x_rows ? p.x_terms[index] : RowTerm{0.0f, 0.0f};
-                state[second].max[half] = -INFINITY;
-                state[second].sum[half] = 0.0f;
-            }
-        }
+        Sums first, second;
+        first.begin(p, units.first_x() + block_row(0));
+        second.begin(p, units.first_x() + block_row(1));
         Accumulator a, b;
         shared.of_x.wait_full(x_place);
         start(a, 0, chunk_place);
@@ -145,39 +116,26 @@ struct Consumer {
         for (uint32_t tile = units.first_tile(); tile < last; ++tile) {
             start(b, 1, chunk_place);
             shared.of_terms.wait_full(terms_place);
-            reduce(a, tile, row[0], rows[0], state[0], masked[0]);
+            reduce(a, tile, first);
             finish(b);
             release_chunks();
             start(a, 0, chunk_place);
-            reduce(b, tile, row[1], rows[1], state[1], masked[1]);
+            reduce(b, tile, second);
             release_terms();
             finish(a);
         }
         // The last one has no successor. (A branch in the loop instead would make ptxas serialise the matmuls.)
         start(b, 1, chunk_place);
         shared.of_terms.wait_full(terms_place);
-        reduce(a, last, row[0], rows[0], state[0], masked[0]);
+        reduce(a, last, first);
         finish(b);
         release_chunks();
-        reduce(b, last, row[1], rows[1], state[1], masked[1]);
+        reduce(b, last, second);
         release_terms();
         shared.of_x.release(x_place);
         x_place.advance();
-#pragma unroll
-        for (int second = 0; second < 2; ++second) write(row[second], units.split(), state[second], masked[second]);
-    }
-
-    __device__ __forceinline__ void write(uint32_t row, uint32_t split, const RowState& state, const uint32_t (&masked)[2]) const {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const float sum = sum_of_quad(state.sum[half]);
-            const uint32_t rejected = sum_of_quad(masked[half]), index = row + 8 * half;
-            if (lane % 4 != 0 || index >= p.x_rows) continue;
-            const uint64_t slot = uint64_t(p.first_split + split) * p.x_rows + index;
-            p.max[slot] = ONLINE ? state.max[half] : p.shift;
-            p.sum[slot] = sum;
-            p.masked[slot] = rejected;
-        }
+        first.write(p, units.split(), lane);
+        second.write(p, units.split(), lane);
     }
 };
 

@@ -23,6 +23,17 @@ __device__ __forceinline__ void barrier_arrive_expect(uint32_t barrier, uint32_t
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+// Where `arrives`, at the barrier in the same place of block `rank` of the cluster; without a branch, as above.
+__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank, bool arrives) {
+    asm volatile(
+        "{\n.reg .pred p;\n.reg .b32 there;\n"
+        "setp.ne.b32 p, %2, 0;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "@p mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+        "r"(rank), "r"(int(arrives))
+        : "memory");
+}
+
 __device__ __forceinline__ bool barrier_try_wait(uint32_t barrier, uint32_t parity) {
     uint32_t done;
     asm volatile(
@@ -48,6 +59,16 @@ __device__ __forceinline__ void tma_load(uint32_t to, const TensorMap* map, uint
                  : "memory");
 }
 
+// The same box to the same place in every block of the cluster whose bit is in `blocks`; each one's barrier there counts its bytes.
+__device__ __forceinline__ void tma_load_multicast(uint32_t to, const TensorMap* map, uint32_t column, uint32_t row, uint32_t barrier,
+                                                   uint16_t blocks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+        "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
+        : "memory");
+}
+
 // `bytes` (a multiple of 16) to shared memory.
 __device__ __forceinline__ void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
@@ -65,6 +86,17 @@ __device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy
 // Waits for `threads` threads at one of the block's 16 barriers; 0 is __syncthreads'.
 __device__ __forceinline__ void named_barrier(uint32_t barrier, uint32_t threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// Waits for all threads of the cluster; a warp need not be together.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
 }
 
 template <uint32_t REGISTERS>

@@ -58,9 +58,11 @@ fn trials(cuda: Shared) -> Vec<Trial> {
     for &(name, property) in PROPERTIES {
         trials.push(Trial::test(format!("property::{name}"), move || hold(cuda, property)));
     }
-    let own: [Own; 12] = [
+    let own: [Own; 14] = [
         ("hopper_kernels_agree_at_the_edges_of_their_tiles", hopper_kernels_agree_at_the_edges_of_their_tiles),
         ("hopper_kernels_agree_over_many_tiles", hopper_kernels_agree_over_many_tiles),
+        ("wide_kernels_agree_at_the_edges_of_their_tiles", wide_kernels_agree_at_the_edges_of_their_tiles),
+        ("wide_kernels_agree_over_many_panels", wide_kernels_agree_over_many_panels),
         ("a_device_that_is_not_there_is_an_error", a_device_that_is_not_there_is_an_error),
         ("an_epilogue_of_your_own_on_device_memory", steps::an_epilogue_of_your_own_on_device_memory),
         ("tf32_is_as_near_as_eleven_bits_are", tf32_is_as_near_as_eleven_bits_are),
@@ -245,6 +247,45 @@ fn hopper_kernels_agree_at_the_edges_of_their_tiles(cuda: &mut Cuda) {
 fn hopper_kernels_agree_over_many_tiles(cuda: &mut Cuda) {
     for (i, (b, n, dim)) in [(70, 6000, 64), (300, 3000, 128), (40, 5000, 256), (1500, 700, 64)].into_iter().enumerate()
     {
+        for dtype in [DType::F16, DType::Bf16] {
+            let config = Config {
+                dtype,
+                similarity: if i == 1 { Similarity::Dot } else { Similarity::Cosine },
+                correction: Correction::LogQ,
+                masking: Masking::Ids,
+                ..Config::new(b, n, dim)
+            };
+            agrees_in_every_mode(cuda, &config);
+        }
+    }
+}
+
+/// The same for rows of more than 256 elements: blocks of 256 stationary rows as halves of 128, and tiles of 128 streamed ones, by pairs
+/// of blocks; chunks of 64 elements from five on, slices of 256 output columns.
+fn wide_kernels_agree_at_the_edges_of_their_tiles(cuda: &mut Cuda) {
+    for (x, &b) in edges(256).iter().enumerate() {
+        for (y, &n) in edges(128).iter().enumerate() {
+            let i = 5 * x + y;
+            let config = Config {
+                dtype: [DType::F16, DType::Bf16][i % 2],
+                similarity: if i % 3 == 0 { Similarity::Dot } else { Similarity::Cosine },
+                temperature: if i % 3 == 0 { 1.0 } else { 0.1 },
+                correction: [Correction::LogQ, Correction::None, Correction::CorrectedLogQ][(x + y) % 3],
+                masking: [Masking::Ids, Masking::Excluded, Masking::None][(x + 2 * y) % 3],
+                separate: y % 2 == 1,
+                weights: x % 2 == 1,
+                seed: i as u64,
+                ..Config::new(b, n, [264, 320, 512, 328, 576, 1024][i % 6])
+            };
+            agrees_in_every_mode(cuda, &config);
+        }
+    }
+}
+
+/// Several units for each pair of blocks, several panels of streamed rows (2 MiB of probabilities on four multiprocessors), several
+/// of stationary ones (8192 rows), and splits of a panel with nothing in its last one.
+fn wide_kernels_agree_over_many_panels(cuda: &mut Cuda) {
+    for (i, (b, n, dim)) in [(70, 9000, 264), (600, 3000, 320), (300, 5000, 520)].into_iter().enumerate() {
         for dtype in [DType::F16, DType::Bf16] {
             let config = Config {
                 dtype,

@@ -78,6 +78,9 @@ macro_rules! names {
 const HOPPER_KERNELS: &[(&[u8], &[Name])] = names! {
     STATISTICS_SM90A: "stream_hopper_statistics_1_f16", "stream_hopper_statistics_1_bf16", "stream_hopper_statistics_2_f16", "stream_hopper_statistics_2_bf16", "stream_hopper_statistics_4_f16", "stream_hopper_statistics_4_bf16", "stream_hopper_bounded_1_f16", "stream_hopper_bounded_1_bf16", "stream_hopper_bounded_2_f16", "stream_hopper_bounded_2_bf16", "stream_hopper_bounded_4_f16", "stream_hopper_bounded_4_bf16";
     OUTPUT_SM90A: "stream_hopper_expected_1_f16", "stream_hopper_expected_1_bf16", "stream_hopper_expected_2_f16", "stream_hopper_expected_2_bf16", "stream_hopper_expected_4_f16", "stream_hopper_expected_4_bf16", "stream_hopper_gradient_1_f16", "stream_hopper_gradient_1_bf16", "stream_hopper_gradient_2_f16", "stream_hopper_gradient_2_bf16", "stream_hopper_gradient_4_f16", "stream_hopper_gradient_4_bf16", "stream_hopper_bounded_expected_1_bf16", "stream_hopper_bounded_expected_2_bf16", "stream_hopper_bounded_expected_4_bf16";
+    WIDE_STATISTICS_SM90A: "stream_hopper_wide_statistics_f16", "stream_hopper_wide_statistics_bf16", "stream_hopper_wide_bounded_f16", "stream_hopper_wide_bounded_bf16";
+    WIDE_PANEL_SM90A: "stream_hopper_wide_expected_f16", "stream_hopper_wide_expected_bf16", "stream_hopper_wide_gradient_f16", "stream_hopper_wide_gradient_bf16";
+    WIDE_OUTPUT_SM90A: "stream_hopper_wide_output_f16", "stream_hopper_wide_output_bf16";
 };
 
 /// A kernel's name, and the same as the driver takes it.

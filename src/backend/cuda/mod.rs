@@ -5,7 +5,7 @@
 //! problem.rs             a batch as device addresses
 //! tiling.rs, workspace.rs, memory.rs
 //!                        how it is cut, and what memory that takes, before anything is allocated
-//! passes.rs              the passes as launches; params.rs mirrors the kernels' arguments
+//! passes.rs, wide.rs     the passes as launches; params.rs mirrors the kernels' arguments
 //! host.rs                batches in host memory: upload, passes, download
 //! view.rs, device_batch.rs, device_output.rs, step.rs
 //!                        batches in the caller's device memory: checks, passes; fault.rs: what only the device sees
@@ -25,6 +25,7 @@ mod problem;
 mod step;
 mod tiling;
 mod view;
+mod wide;
 mod workspace;
 
 use std::sync::Arc;

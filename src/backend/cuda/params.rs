@@ -125,6 +125,32 @@ pub(super) struct HopperParams {
 const _: () = assert!(size_of::<HopperParams>() == 512);
 impl Params for HopperParams {}
 
+/// `wide_params.h`
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct WideParams {
+    pub(super) x_map: [u64; 16],
+    pub(super) y_map: [u64; 16],
+    pub(super) stream: StreamParams,
+    pub(super) y_row_terms: u64,
+    pub(super) panel: u64,
+    pub(super) tile_max: u64,
+    pub(super) tile_sum: u64,
+    pub(super) tile_spoiled: u64,
+    pub(super) reference: u64,
+    pub(super) reference_before: u64,
+    pub(super) x_first: u32,
+    pub(super) x_blocks: u32,
+    pub(super) y_first: u32,
+    pub(super) y_tiles: u32,
+    pub(super) units: u32,
+    pub(super) tiles_per_unit: u32,
+    pub(super) adds: u32,
+    pub(super) padding: u32,
+}
+const _: () = assert!(size_of::<WideParams>() == 576);
+impl Params for WideParams {}
+
 params!(
     /// `merge_params.h`
     MergeRowsParams, 18 * 8, {

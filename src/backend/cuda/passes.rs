@@ -6,6 +6,8 @@
 //! back         gradients                              positives.cu, stream_sm80.cu, output_sm90a.cu, merge.cu
 //! ```
 //!
+//! `wide.rs` has the launches of a stream over rows of more than 256 elements on Hopper.
+//!
 //! Every address that a launch gets comes from a [`Problem`] (inputs), a [`Workspace`] in the arena, or one of the output
 //! structs here, and holds as many elements as the kernel's parameter file says for the problem's sizes.
 
@@ -17,7 +19,7 @@ use super::params::{
     TermsParams,
 };
 use super::problem::{Problem, ProblemPool, ProblemPositives, Rows};
-use super::tiling::{Tiling, static_shift};
+use super::tiling::{Family, Tiling, static_shift};
 use super::workspace::{Partials, Workspace};
 use crate::embeddings::DType;
 use crate::error::Result;
@@ -65,12 +67,12 @@ pub(super) struct Step<'a> {
 }
 
 impl Step<'_> {
-    fn at(&self, part: Part) -> u64 {
+    pub(super) fn at(&self, part: Part) -> u64 {
         self.arena.address(part)
     }
 
     /// Address of element `index` of a part; 0 where the part is not there.
-    fn element(&self, part: Part, index: usize, bytes: usize) -> u64 {
+    pub(super) fn element(&self, part: Part, index: usize, bytes: usize) -> u64 {
         match self.at(part) {
             0 => 0,
             address => address + (index * bytes) as u64,
@@ -232,7 +234,8 @@ impl Step<'_> {
             // f16 has too few exponents for the factors; with the other types folding would only cost.
             let factor = if self.problem.dtype == DType::F16 { OUTPUT_FOLDED } else { OUTPUT_PLAIN };
             // bf16 holds probabilities of any size.
-            let bounded = self.problem.dtype == DType::Bf16 && workspace.tilings.expected.iter().all(Tiling::is_hopper);
+            let bounded =
+                self.problem.dtype == DType::Bf16 && workspace.tilings.expected.iter().all(Tiling::is_bounded);
             let shift = if bounded { self.shift() } else { None };
             self.candidate_columns(factor, shift)?;
             self.stream_pools("stream_expected", &workspace.tilings.expected, &workspace.expected, shift)?;
@@ -346,8 +349,13 @@ impl Step<'_> {
 
     fn launch_stream(&self, kernel: &str, tiling: &Tiling, x: Rows, y: Rows, params: &StreamParams) -> Result<()> {
         let grid = Grid { blocks: tiling.blocks(x.rows), shared_bytes: tiling.shared_bytes };
-        if tiling.is_hopper() {
-            return self.launch_hopper(kernel, tiling, grid, [x, y], params);
+        match tiling.family {
+            Family::Portable => {}
+            Family::Hopper { .. } => return self.launch_hopper(kernel, tiling, grid, [x, y], params),
+            Family::Wide { pairs, panel: None } => return self.wide_statistics(tiling, pairs, [x, y], params),
+            Family::Wide { pairs, panel: Some(panel) } => {
+                return self.wide_output(kernel, tiling, pairs, panel, [x, y], params);
+            }
         }
         let kernel = match tiling.output_chunks {
             0 => kernel.to_owned(),

@@ -23,6 +23,18 @@ const HOPPER_CHUNKS: usize = 4;
 /// What starting a unit of work costs, in tiles: the stationary rows' copy, and the first tile's matmul with nothing beside it.
 const UNIT_TILES: usize = 3;
 
+/// Wider rows (`wide_scores.cuh`, `wide_output_sm90a.cu`): stationary rows of a block of scores, streamed rows of a tile, output
+/// columns of a block.
+pub(super) const WIDE_X: usize = 256;
+pub(super) const WIDE_Y: usize = 128;
+const WIDE_COLUMNS: usize = 256;
+/// What adding a unit's output to what memory holds costs, in tiles: twice 128 KiB at a multiprocessor's share of the L2 cache.
+const WIDE_OUTPUT_TILES: usize = 4;
+/// Bounds of a panel of probabilities. On 132 multiprocessors it takes 64 MiB: under 1% of the logits of 8192 queries and 10^6
+/// candidates, with room for the rest of the workspace. The larger it is, the rarer is the output added to memory.
+const PANEL_BYTES_PER_MULTIPROCESSOR: usize = 512 << 10;
+const PANEL_ROWS: usize = 8192;
+
 /// Kernels to launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
@@ -30,6 +42,40 @@ pub(super) enum Family {
     Portable,
     /// Blocks take units of work in turn.
     Hopper { multiprocessors: usize },
+    /// Pairs of blocks do; an output by panels of probabilities.
+    Wide { pairs: usize, panel: Option<Panel> },
+}
+
+/// Pairs of rows whose probabilities are held at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Panel {
+    /// Stationary rows, a multiple of [`WIDE_X`].
+    pub(super) rows: usize,
+    /// Tiles of streamed rows.
+    pub(super) tiles: usize,
+}
+
+impl Panel {
+    fn new(limits: Limits, blocks: usize, tiles: usize) -> Self {
+        // Panels of one size, but for rounding.
+        let even = |count: usize, most: usize| count.div_ceil(count.div_ceil(most));
+        let rows = even(blocks, PANEL_ROWS / WIDE_X) * WIDE_X;
+        let affordable = limits.multiprocessors * PANEL_BYTES_PER_MULTIPROCESSOR / (rows * WIDE_Y * 2);
+        // A power of two: units of the usual shapes come out even.
+        Panel { rows, tiles: even(tiles, 1 << affordable.max(1).ilog2()) }
+    }
+
+    /// Bytes of its 16-bit probabilities.
+    pub(super) fn bytes(self) -> usize {
+        self.rows * self.tiles * WIDE_Y * 2
+    }
+}
+
+/// Tiles of each split of `tiles`, where `workers` take units (one of `blocks`, one split) that cost `start` tiles to begin: the
+/// busiest worker has the least to do, with the fewest splits (`most` at most) among equals.
+pub(super) fn tiles_per_split(workers: usize, blocks: usize, tiles: usize, most: usize, start: usize) -> usize {
+    let cost = |splits: &usize| (blocks * splits).div_ceil(workers) * (tiles.div_ceil(*splits) + start);
+    tiles.div_ceil((1..=most).min_by_key(cost).unwrap_or(1))
 }
 
 /// One launch of a streaming kernel.
@@ -57,8 +103,7 @@ impl Tiling {
         let slices = if output { chunks.div_ceil(output_chunks) } else { 1 };
         let blocks = x_rows.div_ceil(BLOCK_X) * slices;
         let tiles = y_rows.div_ceil(BLOCK_Y);
-        let affordable =
-            if output { (MAX_PARTIAL_BYTES / (x_rows * dim * size_of::<f32>())).max(1) } else { usize::MAX };
+        let affordable = affordable_splits(x_rows, dim, output);
         // Two waves of blocks even out the last one.
         let wanted = (2 * limits.multiprocessors).div_ceil(blocks).min(affordable).min(tiles);
         let tiles_per_split = tiles.div_ceil(wanted);
@@ -89,20 +134,18 @@ impl Tiling {
         output: bool,
     ) -> Option<Self> {
         let chunks = (dim * dtype.size()).div_ceil(CHUNK_BYTES);
-        if !limits.hopper || dtype == DType::F32 || chunks > HOPPER_CHUNKS {
+        if !limits.hopper || dtype == DType::F32 {
             return None;
+        }
+        if chunks > HOPPER_CHUNKS {
+            return Some(Self::wide(limits, dim, x_rows, y_rows, output));
         }
         let width = [1, 2, 4, 4][chunks - 1];
         let (block_x, block_y) = if output { HOPPER_OUTPUT } else { HOPPER_STATISTICS }[width / 2];
         let (blocks, tiles) = (x_rows.div_ceil(block_x), y_rows.div_ceil(block_y));
-        let affordable =
-            if output { (MAX_PARTIAL_BYTES / (x_rows * dim * size_of::<f32>())).max(1) } else { usize::MAX };
+        let affordable = affordable_splits(x_rows, dim, output);
         let most = (4 * limits.multiprocessors).div_ceil(blocks).min(affordable).min(tiles);
-        // The time of the busiest multiprocessor, in tiles; the fewest splits among equals.
-        let cost = |splits: &usize| {
-            (blocks * splits).div_ceil(limits.multiprocessors) * (tiles.div_ceil(*splits) + UNIT_TILES)
-        };
-        let tiles_per_split = tiles.div_ceil((1..=most).min_by_key(cost).unwrap_or(1));
+        let tiles_per_split = tiles_per_split(limits.multiprocessors, blocks, tiles, most, UNIT_TILES);
         Some(Tiling {
             family: Family::Hopper { multiprocessors: limits.multiprocessors },
             block_x,
@@ -117,8 +160,54 @@ impl Tiling {
         })
     }
 
+    /// The same for rows of more elements.
+    fn wide(limits: Limits, dim: usize, x_rows: usize, y_rows: usize, output: bool) -> Self {
+        let pairs = (limits.multiprocessors / 2).max(1);
+        let (blocks, tiles) = (x_rows.div_ceil(WIDE_X), y_rows.div_ceil(WIDE_Y));
+        let panel = output.then(|| Panel::new(limits, blocks, tiles));
+        let (splits, tiles_per_split) = match panel {
+            // Each of a pair's blocks has a split for itself.
+            None => {
+                let tiles = tiles.div_ceil(2);
+                let most = (4 * pairs).div_ceil(blocks).min(tiles);
+                let of_each = tiles_per_split(pairs, blocks, tiles, most, UNIT_TILES);
+                (2 * tiles.div_ceil(of_each), of_each)
+            }
+            // Of each panel's tiles.
+            Some(panel) => {
+                let units = panel.rows / WIDE_X * dim.div_ceil(WIDE_COLUMNS);
+                let most = (2 * pairs).div_ceil(units).min(affordable_splits(x_rows, dim, true)).min(panel.tiles);
+                let of_each = tiles_per_split(pairs, units, panel.tiles, most, WIDE_OUTPUT_TILES);
+                (panel.tiles.div_ceil(of_each), of_each)
+            }
+        };
+        Tiling {
+            family: Family::Wide { pairs, panel },
+            block_x: WIDE_X,
+            block_y: WIDE_Y,
+            splits,
+            tiles_per_split,
+            output_chunks: 0,
+            slices: dim.div_ceil(WIDE_COLUMNS),
+            x_resident: false,
+            shared_bytes: limits.shared_bytes,
+        }
+    }
+
     pub(super) fn is_hopper(&self) -> bool {
         self.family != Family::Portable
+    }
+
+    /// Whether the kernel with an output can do with a constant in place of the running maximum.
+    pub(super) fn is_bounded(&self) -> bool {
+        matches!(self.family, Family::Hopper { .. })
+    }
+
+    pub(super) fn panel(&self) -> Option<Panel> {
+        match self.family {
+            Family::Wide { panel, .. } => panel,
+            _ => None,
+        }
     }
 
     pub(super) fn blocks(&self, x_rows: usize) -> (u32, u32, u32) {
@@ -126,8 +215,14 @@ impl Tiling {
         match self.family {
             Family::Portable => (blocks as u32, self.splits as u32, self.slices as u32),
             Family::Hopper { multiprocessors } => ((blocks * self.splits).min(multiprocessors) as u32, 1, 1),
+            Family::Wide { pairs, .. } => (2 * (blocks * self.splits / 2).min(pairs) as u32, 1, 1),
         }
     }
+}
+
+/// Splits whose partial outputs fit in the memory for them.
+fn affordable_splits(x_rows: usize, dim: usize, output: bool) -> usize {
+    if output { (MAX_PARTIAL_BYTES / (x_rows * dim * size_of::<f32>())).max(1) } else { usize::MAX }
 }
 
 /// A constant in place of the running maximum, where `low <= z <= high` (units of log 2) for all of `count` scores: sums of
@@ -176,6 +271,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn wide_rows_are_cut_into_pairs_and_panels() {
+        for y_rows in [1, 128, 129, 100_000, 10_000_000] {
+            for x_rows in [1, 256, 257, 8192, 65_536, 1_000_000] {
+                let cut = |output| Tiling::hopper(LIMITS, DType::Bf16, 512, x_rows, y_rows, output).expect("16 bits");
+                let (statistics, output, tiles) = (cut(false), cut(true), y_rows.div_ceil(WIDE_Y));
+                assert!(statistics.splits.is_multiple_of(2) && statistics.splits * statistics.tiles_per_split >= tiles);
+                let panel = output.panel().expect("an output has panels");
+                assert!(
+                    panel.bytes() <= 132 * PANEL_BYTES_PER_MULTIPROCESSOR
+                        && panel.rows <= PANEL_ROWS
+                        && panel.rows.is_multiple_of(WIDE_X)
+                );
+                assert!(output.splits <= panel.tiles && output.splits * output.tiles_per_split >= panel.tiles);
+            }
+        }
+        // The shape of the benchmarks: a wave of units, none split.
+        let output = Tiling::hopper(LIMITS, DType::Bf16, 512, 8192, 1_000_000, true).expect("16 bits");
+        assert_eq!((output.splits, output.panel()), (1, Some(Panel { rows: 8192, tiles: 32 })));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::driver::Limits;
 use super::memory::{Layout, Part};
 use super::params::{COLUMN_TERM, HITS, POSITIVE_TERM, ROW_TERM};
 use super::problem::{Problem, ProblemPool};
-use super::tiling::Tiling;
+use super::tiling::{Panel, Tiling};
 use crate::stats::Request;
 
 /// How the passes over each pool are cut.
@@ -73,6 +73,32 @@ impl Partials {
     }
 }
 
+/// A panel of probabilities (`wide_params.h`), large enough for every pass that needs one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct PanelParts {
+    pub(super) probabilities: Part,
+    pub(super) tile_max: Part,
+    pub(super) tile_sum: Part,
+    pub(super) tile_spoiled: Part,
+    /// Twice a number for each row.
+    pub(super) references: Part,
+}
+
+impl PanelParts {
+    fn lay_out<'a>(layout: &mut Layout, tilings: impl Iterator<Item = &'a Tiling>) -> Self {
+        let panels: Vec<Panel> = tilings.filter_map(Tiling::panel).collect();
+        let most = |count: fn(&Panel) -> usize| panels.iter().map(count).max().unwrap_or(0);
+        let pairs = most(|panel| panel.rows * panel.tiles);
+        PanelParts {
+            probabilities: layout.part(most(|panel| panel.bytes()), 1),
+            tile_max: layout.part(pairs, 4),
+            tile_sum: layout.part(pairs, 4),
+            tile_spoiled: layout.part(most(|panel| panel.tiles), 4),
+            references: layout.part(2 * most(|panel| panel.rows), 4),
+        }
+    }
+}
+
 /// Rejected keys and the rows that reject them (`resolve.cu`).
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Resolved {
@@ -112,6 +138,8 @@ pub(super) struct Workspace {
     pub(super) candidate_rows: Part,
     /// Of the pool at hand.
     pub(super) gradient: Partials,
+    /// Of the pass at hand.
+    pub(super) panel: PanelParts,
 }
 
 impl Workspace {
@@ -136,6 +164,8 @@ impl Workspace {
             output: layout.part(gradient_rows().map(|(_, output)| output).max().unwrap_or(0) * dim, 4),
             ..Partials::default()
         };
+        let outputs = if back { [&tilings.expected[..], &tilings.gradient[..]] } else { [&[][..]; 2] };
+        let panel = PanelParts::lay_out(layout, outputs.into_iter().flatten());
         Workspace {
             query_norms: layout.part(b, 4),
             candidate_norms: layout.part(n, 4),
@@ -155,6 +185,7 @@ impl Workspace {
             positive_terms: layout.part_if(back, b, POSITIVE_TERM),
             candidate_rows: layout.part_if(back || limits.hopper, n, ROW_TERM),
             gradient,
+            panel,
             tilings,
         }
     }

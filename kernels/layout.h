@@ -46,3 +46,14 @@ __host__ __device__ constexpr uint32_t c_column(uint32_t lane, uint32_t n, uint3
 __host__ __device__ constexpr uint32_t single_row(uint32_t lane, uint32_t step) { return 8 * step + 2 * (lane % 4); }
 __host__ __device__ constexpr uint32_t single_unit(uint32_t lane, uint32_t tile) { return 2 * tile + lane / 16; }
 __host__ __device__ constexpr uint32_t single_byte(uint32_t lane) { return lane / 4 % 4 * 4; }
+
+// The panel of wide rows' probabilities (wide_params.h), 16 bits each: for each chunk of 64 streamed rows, for each slab of 16 stationary
+// ones (`slabs` in all), for each step of 16 streamed rows, 16 bytes of each lane: its part of an operand A, as it is the accumulator's.
+constexpr int SLAB_ROWS = 16;
+constexpr int PANEL_CHUNK_ROWS = 64;
+constexpr int PANEL_STEPS = PANEL_CHUNK_ROWS / 16;
+constexpr int STEP_BYTES = 32 * UNIT_BYTES;
+constexpr int SLAB_BYTES = PANEL_STEPS * STEP_BYTES;
+
+__host__ __device__ constexpr uint64_t panel_slab(uint64_t chunk, uint64_t slab, uint64_t slabs) { return (chunk * slabs + slab) * SLAB_BYTES; }
+__host__ __device__ constexpr uint32_t slab_fragment(uint32_t step, uint32_t lane) { return step * STEP_BYTES + lane * UNIT_BYTES; }

@@ -116,6 +116,28 @@ struct PipelineStorage {
     }
 };
 
+// What the tile of `present` streamed rows from `first_y` on holds; looked for by a whole warp.
+template <Mode MODE, int BLOCK_X, int BLOCK_Y, typename Term>
+__device__ __forceinline__ uint32_t tile_flags(const StreamParams& p, const Term* terms, uint32_t first_x, uint32_t first_y, uint32_t present,
+                                               int lane) {
+    constexpr bool X_IS_QUERIES = MODE != Mode::GRADIENT;
+    bool special = false, is_spoiled = false;
+#pragma unroll
+    for (uint32_t i = lane; i < BLOCK_Y; i += 32) {
+        if (i >= present) continue;
+        is_spoiled |= spoiled(terms[first_y + i].scale);
+        if (X_IS_QUERIES && p.hits) special |= overlaps(p.hits[first_y + i], first_x, BLOCK_X);
+    }
+    if (!X_IS_QUERIES && p.hits) {
+#pragma unroll 2
+        for (uint32_t i = lane; i < BLOCK_X; i += 32) {
+            if (first_x + i < p.x_rows) special |= overlaps(p.hits[first_x + i], first_y, BLOCK_Y);
+        }
+    }
+    const bool any_spoiled = __any_sync(~0u, is_spoiled);
+    return (__any_sync(~0u, special) || any_spoiled ? TILE_SPECIAL : 0) | (any_spoiled ? TILE_SPOILED : 0);
+}
+
 // Terms of a tile of streamed rows, of which `present` are there, to shared memory: what the copy engine takes, whole units of 16
 // bytes, by one lane, and before that the rest by a whole warp.
 template <typename Term>
@@ -142,7 +164,6 @@ __device__ __forceinline__ void copy_bulk_terms(RingBarriers<COUNT>& ring, const
 // The warp that copies. All its lanes look at the candidates, to find the tiles that are special; one lane does the rest.
 template <Mode MODE, typename Shape>
 struct Producer {
-    static constexpr bool X_IS_QUERIES = MODE != Mode::GRADIENT;
     static constexpr int BLOCK_X = Shape::BLOCK_X, BLOCK_Y = Shape::BLOCK_Y;
     using Term = typename Shape::Term;
 
@@ -151,7 +172,6 @@ struct Producer {
     PipelineStorage<Shape>& shared;
     const Term* terms;
     int lane;
-    Hits own_hits[BLOCK_X / 32];  // GRADIENT: of the stationary candidates
     Place<Shape::STAGES> chunk_place;
     Place<Shape::TERM_STAGES> terms_place;
     Place<1> x_place;
@@ -165,39 +185,12 @@ struct Producer {
             ptx::prefetch_map(&h.y_map);
         }
         for (Units<BLOCK_X, BLOCK_Y> units(h); !units.done(); units.next()) {
-            if (!X_IS_QUERIES) load_own_hits(units.first_x());
             if (lane == 0) copy_x(units.first_x());
             for (uint32_t tile = units.first_tile(); tile < units.end_tile(); ++tile) {
-                const uint32_t flags = tile_flags(tile, units.first_x());
-                copy_tile(tile, flags);
+                const uint32_t first_y = tile * BLOCK_Y, present = min(uint32_t(BLOCK_Y), p.y_rows - first_y);
+                copy_tile(first_y, present, tile_flags<MODE, BLOCK_X, BLOCK_Y>(p, terms, units.first_x(), first_y, present, lane));
             }
         }
-    }
-
-    __device__ __forceinline__ void load_own_hits(uint32_t first_x) {
-#pragma unroll
-        for (int i = 0; i < BLOCK_X / 32; ++i) {
-            const uint32_t index = first_x + lane + 32 * i;
-            own_hits[i] = p.hits && index < p.x_rows ? p.hits[index] : Hits{1, 0, 0};
-        }
-    }
-
-    __device__ __forceinline__ uint32_t tile_flags(uint32_t tile, uint32_t first_x) const {
-        const uint32_t first = tile * BLOCK_Y;
-        bool special = false, is_spoiled = false;
-#pragma unroll
-        for (int i = 0; i < BLOCK_Y / 32; ++i) {
-            const uint32_t index = first + lane + 32 * i;
-            if (index >= p.y_rows) continue;
-            is_spoiled |= spoiled(terms[index].scale);
-            if (X_IS_QUERIES && p.hits) special |= overlaps(p.hits[index], first_x, BLOCK_X);
-        }
-        if (!X_IS_QUERIES) {
-#pragma unroll
-            for (int i = 0; i < BLOCK_X / 32; ++i) special |= overlaps(own_hits[i], first, BLOCK_Y);
-        }
-        const bool any_spoiled = __any_sync(~0u, is_spoiled);
-        return (__any_sync(~0u, special) || any_spoiled ? TILE_SPECIAL : 0) | (any_spoiled ? TILE_SPOILED : 0);
     }
 
     __device__ __forceinline__ void copy_x(uint32_t first_x) {
@@ -209,8 +202,7 @@ struct Producer {
         x_place.advance();
     }
 
-    __device__ __forceinline__ void copy_tile(uint32_t tile, uint32_t flags) {
-        const uint32_t first = tile * BLOCK_Y, present = min(uint32_t(BLOCK_Y), p.y_rows - first);
+    __device__ __forceinline__ void copy_tile(uint32_t first, uint32_t present, uint32_t flags) {
         shared.of_terms.wait_empty(terms_place);
         Term* to = shared.terms[terms_place.index];
         copy_last_terms(to, terms + first, present, BLOCK_Y, lane);

@@ -9,15 +9,9 @@
 constexpr uint32_t PAIR = 2;
 constexpr uint16_t BOTH = 3;
 
-// Sizes of the blocks of scores and of their panel.
+// Sizes of the blocks of scores.
 constexpr int WIDE_BLOCK_X = 256;
 constexpr int WIDE_BLOCK_Y = 128;
-constexpr int SLAB_ROWS = 16;
-constexpr int CHUNK_ROWS = 64;  // streamed rows in a chunk of the panel
-constexpr int SLAB_BYTES = SLAB_ROWS * CHUNK_ROWS * 2;
-
-// Where the panel holds a slab (counted from the launch's first stationary row) of a chunk of streamed rows, of `slabs` in all.
-__host__ __device__ constexpr uint64_t panel_slab(uint64_t chunk, uint64_t slab, uint64_t slabs) { return (chunk * slabs + slab) * SLAB_BYTES; }
 
 // A ring whose buffers both blocks fill: each hands them back to both.
 template <int COUNT>

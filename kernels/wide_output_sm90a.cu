@@ -25,10 +25,9 @@ constexpr int BLOCK_X = 128;
 constexpr int COLUMNS = 256;
 constexpr int COLUMNS_PER_BOX = CHUNK_BYTES / 2;
 constexpr int BOXES = COLUMNS / COLUMNS_PER_BOX;
-constexpr int BOX_BYTES = CHUNK_ROWS * CHUNK_BYTES;
+constexpr int BOX_BYTES = PANEL_CHUNK_ROWS * CHUNK_BYTES;
 constexpr int P_BYTES = BLOCK_X / SLAB_ROWS * SLAB_BYTES;
-constexpr int CHUNKS_PER_TILE = WIDE_BLOCK_Y / CHUNK_ROWS;
-constexpr int STEPS = CHUNK_ROWS / 16;
+constexpr int CHUNKS_PER_TILE = WIDE_BLOCK_Y / PANEL_CHUNK_ROWS;
 constexpr int STAGES = 4;
 constexpr uint32_t CONSUMERS_BARRIER = 1;
 
@@ -69,7 +68,7 @@ __device__ __forceinline__ void produce(const WideParams& h, Storage& shared) {
                            P_BYTES, full);
             for (uint32_t box = first_box; box < first_box + BOXES / PAIR; ++box) {
                 ptx::tma_load_multicast(ptx::smem_address(shared.y[place.index]) + box * BOX_BYTES, &h.y_map,
-                                        first_column + box * COLUMNS_PER_BOX, h.y_first * WIDE_BLOCK_Y + chunk * CHUNK_ROWS, full, BOTH);
+                                        first_column + box * COLUMNS_PER_BOX, h.y_first * WIDE_BLOCK_Y + chunk * PANEL_CHUNK_ROWS, full, BOTH);
             }
             place.advance();
         }
@@ -96,7 +95,7 @@ struct TileTerms {
 template <typename Element>
 struct Consumer {
     using Output = float[COLUMNS / 8][4];
-    using Fragments = uint32_t[STEPS][4];
+    using Fragments = uint32_t[PANEL_STEPS][4];
 
     const WideParams& h;
     const StreamParams& p;
@@ -128,10 +127,10 @@ struct Consumer {
     // The operand P of the next chunk, relative to R.
     __device__ __forceinline__ void load(Fragments& a, const uint32_t (&factors)[2]) {
         shared.ring.wait_full(place);
-        const char* from = shared.p[place.index] + warp * SLAB_BYTES + lane * 16;
+        const char* slab = shared.p[place.index] + warp * SLAB_BYTES;
 #pragma unroll
-        for (int step = 0; step < STEPS; ++step) {
-            const uint4 fragment = *reinterpret_cast<const uint4*>(from + step * 32 * 16);
+        for (int step = 0; step < PANEL_STEPS; ++step) {
+            const uint4 fragment = *reinterpret_cast<const uint4*>(slab + slab_fragment(step, lane));
             a[step][0] = ptx::multiply(fragment.x, factors[0], Element());
             a[step][1] = ptx::multiply(fragment.y, factors[1], Element());
             a[step][2] = ptx::multiply(fragment.z, factors[0], Element());
@@ -144,7 +143,7 @@ struct Consumer {
         wgmma::fence();
         const uint64_t y = wgmma::descriptor(ptx::smem_address(shared.y[place.index]), BOX_BYTES);
 #pragma unroll
-        for (int step = 0; step < STEPS; ++step) {
+        for (int step = 0; step < PANEL_STEPS; ++step) {
             wgmma::Instruction<Element, COLUMNS>::template rs<wgmma::Major::MN>(o, a[step], y + step * wgmma::MN_STEP / 16, 1);
         }
         wgmma::commit();
@@ -155,8 +154,8 @@ struct Consumer {
     // Zeros for the elements of streamed rows that are not finite in the next chunk, which both warpgroups have not begun to multiply.
     __device__ __forceinline__ void clear_spoiled(uint32_t chunk) {
         shared.ring.wait_full(place);
-        const uint32_t first = h.y_first * WIDE_BLOCK_Y + chunk * CHUNK_ROWS, y = ptx::smem_address(shared.y[place.index]);
-        for (uint32_t at = threadIdx.x - WARPGROUP; at < CHUNK_ROWS * UNITS; at += CONSUMERS * WARPGROUP) {
+        const uint32_t first = h.y_first * WIDE_BLOCK_Y + chunk * PANEL_CHUNK_ROWS, y = ptx::smem_address(shared.y[place.index]);
+        for (uint32_t at = threadIdx.x - WARPGROUP; at < PANEL_CHUNK_ROWS * UNITS; at += CONSUMERS * WARPGROUP) {
             const uint32_t streamed = first + copy_row(at);
             if (streamed >= p.y_rows || !spoiled(p.y_terms[streamed].scale)) continue;
             for (int box = 0; box < BOXES; ++box) {
@@ -226,14 +225,27 @@ struct Consumer {
                 p.max[slot] = reference[half];
                 if (p.sum) p.sum[slot] = sum[half] + (h.adds ? keep * p.sum[slot] : 0.0f);
             }
-            float* to = p.output + slot * p.dim;
+            const uint32_t first = units.slice() * COLUMNS + c_column(lane, 0, 0);
+            add_row(o, half, keep, p.output + slot * p.dim + first, p.dim > first ? p.dim - first : 0);
+        }
+    }
+
+    // The thread's part of a row, where `present` columns are left from its first one on. Many loads at a time: one after the other
+    // they would take longer than the matmuls.
+    __device__ __forceinline__ void add_row(const Output& o, int half, float keep, float* to, int present) const {
+        constexpr int BATCH = 16;
 #pragma unroll
-            for (int n = 0; n < COLUMNS / 8; ++n) {
-                const uint32_t column = units.slice() * COLUMNS + c_column(lane, n, 0);
+        for (int batch = 0; batch < COLUMNS / 8; batch += BATCH) {
+            float old[BATCH][2];
 #pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    if (column + e < p.dim) to[column + e] = o[n][2 * half + e] + (h.adds ? keep * to[column + e] : 0.0f);
-                }
+            for (int i = 0; i < 2 * BATCH; ++i) {
+                const int column = 8 * (batch + i / 2) + i % 2;
+                old[i / 2][i % 2] = h.adds && column < present ? to[column] : 0.0f;
+            }
+#pragma unroll
+            for (int i = 0; i < 2 * BATCH; ++i) {
+                const int column = 8 * (batch + i / 2) + i % 2;
+                if (column < present) to[column] = o[batch + i / 2][2 * half + i % 2] + keep * old[i / 2][i % 2];
             }
         }
     }

@@ -91,9 +91,8 @@ struct Panel {
                 ptx::pack(s[2 * step + 1][0], s[2 * step + 1][1], Element()),
                 ptx::pack(s[2 * step + 1][2], s[2 * step + 1][3], Element()),
             };
-            constexpr int PER_CHUNK = CHUNK_ROWS / 16;
-            const uint64_t chunk = tiles.tile() * (WIDE_BLOCK_Y / CHUNK_ROWS) + step / PER_CHUNK;
-            char* to = h.panel + panel_slab(chunk, slab, slabs) + (step % PER_CHUNK * 32 + lane) * sizeof(uint4);
+            const uint64_t chunk = tiles.tile() * (WIDE_BLOCK_Y / PANEL_CHUNK_ROWS) + step / PANEL_STEPS;
+            char* to = h.panel + panel_slab(chunk, slab, slabs) + slab_fragment(step % PANEL_STEPS, lane);
             *reinterpret_cast<uint4*>(to) = fragment;
         }
     }

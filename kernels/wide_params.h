@@ -1,8 +1,7 @@
 // Arguments of Hopper's kernels for rows of more than 256 elements, mirrored by `WideParams` in src/backend/cuda/params.rs.
 //
-// The panel: probabilities (with the streamed rows' factors) of some stationary against some streamed rows, 16 bits each, in the order
-// in which the second matmul reads its operand: for each chunk of 64 streamed rows, for each slab of 16 stationary rows, for each
-// step of 16 streamed rows, 16 bytes of each lane.
+// The panel: probabilities (with the streamed rows' factors) of some stationary against some streamed rows, in the order in which the
+// second matmul reads its operand (layout.h).
 #pragma once
 #include "stream_sm90a_params.h"
 

@@ -79,7 +79,6 @@ __device__ __forceinline__ uint32_t chunks_of(const StreamParams& p) { return (p
 // The warp that copies, and looks for special tiles.
 template <Mode MODE, typename Shape>
 struct WideProducer {
-    static constexpr bool X_IS_QUERIES = MODE != Mode::GRADIENT;
     static constexpr int BLOCK_X = Shape::BLOCK_X, BLOCK_Y = Shape::BLOCK_Y;
     using Term = typename Shape::Term;
 
@@ -103,7 +102,7 @@ struct WideProducer {
         for (WideTiles tiles(h); !tiles.done(); tiles.next()) {
             const uint32_t first_x = tiles.first_x(), first_y = tiles.first_y();
             const uint32_t present = tiles.tile() < h.y_tiles && first_y < p.y_rows ? min(uint32_t(BLOCK_Y), p.y_rows - first_y) : 0;
-            const uint32_t flags = tile_flags(first_x, first_y, present);
+            const uint32_t flags = tile_flags<MODE, BLOCK_X, BLOCK_Y>(p, terms, first_x, first_y, present, lane);
             if (h.tile_spoiled && lane == 0 && tiles.tile() < h.y_tiles) h.tile_spoiled[tiles.tile()] = flags & TILE_SPOILED;
             if (lane == 0) copy_chunks(first_x, first_y, tiles.rank);
             copy_terms(first_y, present, flags);
@@ -133,24 +132,6 @@ struct WideProducer {
         const uint32_t to = ptx::smem_address(shared.x[x_place.index]) + rank * ROWS * CHUNK_BYTES;
         ptx::tma_load_multicast(to, &h.x_map, chunk * Shape::CHUNK_ELEMENTS, first_row + rank * ROWS, full, BOTH);
         x_place.advance();
-    }
-
-    __device__ __forceinline__ uint32_t tile_flags(uint32_t first_x, uint32_t first_y, uint32_t present) const {
-        bool special = false, is_spoiled = false;
-#pragma unroll
-        for (uint32_t i = lane; i < BLOCK_Y; i += 32) {
-            if (i >= present) continue;
-            is_spoiled |= spoiled(terms[first_y + i].scale);
-            if (X_IS_QUERIES && p.hits) special |= overlaps(p.hits[first_y + i], first_x, BLOCK_X);
-        }
-        if (!X_IS_QUERIES && p.hits) {
-#pragma unroll 2
-            for (uint32_t i = lane; i < BLOCK_X; i += 32) {
-                if (first_x + i < p.x_rows) special |= overlaps(p.hits[first_x + i], first_y, BLOCK_Y);
-            }
-        }
-        const bool any_spoiled = __any_sync(~0u, is_spoiled);
-        return (__any_sync(~0u, special) || any_spoiled ? TILE_SPECIAL : 0) | (any_spoiled ? TILE_SPOILED : 0);
     }
 
     __device__ __forceinline__ void copy_terms(uint32_t first_y, uint32_t present, uint32_t flags) {

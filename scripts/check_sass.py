@@ -7,6 +7,9 @@ Fails where a kernel lacks HGMMA (the tensor cores' warpgroup matmul) or UTMALDG
 long a main loop: the time that its instructions imply for B = 8192, N = 10^6 on an H200 is to be at most 1.2 times the floor, with an
 output 1.25 times. That time is a bound from below, which knows no waits. The loop is taken to jump over what it can and still have
 all its matmuls and exponentials: special tiles are rare.
+
+Rows of more than 256 elements have a loop over chunks within the loop over tiles, and an output two kernels: the panel's time is its
+scores' and the matmul's with it, and what adding to the output in memory takes at the memory's rate.
 """
 import re
 import subprocess
@@ -16,8 +19,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / ".cuda/nvidia/cu13/bin"
 # H200: multiprocessors, clock in Hz, tensor cores' measured FLOP/s, exponentials a clock and multiprocessor.
-SMS, CLOCK, TENSOR, MUFU = 132, 1.755e9, 790e12, 16
-SCORES = 8192 * 1e6
+SMS, CLOCK, TENSOR, MUFU, MEMORY = 132, 1.755e9, 790e12, 16, 4.8e12
+QUERIES, CANDIDATES = 8192, 1e6
+SCORES = QUERIES * CANDIDATES
+# Of rows of more than 256 elements: those that are counted; chunks that b's matmuls are behind (wide_scores.cuh); streamed rows of a
+# panel of 8192 stationary ones (tiling.rs).
+WIDE_DIMS, LAG, PANEL = (512, 1024), 2, 4096
 
 
 def disassemble(source):
@@ -56,16 +63,21 @@ def exponentials(code):
     return sum("MUFU.EX2" in text for _, text in code)
 
 
-def main_loop(code, scores):
-    """The shortest backward branch's span with matmuls and a tile's exponentials."""
+def loops(code):
+    """The spans of backward branches that have matmuls, the shortest first."""
     spans = []
     for address, text in code:
         to = target(text)
         if to is not None and to < address:
             span = [(a, t) for a, t in code if to <= a <= address]
-            if count(span, "HGMMA") and exponentials(span) >= scores:
+            if count(span, "HGMMA"):
                 spans.append(span)
-    return min(spans, key=len)
+    return sorted(spans, key=len)
+
+
+def main_loop(code, scores):
+    """The shortest one with a tile's exponentials."""
+    return next(span for span in loops(code) if exponentials(span) >= scores)
 
 
 def plain_path(loop, scores):
@@ -92,36 +104,78 @@ def flops(path):
     return sum(2 * int(m) * int(n) * int(k) for m, n, k in shapes)
 
 
-def report(name, code):
+def bounds(path, scores, times=1):
+    """Seconds that the instructions of `scores` scores of a thread imply at least, by what; `times` for all of them."""
+    issue = len(path) / scores
+    return {
+        "issue": times * SCORES / 32 * issue / (4 * SMS * CLOCK),
+        "exp": times * SCORES * exponentials(path) / scores / (MUFU * SMS * CLOCK),
+        "matmul": times * SCORES * flops(path) / (128 * scores) / TENSOR,
+    }
+
+
+def missing(name, code):
     problems = [f"{name} has no {needed}" for needed in ("HGMMA", "UTMALDG") if not count(code, needed)]
-    problems += [f"{name} touches local memory ({bad})" for bad in ("LDL", "STL") if count(code, bad)]
-    chunks = int(re.search(r"_(\d)_", name)[1])
+    return problems + [f"{name} touches local memory ({bad})" for bad in ("LDL", "STL") if count(code, bad)]
+
+
+def line(name, dim, path, scores, bound, by, output):
+    """Prints a kernel's line, and says what is wrong with it."""
+    floor = max(SCORES / (MUFU * SMS * CLOCK), SCORES * 2 * dim * (2 if output else 1) / TENSOR)
+    print(f"{name:38} {dim:4} {len(path) / scores:7.2f} {exponentials(path) / scores:6.2f} {count(path, 'FFMA') / scores:6.2f}"
+          f" {count(path, 'HGMMA'):5} {1e3 * bound:8.2f} {by:>7} {1e3 * floor:8.2f} {bound / floor:6.2f}")
+    limit = 1.25 if output else 1.2
+    return [f"{name}: the count implies {bound / floor:.2f} times the floor, more than {limit}"] if bound > limit * floor else []
+
+
+def has_output(name):
+    return "expected" in name or "gradient" in name
+
+
+def report(name, code):
+    chunks, output = int(re.search(r"_(\d)_", name)[1]), has_output(name)
     # A thread's scores of an iteration (StatisticsShape, OutputShape).
-    output = "expected" in name or "gradient" in name
     scores = 128 if not output else 32 if chunks == 4 else 64
     path = plain_path(main_loop(code, scores), scores)
-    issue = len(path) / scores
-    times = {
-        "issue": SCORES / 32 * issue / (4 * SMS * CLOCK),
-        "exp": SCORES * exponentials(path) / scores / (MUFU * SMS * CLOCK),
-        "matmul": SCORES * flops(path) / (128 * scores) / TENSOR,
-    }
-    floor = max(SCORES / (MUFU * SMS * CLOCK), SCORES * 2 * 64 * chunks * (2 if output else 1) / TENSOR)
-    bound = max(times.values())
-    limit = 1.25 if output else 1.2
-    if bound > limit * floor:
-        problems.append(f"{name}: the count implies {bound / floor:.2f} times the floor, more than {limit}")
-    print(f"{name:38} {64 * chunks:4} {issue:7.2f} {exponentials(path) / scores:6.2f} {count(path, 'FFMA') / scores:6.2f}"
-          f" {count(path, 'HGMMA'):5} {1e3 * bound:8.2f} {max(times, key=times.get):>7} {1e3 * floor:8.2f} {bound / floor:6.2f}")
+    times = bounds(path, scores)
+    by = max(times, key=times.get)
+    return line(name, 64 * chunks, path, scores, times[by], by, output)
+
+
+def report_wide(name, code, outputs):
+    """A kernel of wide rows' scores; where it has an output, with the kernel that multiplies its panel."""
+    scores, problems, output = 128, [], has_output(name)
+    tile = main_loop(code, scores)
+    chunk = next(span for span in loops(tile) if not exponentials(span))
+    for dim in WIDE_DIMS:
+        path = plain_path(tile, scores) + chunk * (dim // 64 - LAG - 1)
+        times = bounds(path, scores)
+        by = max(times, key=times.get)
+        bound = times[by]
+        if output:
+            # An iteration: 64 x 128 pairs of a warpgroup, for 256 columns.
+            product = outputs[name.split("_")[-1]]
+            product_path = plain_path(loops(product)[0], 0)
+            bound += max(bounds(product_path, 64, dim // 256).values())
+            rows, streamed = (QUERIES, CANDIDATES) if "expected" in name else (CANDIDATES, QUERIES)
+            bound += rows * dim * 4 * (2 * streamed / PANEL - 1) / MEMORY
+        problems += line(name, dim, path, scores, bound, by, output)
     return problems
 
 
 def main():
     print(f"{'kernel':38} {'D':>4} {'instr.':>7} {'exp':>6} {'FFMA':>6} {'HGMMA':>5} {'ms':>8} {'by':>7} {'floor':>8} {'ratio':>6}")
     problems = []
+    kernels = {}
     for source in sorted((ROOT / "kernels").glob("*_sm90a.cu")):
-        for name, code in functions(disassemble(source)).items():
+        kernels |= functions(disassemble(source))
+    outputs = {name.split("_")[-1]: code for name, code in kernels.items() if "wide_output" in name}
+    for name, code in kernels.items():
+        problems += missing(name, code)
+        if "wide" not in name:
             problems += report(name, code)
+        elif "wide_output" not in name:
+            problems += report_wide(name, code, outputs)
     for problem in problems:
         print(problem, file=sys.stderr)
     sys.exit(bool(problems))

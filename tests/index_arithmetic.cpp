@@ -228,6 +228,26 @@ void copies_cover_a_chunk_once() {
     }
 }
 
+// The producer of the panel's products copies eight neighbouring slabs of a chunk at once.
+void panels_hold_each_fragment_once() {
+    constexpr uint32_t CHUNKS = 3, SLABS = 16;
+    std::set<uint64_t> seen;
+    for (uint32_t chunk = 0; chunk < CHUNKS; ++chunk) {
+        for (uint32_t slab = 0; slab < SLABS; ++slab) {
+            const uint64_t start = panel_slab(chunk, slab, SLABS);
+            require(slab == 0 || start == panel_slab(chunk, slab - 1, SLABS) + SLAB_BYTES, at("not neighbours:", chunk, slab));
+            for (uint32_t step = 0; step < PANEL_STEPS; ++step) {
+                for (uint32_t lane = 0; lane < 32; ++lane) {
+                    const uint32_t within = slab_fragment(step, lane);
+                    require(within + UNIT_BYTES <= SLAB_BYTES && within % UNIT_BYTES == 0, at("outside the slab:", step, lane));
+                    require(seen.insert(start + within).second, at("twice the same place:", slab, step, lane));
+                }
+            }
+        }
+    }
+    require(*seen.rbegin() + UNIT_BYTES == uint64_t(CHUNKS) * SLABS * SLAB_ROWS * PANEL_CHUNK_ROWS * 2, "2 bytes for each pair");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -243,6 +263,7 @@ int main(int argc, char** argv) {
         {"accumulators_are_the_next_operand", accumulators_are_the_next_operand},
         {"single_precision_permutes_both_sides_alike", single_precision_permutes_both_sides_alike},
         {"copies_cover_a_chunk_once", copies_cover_a_chunk_once},
+        {"panels_hold_each_fragment_once", panels_hold_each_fragment_once},
     };
     if (argc == 1) {
         for (const auto& check : checks) std::printf("%s\n", check.first.c_str());

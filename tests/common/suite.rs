@@ -968,12 +968,14 @@ pub fn rows_of_weight_zero_are_absent(backend: Subject<'_>, operands: Operands) 
     }
 }
 
-/// Every element type; rows that start at multiples of 16 bytes, and others.
-const NAN_CASES: [(Similarity, DType, usize); 4] = [
+/// Every element type; rows that start at multiples of 16 bytes, and others; rows of more than 256 elements.
+const NAN_CASES: [(Similarity, DType, usize); 6] = [
     (Similarity::Cosine, DType::F32, 6),
     (Similarity::Dot, DType::F32, 6),
     (Similarity::Cosine, DType::F16, 72),
     (Similarity::Dot, DType::Bf16, 72),
+    (Similarity::Dot, DType::F16, 264),
+    (Similarity::Cosine, DType::Bf16, 264),
 ];
 
 pub fn nan_spoils_what_it_touches(backend: Subject<'_>, _: Operands) {

@@ -19,7 +19,6 @@ import math
 import os
 import pathlib
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -30,12 +29,11 @@ DEFAULT_MEMORY = "--default-memory" in sys.argv
 if not DEFAULT_MEMORY:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for tensors; read when torch is imported
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-MODES = ["statistics", "value_and_grad"]
+from common import MODES, build_examples, hits_by_sorting, make_inputs, processor, write_golden
+
 LIBC = ctypes.CDLL(None)
 
 
@@ -51,36 +49,6 @@ def arguments():
     parser.add_argument("--default-memory", action="store_true", help="no huge pages, freed memory goes back: as PyTorch comes")
     parser.add_argument("--measure", help="the built examples/measure; built with cargo where not given")
     return parser.parse_args()
-
-
-def make_inputs(args):
-    rng = np.random.default_rng(1)
-    b, n, d = args.queries, args.candidates, args.dim
-    return {
-        "queries": rng.standard_normal((b, d), dtype=np.float32),
-        "candidates": rng.standard_normal((n, d), dtype=np.float32),
-        "positives": rng.integers(0, n, b),
-        # As if drawn with replacement: most positives have accidental hits.
-        "candidate_ids": rng.integers(0, n, n),
-        "log_q": (rng.uniform(-1, 1, n) - math.log(n)).astype(np.float32),
-    }
-
-
-def write_golden(path, inputs, args):
-    """A golden batch's file (safetensors): header length, JSON header, tensors."""
-    options = {"similarity": "cosine", "temperature": repr(args.temperature), "loss": "softmax", "reduction": "mean"}
-    header, start = {"__metadata__": options}, 0
-    types = {np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}
-    for name, array in inputs.items():
-        end = start + array.nbytes
-        header[name] = {"dtype": types[array.dtype], "shape": list(array.shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for array in inputs.values():
-            file.write(array.tobytes())
 
 
 def plain(t, tau):
@@ -99,25 +67,12 @@ def tuned(t, tau):
     return F.cross_entropy(logits, t["positives"])
 
 
-def hits_by_sorting(ids, positives):
-    """(row, candidate) of each candidate that has the id of the row's positive and is not the positive."""
-    ids_sorted, order = torch.sort(ids)
-    wanted = ids[positives]
-    first = torch.searchsorted(ids_sorted, wanted)
-    counts = torch.searchsorted(ids_sorted, wanted, right=True) - first
-    rows = torch.repeat_interleave(torch.arange(len(positives)), counts)
-    within = torch.arange(len(rows)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    candidates = order[first[rows] + within]
-    keep = candidates != positives[rows]
-    return rows[keep], candidates[keep]
-
-
 class Torch:
     """One eager version in both modes."""
 
     def __init__(self, loss, inputs, args):
         self.loss, self.args = loss, args
-        self.tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        self.tensors = inputs
 
     def step(self, mode):
         learned = [self.tensors["queries"], self.tensors["candidates"]]
@@ -154,13 +109,6 @@ class Ours:
         report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         self.memory = report["peak_resident_bytes"] - report["input_bytes"]
         return report["total"], report["seconds"]
-
-
-def build_measure():
-    command = ["cargo", "build", "--release", "--example", "measure", "--message-format=json-render-diagnostics"]
-    lines = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    executables = [json.loads(line).get("executable") for line in lines]
-    return next(path for path in executables if path)
 
 
 def status(field):
@@ -218,18 +166,13 @@ def print_row(mode, seconds, memory, totals, args):
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def processor():
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
 def main():
     args = arguments()
     torch.set_num_threads(args.threads)
     if not args.default_memory:
         keep_freed_memory()
-    inputs = make_inputs(args)
-    measure = args.measure or build_measure()
+    inputs = make_inputs(args.queries, args.candidates, args.dim)
+    measure = args.measure or build_examples("measure")["measure"]
     print(f"{processor()}, {args.threads} threads; PyTorch {torch.__version__} eager, f32; milliseconds are median")
     print(f"(best) of {args.rounds} alternating rounds of {args.iterations} calls; MiB are the peak beside the inputs,")
     print(f"outputs included; load average at the start {os.getloadavg()[0]:.1f}\n")
@@ -238,7 +181,7 @@ def main():
     print("|" + "---|" * 12)
     with tempfile.TemporaryDirectory() as directory:
         file = pathlib.Path(directory) / "inputs.safetensors"
-        write_golden(file, inputs, args)
+        write_golden(file, inputs, args.temperature)
         implementations = {
             "plain": Torch(plain, inputs, args),
             "tuned": Torch(tuned, inputs, args),

@@ -13,12 +13,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use catalog_softmax::{Backend, Batch, Correction, DType, Device, Loss, Output, Reference, Request, Similarity};
+use catalog_softmax::{Backend, Batch, DType, Device, Output, Reference, Request, Similarity};
 use clap::{Parser, ValueEnum};
-use half::{bf16, f16};
-use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng};
-use rayon::prelude::*;
 
 #[path = "../tests/common"]
 #[allow(dead_code, missing_docs)]
@@ -27,10 +23,12 @@ mod common {
     #[cfg(feature = "cuda")]
     pub mod on_device;
     pub mod problem;
+    pub mod seeded;
 }
 
 use common::golden::Golden;
-use common::problem::{PoolData, PositiveData, Problem, Storage};
+use common::problem::{PositiveData, Problem};
+use common::seeded;
 
 /// Times one configuration.
 #[derive(Parser)]
@@ -194,7 +192,7 @@ fn measure_cuda(args: &Args, problem: &Problem) -> Result<Measured, Box<dyn Erro
     let mut cuda = Cuda::on_stream(stream.clone())?;
     let (inputs, mut results) = (OnDevice::new(&stream, problem), Results::new(&stream, problem));
     let (mut batch, loss, request) = (inputs.batch(problem), &problem.loss, request(args.mode));
-    if let Some((low, high)) = log_q_bounds(problem) {
+    if let Some((low, high)) = seeded::log_q_bounds(problem) {
         batch = batch.log_q_bounds(low, high);
     }
     let workspace_bytes = cuda.plan_step(&batch, loss, request)?.workspace_bytes;
@@ -212,13 +210,6 @@ fn measure_cuda(args: &Args, problem: &Problem) -> Result<Measured, Box<dyn Erro
     let total = stream.clone_dtoh(&results.total)?[0];
     let output_bytes = output_bytes::<f32>(&problem.batch()?, args.mode, problem);
     Ok(Measured { seconds, total, workspace_bytes, output_bytes, peak_resident_bytes: peak_memory() })
-}
-
-#[cfg(feature = "cuda")]
-fn log_q_bounds(problem: &Problem) -> Option<(f32, f32)> {
-    let mut values = problem.pools.iter().filter_map(|pool| pool.log_q.as_ref()).flatten().copied();
-    let first = values.next()?;
-    Some(values.fold((first, first), |(low, high), x| (f32::min(low, x), f32::max(high, x))))
 }
 
 fn request(mode: Mode) -> Request {
@@ -280,53 +271,24 @@ fn forget_peak_memory() {
 
 // ---- inputs
 
-/// Seeded inputs, made where they stay: no second copy at any time.
 fn generate(args: &Args) -> Problem {
-    let (b, n, dim) = (args.queries as usize, args.candidates as usize, args.dim as usize);
-    let uniform = |rng: &mut SmallRng| rng.random::<f32>() * 2.0 - 1.0;
-    let pool = PoolData {
-        candidates: embeddings(args.dtype, n * dim, 1),
-        ids: (args.mask == Mask::Ids).then(|| random(n, 2, |rng| rng.random_range(0..n as u64))),
-        // Around a uniform draw's, up and down by e.
-        log_q: args.log_q.then(|| random(n, 3, |rng| uniform(rng) - (n as f32).ln())),
-        gradient: true,
-    };
-    let similarity = match args.similarity {
-        SimilarityName::Cosine => Similarity::Cosine,
-        SimilarityName::Dot => Similarity::Dot,
-    };
-    let correction = if args.log_q { Correction::LogQ } else { Correction::None };
-    Problem {
-        dim,
-        queries: embeddings(args.dtype, b * dim, 4),
-        pools: vec![pool],
-        positives: PositiveData::Index(random(b, 5, |rng| rng.random_range(0..n as u32))),
-        positive_ids: None,
-        positive_log_q: None,
-        excluded: None,
-        row_weight: None,
-        loss: Loss::softmax(similarity, args.temperature).correction(correction),
-    }
-}
-
-fn embeddings(dtype: DTypeName, len: usize, seed: u64) -> Storage {
-    let uniform = |rng: &mut SmallRng| rng.random::<f32>() * 2.0 - 1.0;
-    match dtype {
-        DTypeName::F32 => Storage::F32(random(len, seed, uniform)),
-        DTypeName::F16 => Storage::F16(random(len, seed, |rng| f16::from_f32(uniform(rng)))),
-        DTypeName::Bf16 => Storage::Bf16(random(len, seed, |rng| bf16::from_f32(uniform(rng)))),
-    }
-}
-
-/// The same for any number of threads: each chunk has a generator of its own.
-fn random<T: Default + Clone + Send>(len: usize, seed: u64, draw: impl Fn(&mut SmallRng) -> T + Sync) -> Vec<T> {
-    const CHUNK: usize = 1 << 16;
-    let mut values = vec![T::default(); len];
-    values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
-        let mut rng = SmallRng::seed_from_u64((seed << 32) + chunk as u64);
-        values.iter_mut().for_each(|value| *value = draw(&mut rng));
-    });
-    values
+    seeded::problem(&seeded::Config {
+        queries: args.queries as usize,
+        candidates: args.candidates as usize,
+        dim: args.dim as usize,
+        dtype: match args.dtype {
+            DTypeName::F32 => DType::F32,
+            DTypeName::F16 => DType::F16,
+            DTypeName::Bf16 => DType::Bf16,
+        },
+        similarity: match args.similarity {
+            SimilarityName::Cosine => Similarity::Cosine,
+            SimilarityName::Dot => Similarity::Dot,
+        },
+        temperature: args.temperature,
+        ids: args.mask == Mask::Ids,
+        log_q: args.log_q,
+    })
 }
 
 // ---- reports

@@ -123,7 +123,7 @@ pub struct Results {
     f64s: [CudaSlice<f64>; 6],
     u64s: [CudaSlice<u64>; 3],
     pub d_queries: CudaSlice<f32>,
-    d_candidates: Vec<Option<CudaSlice<f32>>>,
+    pub d_candidates: Vec<Option<CudaSlice<f32>>>,
     d_positive_embeddings: Option<CudaSlice<f32>>,
     temperature: [CudaSlice<f64>; 2],
 }

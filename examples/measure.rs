@@ -301,7 +301,7 @@ fn print(args: &Args, problem: &Problem, measured: &Measured) {
     println!("{b} queries, {n} candidates, dim {d}, {:?}, {:?}", dtype(problem), problem.loss);
     println!("total loss      {:.9}", measured.total);
     println!(
-        "seconds         median {median:.4}, min {:.4}, max {:.4} of {}",
+        "seconds         median {median:.6}, min {:.6}, max {:.6} of {}",
         seconds[0],
         seconds[seconds.len() - 1],
         seconds.len()

@@ -1,40 +1,110 @@
 #!/usr/bin/env bash
-# Runs a bundle of scripts/gpu_bundle.sh on the machine with the GPU: tests, golden batches, sanitizers, times. A short table on
-# stdout, everything else in $OUT (default: out).
-#   QUERIES, CANDIDATES, DIMS, DTYPE   what is timed (default: 8192, 1000000, "128 256", bf16)
-#   SANITIZE=0                         without the sanitizers
+# Everything that a GPU is needed for, from a bundle of scripts/gpu_bundle.sh on the machine that has one. A short table on stdout,
+# all else under OUT. A step that fails is recorded, and the rest runs; exits with 1 where one failed.
+#   gpu_all.sh [OUT]                   default: out of the current folder
+#   STEPS                              which, of: tests sanitizers errors measure benches peers ncu (default: all)
+#   QUERIES, CANDIDATES, DIMS, DTYPES  what is measured (8192, 1000000, "64 128 256 512 1024", bf16); the first type is peers' and ncu's
+#   ITERATIONS                         timed calls of each (10)
+#   ERRORS_SHAPE                       where errors are taken, BxN (256x8192)
+#   NCU_DIM                            the width that Nsight Compute looks at (128)
+#   TEST_ARGS                          arguments of the tests, such as a filter
+#   GPU_BENCH_SHAPES                   of benches/gpu.rs
+# What a machine lacks (compute-sanitizer, ncu, python3, cuBLAS) is said, and is no failure.
 set -uo pipefail
-cd "$(dirname "$0")"
-out=${OUT:-out}
-mkdir -p "$out"
-export REQUIRE_GPU=1 GOLDEN=${GOLDEN:-$PWD/golden}
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:-out}
+mkdir -p "$out" || exit 2
+out=$(cd "$out" && pwd)
+queries=${QUERIES:-8192} candidates=${CANDIDATES:-1000000} iterations=${ITERATIONS:-10} shape=${ERRORS_SHAPE:-256x8192}
+read -ra dims <<< "${DIMS:-64 128 256 512 1024}"
+read -ra dtypes <<< "${DTYPES:-bf16}"
+read -ra test_args <<< "${TEST_ARGS:-}"
+export REQUIRE_GPU=1 GOLDEN=${GOLDEN:-$here/golden}
 failed=0
+
+wanted() { [[ " ${STEPS:-tests sanitizers errors measure benches peers ncu} " == *" $1 "* ]]; }
+
+# The lines of a step's output that the table has room for, as one.
+summary() { grep -E '^test result|passed,|^seconds|^speed' "$1" | tail -n 2 | tr -s ' ' | paste -sd ';'; }
 
 # report NAME COMMAND...: runs it, keeps what it prints, says how it ended.
 report() {
-    local name=$1
+    local name=$1 start=$SECONDS result=ok
     shift
-    local start=$SECONDS
-    if "$@" > "$out/$name.txt" 2>&1; then local result=ok; else local result="FAILED ($?)" && failed=1; fi
-    printf '%-34s %-12s %4d s  %s\n' "$name" "$result" $((SECONDS - start)) "$(grep -E '^test result|passed,|^seconds' "$out/$name.txt" | tail -n 1)"
+    "$@" > "$out/$name.txt" 2>&1 || { result="FAILED ($?)" failed=1; }
+    printf '%-34s %-12s %4d s  %s\n' "$name" "$result" $((SECONDS - start)) "$(summary "$out/$name.txt")"
 }
 
-echo "commit $(cat commit), $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo 'no nvidia-smi')"
-report tests bin/gpu
-report tests_portable env GPU_TESTS_HOPPER=0 bin/gpu
-report golden bin/replay --backend cuda "$GOLDEN"/*.safetensors
-for mode in statistics value_and_grad; do
-    for dim in ${DIMS:-128 256}; do
-        report "measure_${mode}_$dim" bin/measure --backend cuda --queries "${QUERIES:-8192}" \
-            --candidates "${CANDIDATES:-1000000}" --dim "$dim" --dtype "${DTYPE:-bf16}" --mode "$mode" --log-q --mask ids \
-            --iterations "${ITERATIONS:-10}"
+# Folders with cuBLAS and NVRTC that the loader does not know: the toolkit's, and those of PyTorch's wheels.
+cuda_libraries() {
+    ls -d /usr/local/cuda/lib64 2> /dev/null
+    python3 -c 'import glob, os, sys
+found = [f for path in sys.path for name in ("cublasLt", "nvrtc") for f in glob.glob(f"{path}/nvidia/*/lib/lib{name}.so*")]
+print("\n".join(sorted({os.path.dirname(f) for f in found})))' 2> /dev/null
+}
+
+# measure NAME MODE DIM DTYPE [COMMAND...]: one configuration of the target table.
+measure() {
+    local name=$1 mode=$2 dim=$3 dtype=$4
+    shift 4
+    report "$name" "$@" "$here/bin/measure" --backend cuda --queries "$queries" --candidates "$candidates" --dim "$dim" \
+        --dtype "$dtype" --mode "$mode" --log-q --mask ids --iterations "$iterations"
+}
+
+echo "commit $(cat "$here/commit"), $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2> /dev/null || echo 'no nvidia-smi')"
+nvidia-smi -q > "$out/nvidia-smi.txt" 2>&1
+
+if wanted tests; then
+    report tests "$here/bin/gpu" ${test_args[@]+"${test_args[@]}"}
+    report tests_portable env GPU_TESTS_HOPPER=0 "$here/bin/gpu" ${test_args[@]+"${test_args[@]}"}
+    report golden "$here/bin/replay" --backend cuda "$GOLDEN"/*.safetensors
+fi
+if wanted errors; then
+    for dim in "${dims[@]}"; do
+        report "errors_$dim" "$here/bin/errors" --backend cuda --queries "${shape%x*}" --candidates "${shape#*x}" --dim "$dim"
     done
-done
-if [ "${SANITIZE:-1}" != 1 ]; then
-    echo "sanitizers: not asked for"
-elif command -v compute-sanitizer > /dev/null; then
-    report sanitizers ./sanitize.sh bin/gpu
-else
-    echo "sanitizers: not run, compute-sanitizer is not installed"
+fi
+if wanted measure; then
+    for dtype in "${dtypes[@]}"; do
+        for mode in statistics value_and_grad; do
+            for dim in "${dims[@]}"; do measure "measure_${mode}_${dtype}_$dim" "$mode" "$dim" "$dtype"; done
+        done
+    done
+fi
+if wanted benches; then
+    libraries=$(cuda_libraries | paste -sd :)
+    report benches env CRITERION_HOME="$out/criterion" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}${LD_LIBRARY_PATH:+:}$libraries" \
+        "$here/bin/bench_gpu" --bench
+fi
+if wanted peers; then
+    if command -v python3 > /dev/null; then
+        report peers "$here/peers_gpu.sh" --queries "$queries" --candidates "$candidates" --dims "${dims[@]}" --dtype "${dtypes[0]}" \
+            --iterations "$iterations" --out "$out/peers"
+        report peers_errors "$here/peers_gpu.sh" --errors --queries "${shape%x*}" --candidates "${shape#*x}" --dims "${dims[@]}" \
+            --dtype "${dtypes[0]}"
+    else
+        echo "peers: not run, there is no python3"
+    fi
+fi
+if wanted ncu; then
+    if command -v ncu > /dev/null; then
+        # The main kernels: the statistics' one, and with gradients the expected negatives' and the candidate gradients'. Clocks
+        # are left as they are.
+        profile=(ncu --clock-control none --set full --kernel-name 'regex:^stream_' --force-overwrite)
+        measure ncu_statistics statistics "${NCU_DIM:-128}" "${dtypes[0]}" "${profile[@]}" -c 1 --export "$out/ncu_statistics"
+        measure ncu_gradients value_and_grad "${NCU_DIM:-128}" "${dtypes[0]}" "${profile[@]}" -c 2 --export "$out/ncu_gradients"
+        for profiled in "$out"/ncu_*.ncu-rep; do
+            ncu --import "$profiled" --page details > "${profiled%.ncu-rep}_details.txt" 2>&1
+        done
+    else
+        echo "ncu: not run, Nsight Compute is not installed"
+    fi
+fi
+if wanted sanitizers; then
+    if command -v compute-sanitizer > /dev/null; then
+        report sanitizers "$here/sanitize.sh" "$here/bin/gpu"
+    else
+        echo "sanitizers: not run, compute-sanitizer is not installed"
+    fi
 fi
 exit $failed

@@ -1,38 +1,35 @@
 #!/usr/bin/env bash
 # Builds what a GPU machine needs, with no Rust there: test, bench and example executables (kernels are inside), golden
-# batches, the kernels' list with checksums, and run.sh.
+# batches, the kernels' list with checksums, the peers' scripts with wheels of what PyTorch's machine lacks, and gpu_all.sh.
 #   scripts/gpu_bundle.sh [FOLDER]        default: target/gpu-bundle
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bundle=${1:-target/gpu-bundle}
 export CATALOG_SOFTMAX_REQUIRE_NVCC=1
 
-# Paths of the executables that a cargo command builds.
-executables() {
-    cargo "$@" --message-format=json-render-diagnostics | python3 -c '
-import json, sys
-for line in sys.stdin:
-    message = json.loads(line)
-    if message.get("executable"):
-        print(message["target"]["name"], message["executable"])'
-}
-
 # Only an older bundle is replaced.
-if [ -e "$bundle" ] && [ ! -f "$bundle/run.sh" ] && [ -n "$(ls -A "$bundle")" ]; then
+if [ -e "$bundle" ] && [ ! -f "$bundle/gpu_all.sh" ] && [ -n "$(ls -A "$bundle")" ]; then
     echo "$bundle is there and is no bundle" >&2
     exit 1
 fi
 rm -rf "$bundle"
-mkdir -p "$bundle/bin"
-{
-    executables test --release --no-run --test gpu
-    executables build --release --example replay --example measure --example train_two_tower
-    executables bench --no-run --bench softmax | sed 's/^softmax /bench_softmax /'
-} | while read -r name path; do
-    strip -o "$bundle/bin/$name" "$path"
-done
-cp -r tests/golden scripts/sanitize.sh scripts/gpu_run.sh "$bundle/"
-mv "$bundle/gpu_run.sh" "$bundle/run.sh"
+mkdir -p "$bundle/bin" "$bundle/peers" "$bundle/wheels"
+# Name and path of each executable: a bench has the name of a test.
+cargo build --release --test gpu --bench gpu --bench softmax --example replay --example measure --example errors \
+    --example train_two_tower --message-format=json-render-diagnostics | python3 -c '
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("executable"):
+        target = message["target"]
+        print(("bench_" if target["kind"] == ["bench"] else "") + target["name"], message["executable"])' |
+    while read -r name path; do
+        strip -o "$bundle/bin/$name" "$path"
+    done
+cp -r tests/golden scripts/sanitize.sh scripts/gpu_all.sh scripts/peers_gpu.sh "$bundle/"
+cp benches/peers/*.py "$bundle/peers/"
+python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$bundle/wheels" cut-cross-entropy liger-kernel ||
+    echo "no wheels of the peers: the GPU machine has to fetch them" >&2
 {
     echo "# built for ${CATALOG_SOFTMAX_CUDA_ARCHS:-the architectures of build.rs}"
     sha256sum kernels/*.{cu,cuh,h}

@@ -9,6 +9,7 @@
 #   NCU_DIM                            the width that Nsight Compute looks at (128)
 #   TEST_ARGS                          arguments of the tests, such as a filter
 #   GPU_BENCH_SHAPES                   of benches/gpu.rs
+#   PEERS_ARGS                         more arguments of benches/peers/gpu.py, such as "--peers eager ours"
 # What a machine lacks (compute-sanitizer, ncu, python3, cuBLAS) is said, and is no failure.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -19,6 +20,7 @@ queries=${QUERIES:-8192} candidates=${CANDIDATES:-1000000} iterations=${ITERATIO
 read -ra dims <<< "${DIMS:-64 128 256 512 1024}"
 read -ra dtypes <<< "${DTYPES:-bf16}"
 read -ra test_args <<< "${TEST_ARGS:-}"
+read -ra peers_args <<< "${PEERS_ARGS:-}"
 export REQUIRE_GPU=1 GOLDEN=${GOLDEN:-$here/golden}
 failed=0
 
@@ -32,7 +34,10 @@ report() {
     local name=$1 start=$SECONDS result=ok
     shift
     "$@" > "$out/$name.txt" 2>&1 || { result="FAILED ($?)" failed=1; }
-    printf '%-34s %-12s %4d s  %s\n' "$name" "$result" $((SECONDS - start)) "$(summary "$out/$name.txt")"
+    local said
+    said=$(summary "$out/$name.txt")
+    [ "$result" = ok ] || said=$(tail -n 1 "$out/$name.txt")
+    printf '%-34s %-12s %4d s  %s\n' "$name" "$result" $((SECONDS - start)) "$said"
 }
 
 # Folders with cuBLAS and NVRTC that the loader does not know: the toolkit's, and those of PyTorch's wheels.
@@ -79,7 +84,7 @@ fi
 if wanted peers; then
     if command -v python3 > /dev/null; then
         report peers "$here/peers_gpu.sh" --queries "$queries" --candidates "$candidates" --dims "${dims[@]}" --dtype "${dtypes[0]}" \
-            --iterations "$iterations" --out "$out/peers"
+            --iterations "$iterations" --out "$out/peers" ${peers_args[@]+"${peers_args[@]}"}
         report peers_errors "$here/peers_gpu.sh" --errors --queries "${shape%x*}" --candidates "${shape#*x}" --dims "${dims[@]}" \
             --dtype "${dtypes[0]}"
     else

@@ -144,8 +144,8 @@ def run(command, timeout):
 
 
 def compare(args, folder):
-    """Results of all implementations on all shapes, each with its shape."""
-    results = []
+    """Results of all implementations on all shapes, each with its shape. The files have what is done so far."""
+    about, results = report.machine(args), []
     for dim in args.dims:
         file = folder / "inputs.safetensors"
         write_golden(file, make_inputs(args.queries, args.candidates, dim, DTYPES[args.dtype]), args.temperature)
@@ -158,6 +158,9 @@ def compare(args, folder):
         report.add_differences(of_shape)
         results += of_shape
         file.unlink()
+        report.write_json(args.out / "peers.json", args, about, results)
+        report.draw(args.out / "peers.svg", args, results)
+    report.print_table(args, about, results)
     return results
 
 
@@ -188,13 +191,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         if args.errors:
             return errors(args, pathlib.Path(folder))
-        about = report.machine(args)
-        results = compare(args, pathlib.Path(folder))
-    args.out.mkdir(parents=True, exist_ok=True)
-    report.write_json(args.out / "peers.json", args, about, results)
-    report.print_table(args, about, results)
-    report.draw(args.out / "peers.svg", args, results)
-    return report.disagreement(args, results)
+        args.out.mkdir(parents=True, exist_ok=True)
+        return report.disagreement(args, compare(args, pathlib.Path(folder)))
 
 
 if __name__ == "__main__":

@@ -161,6 +161,7 @@ def draw(path, args, results):
     axes[1].legend(fontsize=8)
     figure.suptitle(f"B = {args.queries}, N = {args.candidates}, {args.dtype}, cosine, log_q, ids")
     figure.savefig(path)
+    plt.close(figure)
 
 
 def print_errors(args, dim, reference, found):

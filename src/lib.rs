@@ -88,6 +88,7 @@ mod masks;
 mod output;
 mod plan;
 mod stats;
+mod union;
 
 pub use backend::Backend;
 pub use backend::cpu::Cpu;
@@ -150,3 +151,4 @@ pub use loss::{Correction, Epilogue, Loss, Reduction, Similarity};
 pub use output::{Gradients, Output};
 pub use plan::Plan;
 pub use stats::{Moments, Rank, Request, RowStatistics};
+pub use union::union_log_q;

@@ -140,7 +140,6 @@ impl<'a> Embeddings<'a> {
     }
 
     /// The elements as they lie in memory.
-    #[cfg(feature = "cuda")]
     pub(crate) fn bytes(&self) -> &'a [u8] {
         match self.elements {
             Elements::F32(v) => bytemuck::cast_slice(v),

@@ -87,6 +87,7 @@ mod loss;
 mod masks;
 mod output;
 mod plan;
+mod queue;
 mod stats;
 mod union;
 
@@ -150,5 +151,6 @@ pub use error::{Error, Result, Unavailable};
 pub use loss::{Correction, Epilogue, Loss, Reduction, Similarity};
 pub use output::{Gradients, Output};
 pub use plan::Plan;
+pub use queue::{NegativeQueue, QueueOptions};
 pub use stats::{Moments, Rank, Request, RowStatistics};
 pub use union::union_log_q;

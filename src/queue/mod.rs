@@ -1,0 +1,272 @@
+//! A queue of past candidates as further negatives: a memory bank that later steps score against, without gradient.
+
+pub(crate) mod ring;
+mod saved;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use crate::batch::Pool;
+use crate::embeddings::{DType, Elements, Embeddings};
+use crate::error::{Result, does_not_apply, missing, shape, value};
+use ring::Ring;
+
+/// What a [`NegativeQueue`] holds. [`NegativeQueue::new`] checks it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct QueueOptions {
+    pub(crate) capacity: usize,
+    pub(crate) dim: usize,
+    pub(crate) dtype: DType,
+    pub(crate) ids: bool,
+    pub(crate) log_q: bool,
+    pub(crate) max_age: Option<u64>,
+}
+
+impl QueueOptions {
+    /// `capacity` embeddings of `dim` elements, of any age, with neither ids nor log_q.
+    pub fn new(capacity: usize, dim: usize, dtype: DType) -> Self {
+        QueueOptions { capacity, dim, dtype, ids: false, log_q: false, max_age: None }
+    }
+
+    /// Each row has an item id: accidental hits in the queue are masked. All of a batch's pools have ids or none has.
+    pub fn with_ids(mut self) -> Self {
+        self.ids = true;
+        self
+    }
+
+    /// Each row has a log_q. All of a batch's pools have them or none has.
+    pub fn with_log_q(mut self) -> Self {
+        self.log_q = true;
+        self
+    }
+
+    /// Rows are used for `max_age` steps, >= 1: those of the latest enqueue have age 1 in the step that follows, and each
+    /// enqueue adds 1. With several enqueues in one optimiser step, count accordingly.
+    pub fn max_age(mut self, max_age: u64) -> Self {
+        self.max_age = Some(max_age);
+        self
+    }
+
+    /// Bytes of one embedding.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.dim * self.dtype.size()
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        let &QueueOptions { capacity, dim, max_age, .. } = self;
+        if capacity == 0 || dim == 0 {
+            return Err(shape("queue", format!("shape ({capacity}, {dim})"), "capacity >= 1 and dim >= 1"));
+        }
+        let bytes = dim.checked_mul(self.dtype.size()).and_then(|row| row.checked_mul(capacity));
+        let addressable = bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok());
+        if u32::try_from(capacity).is_err() || u32::try_from(dim).is_err() || !addressable {
+            let rule = "capacity and dim below 2^32, and bytes that can be addressed";
+            return Err(shape("queue", format!("shape ({capacity}, {dim})"), rule));
+        }
+        if max_age == Some(0) {
+            return Err(value(
+                "max_age",
+                0,
+                ">= 1: the rows of the latest enqueue have age 1 when they are first used",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether `rows` of this shape and with these arrays can be enqueued.
+    pub(crate) fn check_rows(&self, dim: usize, dtype: DType, ids: bool, log_q: bool) -> Result<()> {
+        if dim != self.dim {
+            return Err(shape(
+                "candidates",
+                format!("dim {dim}"),
+                format!("the dim of the queue, which is {}", self.dim),
+            ));
+        }
+        if dtype != self.dtype {
+            let rule = format!("the element type of the queue, which is {:?}", self.dtype);
+            return Err(shape("candidates", format!("elements of type {dtype:?}"), rule));
+        }
+        for (argument, given, stored) in [("candidate_ids", ids, self.ids), ("log_q", log_q, self.log_q)] {
+            match (given, stored) {
+                (false, true) => return Err(missing(argument, "the queue was made to keep them for each row")),
+                (true, false) => return Err(does_not_apply(argument, "the queue was made to keep none")),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The last candidates of past steps, at most `capacity` of them: a first-in first-out memory bank in host memory.
+///
+/// Embeddings change slowly, so those of the last steps serve as negatives once more, at the price of their memory
+/// and of the scores alone: He et al., "Momentum Contrast" (MoCo), CVPR 2020, section 3.2; Wang et al., "Cross-Batch
+/// Negative Sampling for Training Two-Tower Recommenders", SIGIR 2021, section 3, whose queue holds items with their
+/// sampling probabilities. Both let the model settle before they use one: begin to enqueue when it has.
+///
+/// A step takes the queue as further pools of its batch, the queue's own memory, nothing copied. Rows have no gradient.
+///
+/// **Enqueue after the loss.** A batch's own candidates in the queue would be there twice, and each row's own positive
+/// would come back as its negative: with ids it is masked, without ids nothing can tell. A batch borrows the queue that it
+/// uses, so the compiler sees to this order where the batch is used afterwards.
+///
+/// The same id may be there several times, as it is drawn several times: log_q accounts for it as an expected number of
+/// copies, see [`union_log_q`](crate::union_log_q), which also gives one log_q for queue, batch and sampled pools together.
+/// Old rows keep the log_q with which they came. A symmetric loss takes one pool, and so no queue.
+///
+/// ```
+/// use catalog_softmax::{Backend, Batch, BatchBuilder, Cpu, DType, Embeddings, Loss, NegativeQueue, Pool};
+/// use catalog_softmax::{QueueOptions, Similarity};
+/// # let step_inputs = |step: u64| {
+/// #     let rows = |phase: u64| (0..4 * 8).map(|i| ((i + 31 * phase) as f32).sin()).collect::<Vec<f32>>();
+/// #     (rows(2 * step), rows(2 * step + 1), (0..4).map(|i| (3 * i + step) % 7).collect::<Vec<u64>>())
+/// # };
+/// let (b, d) = (4, 8);
+/// let mut queue = NegativeQueue::new(QueueOptions::new(10, d, DType::F32).with_ids().max_age(3))?;
+/// let (mut cpu, loss) = (Cpu::new(), Loss::softmax(Similarity::Cosine, 0.1));
+/// for step in 0..5 {
+///     let (queries, items, ids) = step_inputs(step);
+///     let own = Pool::new(Embeddings::new(&items, b, d)).ids(&ids);
+///     let builder = Batch::in_batch(Embeddings::new(&queries, b, d), own);
+///     let batch = queue.pools().fold(builder, BatchBuilder::pool).build()?;
+///     let output = cpu.value_and_grad(&batch, &loss)?;
+///     assert_eq!(batch.num_candidates(), b + queue.len());
+///     queue.enqueue(own)?;
+/// }
+/// assert_eq!(queue.len(), 10);
+/// # Ok::<(), catalog_softmax::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct NegativeQueue {
+    options: QueueOptions,
+    ring: Ring,
+    /// (capacity, dim) elements as bytes, in words so that they are aligned for every type.
+    embeddings: Vec<u32>,
+    ids: Vec<u64>,
+    log_q: Vec<f32>,
+}
+
+impl NegativeQueue {
+    /// An empty queue. Its memory is allocated here, and never again.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) for a capacity or dim that is 0 or not below 2^32,
+    /// [`Error::Value`](crate::Error::Value) for a `max_age` of 0.
+    pub fn new(options: QueueOptions) -> Result<Self> {
+        options.check()?;
+        Ok(Self::with_ring(options, Ring::new(options.capacity, options.max_age)))
+    }
+
+    fn with_ring(options: QueueOptions, ring: Ring) -> Self {
+        let capacity = options.capacity;
+        NegativeQueue {
+            options,
+            ring,
+            embeddings: vec![0; (capacity * options.row_bytes()).div_ceil(size_of::<u32>())],
+            ids: vec![0; if options.ids { capacity } else { 0 }],
+            log_q: vec![0.0; if options.log_q { capacity } else { 0 }],
+        }
+    }
+
+    /// Rows that the queue can hold.
+    pub fn capacity(&self) -> usize {
+        self.options.capacity
+    }
+
+    /// Rows that the next step uses: enqueued, not overwritten, not too old.
+    pub fn len(&self) -> usize {
+        self.ring.len()
+    }
+
+    /// Whether the next step has no rows to use.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Age of each row in the next step, in the order of [`pools`](NegativeQueue::pools): oldest first.
+    pub fn ages(&self) -> impl Iterator<Item = u64> + '_ {
+        self.ring.runs().iter().flat_map(|run| std::iter::repeat_n(self.ring.age(run), run.rows))
+    }
+
+    /// The rows as pools without gradient, oldest first: none while the queue is empty, two where the ring wraps around.
+    /// They have the ids and log_q with which they were enqueued; [`Pool::log_q`] replaces the latter.
+    pub fn pools(&self) -> impl Iterator<Item = Pool<'_>> {
+        self.live().map(|slots| {
+            let pool = Pool::new(self.embeddings(slots.clone())).without_gradient();
+            let pool = if self.options.ids { pool.ids(&self.ids[slots.clone()]) } else { pool };
+            if self.options.log_q { pool.log_q(&self.log_q[slots]) } else { pool }
+        })
+    }
+
+    /// Ids of the rows of each of [`pools`](NegativeQueue::pools), where the queue keeps ids.
+    pub fn ids(&self) -> impl Iterator<Item = &[u64]> {
+        self.live().filter(|_| self.options.ids).map(|slots| &self.ids[slots])
+    }
+
+    /// log_q of the rows of each of [`pools`](NegativeQueue::pools), where the queue keeps log_q.
+    pub fn log_q(&self) -> impl Iterator<Item = &[f32]> {
+        self.live().filter(|_| self.options.log_q).map(|slots| &self.log_q[slots])
+    }
+
+    /// Copies a pool's rows in, with its ids and log_q where the queue keeps them, over the oldest ones. Every row that was
+    /// there is older by 1 after that. Rows go in one by one: of more than `capacity` the last `capacity` stay.
+    ///
+    /// # Errors
+    /// Shapes that disagree with the queue's or with each other, another element type, ids or log_q missing where the queue
+    /// keeps them or given where it does not, log_q that is not finite. The queue is then as it was.
+    pub fn enqueue<'a>(&mut self, rows: impl Into<Pool<'a>>) -> Result<()> {
+        let rows: Pool<'a> = rows.into();
+        let (candidates, ids, log_q) = (rows.candidates, rows.ids.map(|ids| ids.0), rows.log_q);
+        candidates.check("candidates")?;
+        self.options.check_rows(candidates.dim(), candidates.dtype(), ids.is_some(), log_q.is_some())?;
+        let lengths = [("candidate_ids", ids.map(<[u64]>::len)), ("log_q", log_q.map(<[f32]>::len))];
+        for (argument, len) in lengths.into_iter().filter_map(|(argument, len)| Some((argument, len?))) {
+            if len != candidates.rows() {
+                return Err(shape(argument, format!("length {len}"), format!("length {}", candidates.rows())));
+            }
+        }
+        if let Some((at, found)) = log_q.into_iter().flatten().enumerate().find(|(_, log_q)| !log_q.is_finite()) {
+            return Err(value(format!("log_q[{at}]"), found, "finite"));
+        }
+        let (bytes, row_bytes) = (candidates.bytes(), self.options.row_bytes());
+        let stride = candidates.stride() * self.options.dtype.size();
+        for copy in self.ring.push(candidates.rows()) {
+            let to: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut self.embeddings)[copy.to * row_bytes..];
+            for (row, to) in to.chunks_exact_mut(row_bytes).take(copy.rows).enumerate() {
+                to.copy_from_slice(&bytes[(copy.from + row) * stride..][..row_bytes]);
+            }
+            let (from, to) = (copy.from..copy.from + copy.rows, copy.to..copy.to + copy.rows);
+            if let Some(ids) = ids {
+                self.ids[to.clone()].copy_from_slice(&ids[from.clone()]);
+            }
+            if let Some(log_q) = log_q {
+                self.log_q[to].copy_from_slice(&log_q[from]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets all rows.
+    pub fn clear(&mut self) {
+        self.ring.clear();
+    }
+
+    fn live(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        self.ring.live().into_iter().filter(|slots| !slots.is_empty())
+    }
+
+    fn embeddings(&self, slots: Range<usize>) -> Embeddings<'_> {
+        let (dim, rows) = (self.options.dim, slots.len());
+        let elements = slots.start * dim..slots.end * dim;
+        let elements = match self.options.dtype {
+            DType::F32 => Elements::F32(&bytemuck::cast_slice(&self.embeddings)[elements]),
+            DType::F16 => Elements::F16(&bytemuck::cast_slice::<u32, f16>(&self.embeddings)[elements]),
+            DType::Bf16 => Elements::Bf16(&bytemuck::cast_slice::<u32, bf16>(&self.embeddings)[elements]),
+        };
+        Embeddings::new(elements, rows, dim)
+    }
+}

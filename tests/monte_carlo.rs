@@ -3,54 +3,9 @@
 
 mod common;
 
-use catalog_softmax::{Backend, Batch, Correction, Cpu, Embeddings, Loss, Pool, Reduction, Reference, Similarity};
-use common::generate::{rng, rows};
-use rand::RngExt;
-
-const V: usize = 2000;
-const DIM: usize = 16;
-/// Of popularity rank 29: Q = 1 / (29 H_V), about 0.004.
-const POSITIVE: usize = 28;
-
-struct Catalogue {
-    query: Vec<f32>,
-    items: Vec<f32>,
-    log_q: Vec<f32>,
-    cumulative: Vec<f64>,
-    /// Gradient of the full softmax by the query.
-    exact: Vec<f64>,
-}
-
-fn catalogue() -> Catalogue {
-    let mut rng = rng(7);
-    let query = rows(&mut rng, 1, DIM, 0.5);
-    let mut items = rows(&mut rng, V, DIM, 0.4);
-    let harmonic: f64 = (1..=V).map(|rank| 1.0 / rank as f64).sum();
-    let q: Vec<f64> = (1..=V).map(|rank| 1.0 / (rank as f64 * harmonic)).collect();
-    let cumulative = q.iter().scan(0.0, |sum, q| {
-        *sum += q;
-        Some(*sum)
-    });
-    let cumulative = cumulative.collect();
-    // The positive's score such that P(positive) = 0.57.
-    let score = |item: &[f32]| item.iter().zip(&query).map(|(&c, &q)| f64::from(c) * f64::from(q)).sum::<f64>();
-    let others = items.chunks(DIM).enumerate().filter(|(j, _)| *j != POSITIVE);
-    let others: f64 = others.map(|(_, item)| score(item).exp()).sum();
-    let wanted = (others * 0.57 / 0.43).ln();
-    let length: f64 = query.iter().map(|&x| f64::from(x).powi(2)).sum();
-    let positive = &mut items[POSITIVE * DIM..(POSITIVE + 1) * DIM];
-    positive.iter_mut().zip(&query).for_each(|(c, &q)| *c = (f64::from(q) * wanted / length) as f32);
-
-    let batch = Batch::builder(Embeddings::new(&query, 1, DIM), Embeddings::new(&items, V, DIM));
-    let positives = [POSITIVE as u32];
-    let batch = batch.positives(&positives[..]).build().expect("a valid batch");
-    let loss = Loss::softmax(Similarity::Dot, 1.0);
-    let output = Reference::new().value_and_grad(&batch, &loss).expect("fits");
-    assert!((output.probability[0] - 0.57).abs() < 1e-4, "{}", output.probability[0]);
-    let exact = output.gradients.expect("asked for").d_queries.values;
-    let log_q = q.iter().map(|q| q.ln() as f32).collect();
-    Catalogue { query, items, log_q, cumulative, exact }
-}
+use catalog_softmax::{Backend, Batch, Correction, Cpu, Embeddings, Loss, Pool, Reduction, Similarity};
+use common::generate::rng;
+use common::gradient_bias::{Catalogue, DIM, POSITIVE};
 
 /// Relative L2 error of the mean gradient over `trials` samples of `n` draws from Q, and its standard error. Draws of
 /// the positive are accidental hits, masked by their id.
@@ -59,15 +14,10 @@ fn bias(catalogue: &Catalogue, correction: Correction, n: usize, trials: usize) 
     let loss = Loss::softmax(Similarity::Dot, 1.0).correction(correction).reduction(Reduction::Sum);
     let mut cpu = Cpu::new();
     let (mut sum, mut squares) = ([0.0; DIM], [0.0; DIM]);
-    let positive = &catalogue.items[POSITIVE * DIM..(POSITIVE + 1) * DIM];
+    let positive = catalogue.item(POSITIVE);
     for _ in 0..trials {
-        let draw = |rng: &mut rand::rngs::StdRng| {
-            let u: f64 = rng.random();
-            catalogue.cumulative.partition_point(|&c| c < u).min(V - 1)
-        };
-        let drawn: Vec<usize> = (0..n).map(|_| draw(&mut rng)).collect();
-        let items: Vec<f32> =
-            drawn.iter().flat_map(|&j| catalogue.items[j * DIM..(j + 1) * DIM].iter().copied()).collect();
+        let drawn: Vec<usize> = (0..n).map(|_| catalogue.draw_by_popularity(&mut rng)).collect();
+        let items: Vec<f32> = drawn.iter().flat_map(|&j| catalogue.item(j).iter().copied()).collect();
         let ids: Vec<u64> = drawn.iter().map(|&j| j as u64).collect();
         let log_q: Vec<f32> = drawn.iter().map(|&j| catalogue.log_q[j]).collect();
         let mut pool = Pool::new(Embeddings::new(&items, n, DIM)).ids(&ids).without_gradient();
@@ -100,7 +50,7 @@ fn bias(catalogue: &Catalogue, correction: Correction, n: usize, trials: usize) 
 
 #[test]
 fn the_corrected_gradient_approaches_the_full_softmax() {
-    let catalogue = catalogue();
+    let catalogue = Catalogue::new();
     let (few, few_error) = bias(&catalogue, Correction::CorrectedLogQ, 32, 8000);
     let (more, more_error) = bias(&catalogue, Correction::CorrectedLogQ, 256, 4000);
     let (many, many_error) = bias(&catalogue, Correction::CorrectedLogQ, 1024, 4000);

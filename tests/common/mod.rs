@@ -5,6 +5,7 @@ pub mod bits;
 pub mod generate;
 pub mod golden;
 pub mod golden_check;
+pub mod gradient_bias;
 pub mod naive;
 #[cfg(feature = "cuda")]
 pub mod on_device;

@@ -103,23 +103,28 @@ fn draw(path: &Path, curves: &[Curve]) -> Result<(), Box<dyn Error>> {
 }
 
 fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, title: &str, curves: &[&Curve]) -> Result<(), Box<dyn Error>> {
+    // Above 1 there is room for the legend.
     const LEAST: f64 = 1e-4;
+    const MOST: f64 = 1e3;
+    let x = |b: usize| (b as f64).log2();
     let mut chart = ChartBuilder::on(area)
         .caption(format!("distance of the mean gradient: {title}"), ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(64)
-        .build_cartesian_2d((28.0..1200.0f64).log_scale(), (LEAST..10.0f64).log_scale())?;
+        .build_cartesian_2d(4.8..10.2, (LEAST..MOST).log_scale())?;
     chart
         .configure_mesh()
         .x_desc("B, rows of the batch")
         .y_desc("relative to the full softmax's")
-        .x_label_formatter(&|b| format!("{b:.0}"))
+        .x_labels(BATCHES.len())
+        .x_label_formatter(&|log_b: &f64| format!("{:.0}", log_b.exp2()))
+        .max_light_lines(1)
         .y_label_formatter(&|error| format!("{error:.0e}"))
         .draw()?;
     for (index, curve) in curves.iter().enumerate() {
         let colour = COLOURS[index % COLOURS.len()].stroke_width(2);
-        let points = curve.points.iter().map(|(b, measured)| (*b as f64, measured.error.max(LEAST)));
+        let points = curve.points.iter().map(|(b, measured)| (x(*b), measured.error.max(LEAST)));
         chart
             .draw_series(LineSeries::new(points, colour).point_size(3))?
             .label(curve.setup.name)
@@ -128,7 +133,7 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, title: &str, curves: &[
         let whisker = |(b, measured): &(usize, Measured)| {
             let (at, reach) = (measured.error, 2.0 * measured.standard_error);
             let (low, high) = ((at - reach).max(LEAST), (at + reach).max(LEAST));
-            PathElement::new([(*b as f64, low), (*b as f64, high)], COLOURS[index % COLOURS.len()])
+            PathElement::new([(x(*b), low), (x(*b), high)], COLOURS[index % COLOURS.len()])
         };
         chart.draw_series(curve.points.iter().map(whisker))?;
     }

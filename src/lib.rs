@@ -89,6 +89,7 @@ mod output;
 mod plan;
 mod queue;
 mod stats;
+mod temperature;
 mod union;
 
 pub use backend::Backend;
@@ -153,4 +154,5 @@ pub use output::{Gradients, Output};
 pub use plan::Plan;
 pub use queue::{NegativeQueue, QueueOptions};
 pub use stats::{Moments, Rank, Request, RowStatistics};
+pub use temperature::{LearnedTemperature, TemperatureSchedule};
 pub use union::union_log_q;

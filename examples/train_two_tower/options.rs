@@ -50,7 +50,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "constant", conflicts_with = "learn_temperature")]
     pub temperature_schedule: Schedule,
     /// Where a scheduled temperature ends
-    #[arg(long, value_parser = positive, required_if_eq_any = [("temperature_schedule", "linear"), ("temperature_schedule", "cosine")])]
+    #[arg(long, value_parser = positive, required_if_eq_any = [("temperature_schedule", "linear"), ("temperature_schedule", "cosine"), ("temperature_schedule", "exponential")])]
     pub final_temperature: Option<f64>,
     /// Learn the logarithm of the temperature, kept between 0.01 and 1
     #[arg(long)]

@@ -1,8 +1,8 @@
-//! The temperature of each step: fixed, scheduled or learned.
+//! The temperature of each step: fixed, scheduled or learned, by the crate's own.
 
-use std::f64::consts::PI;
 use std::ops::RangeInclusive;
 
+use catalog_softmax::{Error, LearnedTemperature, TemperatureSchedule};
 use clap::ValueEnum;
 
 use crate::model::Model;
@@ -17,46 +17,34 @@ pub enum Schedule {
     Constant,
     Linear,
     Cosine,
+    Exponential,
 }
 
 impl Schedule {
-    /// The temperature when `progress` (0 to 1) of the training is done.
-    fn at(self, progress: f64, from: f64, to: f64) -> f64 {
-        let moved = match self {
-            Schedule::Constant => 0.0,
-            Schedule::Linear => progress,
-            Schedule::Cosine => 0.5 * (1.0 - (PI * progress).cos()),
-        };
-        from + moved * (to - from)
+    fn between(self, from: f64, to: f64) -> Result<TemperatureSchedule, Error> {
+        match self {
+            Schedule::Constant => TemperatureSchedule::constant(from),
+            Schedule::Linear => TemperatureSchedule::linear(from, to),
+            Schedule::Cosine => TemperatureSchedule::cosine(from, to),
+            Schedule::Exponential => TemperatureSchedule::exponential(from, to),
+        }
     }
 }
 
 /// The temperature for a step at `progress` (0 to 1) through the training.
-pub fn current(options: &Options, model: &Model, progress: f64) -> f64 {
+pub fn current(options: &Options, model: &Model, progress: f64) -> Result<f64, Error> {
     if options.learn_temperature {
-        return f64::from(model.log_temperature.values[0]).exp();
+        return Ok(f64::from(model.log_temperature.values[0]).exp());
     }
     let to = options.final_temperature.unwrap_or(options.temperature);
-    options.temperature_schedule.at(progress, options.temperature, to)
+    Ok(options.temperature_schedule.between(options.temperature, to)?.at_progress(progress))
 }
 
 /// Brings a learned temperature back into its range.
-pub fn clamp(model: &mut Model) {
-    let (low, high) = (LEARNED_RANGE.start().ln() as f32, LEARNED_RANGE.end().ln() as f32);
-    model.log_temperature.values[0] = model.log_temperature.values[0].clamp(low, high);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn schedules_start_and_end_where_they_should() {
-        for schedule in [Schedule::Linear, Schedule::Cosine] {
-            assert_eq!(schedule.at(0.0, 0.2, 0.05), 0.2);
-            assert!((schedule.at(0.5, 0.2, 0.05) - 0.125).abs() < 1e-12);
-            assert!((schedule.at(1.0, 0.2, 0.05) - 0.05).abs() < 1e-12);
-        }
-        assert_eq!(Schedule::Constant.at(0.7, 0.2, 0.05), 0.2);
-    }
+pub fn clamp(model: &mut Model) -> Result<(), Error> {
+    let log_temperature = &mut model.log_temperature.values[0];
+    let mut learned = LearnedTemperature::new(*LEARNED_RANGE.end(), LEARNED_RANGE)?;
+    learned.set_log_scale(-f64::from(*log_temperature));
+    *log_temperature = -learned.log_scale() as f32;
+    Ok(())
 }

@@ -107,7 +107,7 @@ impl Run<'_> {
         let mut done = 0;
         for batch in examples.chunks(options.batch) {
             let progress = (epoch as f64 + done as f64 / examples.len() as f64) / options.epochs as f64;
-            temperature = temperature::current(options, model, progress);
+            temperature = temperature::current(options, model, progress)?;
             let loss = self.step(batch, temperature, model, &mut candidates, &mut buffers, &mut rng)?;
             if !loss.is_finite() {
                 let advice = "lower --learning-rate or raise --temperature";
@@ -150,7 +150,7 @@ impl Run<'_> {
             gradient.log_temperature.add(0, &[gradients.d_log_temperature as f32], 1.0);
         }
         model.step(gradient, self.options.learning_rate as f32);
-        temperature::clamp(model);
+        temperature::clamp(model)?;
         Ok(output.total)
     }
 }

@@ -1,0 +1,258 @@
+//! The temperature of each step: scheduled, or learned through its logarithm.
+
+use std::f64::consts::PI;
+use std::ops::RangeInclusive;
+
+use crate::error::{Result, value};
+use crate::output::Gradients;
+
+/// A temperature that moves from one value to another in the course of the training.
+///
+/// With `p` the part of the training that is done, 0 to 1:
+///
+/// | schedule | temperature |
+/// |---|---|
+/// | [`constant`](TemperatureSchedule::constant) | from |
+/// | [`linear`](TemperatureSchedule::linear) | from + p (to − from) |
+/// | [`cosine`](TemperatureSchedule::cosine) | from + (1 − cos πp)/2 · (to − from) |
+/// | [`exponential`](TemperatureSchedule::exponential) | from · (to/from)^p |
+///
+/// ```
+/// use catalog_softmax::{Loss, Similarity, TemperatureSchedule};
+/// let (schedule, steps) = (TemperatureSchedule::exponential(0.2, 0.05)?, 1000);
+/// for step in 0..steps {
+///     let loss = Loss::softmax(Similarity::Cosine, schedule.at(step, steps));
+/// #   let _ = loss;
+/// }
+/// assert!((schedule.at(500, steps) - 0.1).abs() < 1e-12);
+/// assert_eq!(schedule.at(steps, steps), 0.05);
+/// # Ok::<(), catalog_softmax::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TemperatureSchedule {
+    shape: Shape,
+    from: f64,
+    to: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Linear,
+    Cosine,
+    Exponential,
+}
+
+impl TemperatureSchedule {
+    /// The same temperature at every step.
+    ///
+    /// # Errors
+    /// [`Error::Value`](crate::Error::Value) where a temperature is not finite and > 0, here and below.
+    pub fn constant(temperature: f64) -> Result<Self> {
+        Self::new(Shape::Linear, temperature, temperature)
+    }
+
+    /// In equal steps.
+    ///
+    /// # Errors
+    /// As [`constant`](TemperatureSchedule::constant).
+    pub fn linear(from: f64, to: f64) -> Result<Self> {
+        Self::new(Shape::Linear, from, to)
+    }
+
+    /// Along half a period of the cosine: slow at both ends (Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5, for the
+    /// learning rate).
+    ///
+    /// # Errors
+    /// As [`constant`](TemperatureSchedule::constant).
+    pub fn cosine(from: f64, to: f64) -> Result<Self> {
+        Self::new(Shape::Cosine, from, to)
+    }
+
+    /// In equal factors: the logarithm moves in equal steps.
+    ///
+    /// # Errors
+    /// As [`constant`](TemperatureSchedule::constant).
+    pub fn exponential(from: f64, to: f64) -> Result<Self> {
+        Self::new(Shape::Exponential, from, to)
+    }
+
+    fn new(shape: Shape, from: f64, to: f64) -> Result<Self> {
+        check_temperature("from", from)?;
+        check_temperature("to", to)?;
+        Ok(TemperatureSchedule { shape, from, to })
+    }
+
+    /// The temperature of step `step`, counted from 0, of `steps`; where the schedule ends from `steps` on.
+    pub fn at(&self, step: u64, steps: u64) -> f64 {
+        if step >= steps { self.to } else { self.at_progress(step as f64 / steps as f64) }
+    }
+
+    /// The temperature when `progress` of the training is done; below 0 as at 0, above 1 as at 1.
+    pub fn at_progress(&self, progress: f64) -> f64 {
+        let &TemperatureSchedule { shape, from, to } = self;
+        if progress >= 1.0 {
+            // Exactly: `from + (to − from)` may round to a neighbour.
+            return to;
+        }
+        let progress = progress.max(0.0);
+        match shape {
+            Shape::Linear => from + progress * (to - from),
+            Shape::Cosine => from + 0.5 * (1.0 - (PI * progress).cos()) * (to - from),
+            Shape::Exponential => from * (to / from).powf(progress),
+        }
+    }
+}
+
+/// A temperature that is learned through the logarithm of its inverse, `s = ln(1 / tau)`, and kept in a range, as CLIP's
+/// logit scale is (Radford et al. 2021, section 2.5): started at tau = 0.07, its scale `exp(s)` never above 100.
+///
+/// `s` is one more parameter of the caller's optimiser. Its gradient is [`gradient`](LearnedTemperature::gradient), and what
+/// the optimiser makes of it goes to [`set_log_scale`](LearnedTemperature::set_log_scale), which clamps. So the parameter
+/// is clamped after the step, as OpenCLIP does it, and no gradient is dropped on the way: at the end of the range a gradient
+/// that points outwards moves nothing but the optimiser's own state, and the first one that points inwards takes effect.
+///
+/// ```
+/// use catalog_softmax::{Backend, Batch, Cpu, Embeddings, LearnedTemperature, Loss, Similarity};
+/// # let queries = [1.0f32, 0.0, 0.0, 1.0];
+/// # let items = [0.9f32, 0.1, 0.2, 1.0];
+/// # let batch = Batch::in_batch(Embeddings::new(&queries[..], 2, 2), Embeddings::new(&items[..], 2, 2)).build()?;
+/// let mut temperature = LearnedTemperature::clip();
+/// for _step in 0..3 {
+///     let loss = Loss::softmax(Similarity::Cosine, temperature.temperature());
+///     let output = Cpu::new().value_and_grad(&batch, &loss)?;
+///     let gradient = temperature.gradient(&output.gradients.expect("asked for"));
+///     temperature.set_log_scale(temperature.log_scale() - 0.1 * gradient);
+/// }
+/// assert!(temperature.temperature() < 0.07, "positives are nearest: a sharper softmax is a smaller loss");
+/// # Ok::<(), catalog_softmax::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct LearnedTemperature {
+    log_scale: f64,
+    /// Of `log_scale`.
+    range: RangeInclusive<f64>,
+}
+
+impl LearnedTemperature {
+    /// Starts at `temperature` and stays in `range`, both as tau.
+    ///
+    /// # Errors
+    /// [`Error::Value`](crate::Error::Value) where an end of the range is not finite and > 0, where the range is empty, or
+    /// where `temperature` is outside of it.
+    pub fn new(temperature: f64, range: RangeInclusive<f64>) -> Result<Self> {
+        check_temperature("range.start", *range.start())?;
+        check_temperature("range.end", *range.end())?;
+        if range.is_empty() {
+            return Err(value("range", format!("{range:?}"), "the lower end first"));
+        }
+        if !range.contains(&temperature) {
+            return Err(value("temperature", temperature, "in its range"));
+        }
+        Ok(Self::within(temperature, range))
+    }
+
+    /// CLIP's: started at tau = 0.07, between 0.01 and 1.
+    pub fn clip() -> Self {
+        Self::within(0.07, 0.01..=1.0)
+    }
+
+    fn within(temperature: f64, range: RangeInclusive<f64>) -> Self {
+        LearnedTemperature { log_scale: -temperature.ln(), range: -range.end().ln()..=-range.start().ln() }
+    }
+
+    /// `tau = exp(−s)`, for [`Loss::softmax`](crate::Loss::softmax).
+    pub fn temperature(&self) -> f64 {
+        (-self.log_scale).exp()
+    }
+
+    /// `s`, the parameter.
+    pub fn log_scale(&self) -> f64 {
+        self.log_scale
+    }
+
+    /// Sets `s` to what the optimiser makes of it, clamped to the range. A NaN stays one: the loss refuses it as a
+    /// temperature.
+    pub fn set_log_scale(&mut self, log_scale: f64) {
+        self.log_scale = log_scale.clamp(*self.range.start(), *self.range.end());
+    }
+
+    /// `∂total/∂s = −tau ∂total/∂tau`, from a step's gradients.
+    pub fn gradient<T>(&self, gradients: &Gradients<T>) -> f64 {
+        -gradients.d_log_temperature
+    }
+}
+
+fn check_temperature(argument: &str, temperature: f64) -> Result<()> {
+    if temperature > 0.0 && temperature.is_finite() {
+        return Ok(());
+    }
+    Err(value(argument, temperature, "a temperature, finite and > 0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_are_their_closed_forms() {
+        let all = [TemperatureSchedule::linear, TemperatureSchedule::cosine, TemperatureSchedule::exponential];
+        // Quarters: cos(π/4) = √½, and (1/4)^(1/4) = √½.
+        let half = 0.5f64.sqrt();
+        let quarters = [[0.1625, 0.125, 0.0875], [0.2 - 0.075 * (1.0 - half), 0.125, 0.2 - 0.075 * (1.0 + half)]];
+        let quarters = [quarters[0], quarters[1], [0.2 * half, 0.1, 0.1 * half]];
+        for (schedule, wanted) in all.into_iter().zip(quarters) {
+            for (from, to) in [(0.2, 0.05), (0.05, 0.2)] {
+                let schedule = schedule(from, to).expect("temperatures");
+                assert_eq!((schedule.at(0, 8), schedule.at(8, 8), schedule.at(9, 8)), (from, to, to));
+                assert_eq!((schedule.at_progress(-1.0), schedule.at_progress(2.0)), (from, to));
+                assert_eq!(schedule.at(0, 0), to);
+                for (quarter, &wanted) in wanted.iter().enumerate() {
+                    // Backwards they are the same read from the other end.
+                    let step = if from > to { 2 * (quarter as u64 + 1) } else { 8 - 2 * (quarter as u64 + 1) };
+                    let found = schedule.at(step, 8);
+                    assert!((found - wanted).abs() < 1e-15, "{schedule:?} at {step}: {found}, not {wanted}");
+                }
+            }
+        }
+        let constant = TemperatureSchedule::constant(0.07).expect("a temperature");
+        assert!((0..20).all(|step| constant.at(step, 10) == 0.07));
+    }
+
+    #[test]
+    fn a_learned_temperature_stays_in_its_range_and_comes_back() {
+        let mut learned = LearnedTemperature::new(0.1, 0.02..=0.5).expect("a range");
+        assert!((learned.temperature() - 0.1).abs() < 1e-16);
+        learned.set_log_scale(100.0);
+        assert!((learned.temperature() - 0.02).abs() < 1e-16);
+        // Nothing of the excess is kept.
+        learned.set_log_scale(learned.log_scale() - 0.5);
+        assert!((learned.temperature() - 0.02 * 0.5f64.exp()).abs() < 1e-15);
+        learned.set_log_scale(-100.0);
+        assert!((learned.temperature() - 0.5).abs() < 1e-15);
+        learned.set_log_scale(f64::NAN);
+        assert!(learned.temperature().is_nan());
+        let clip = LearnedTemperature::clip();
+        let s = clip.log_scale();
+        assert!((s - (1.0 / 0.07f64).ln()).abs() < 1e-15 && clip.range.contains(&0.0));
+        assert!((clip.range.end() - 100f64.ln()).abs() < 1e-15, "a scale of at most 100");
+        let gradients = Gradients::<f32> { d_log_temperature: 3.0, ..Gradients::default() };
+        assert_eq!(clip.gradient(&gradients), -3.0);
+    }
+
+    #[test]
+    fn temperatures_out_of_range_are_errors() {
+        let message = |error: crate::Error| error.to_string();
+        for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let constant = message(TemperatureSchedule::constant(wrong).expect_err("no temperature"));
+            assert!(constant.starts_with(&format!("from is {wrong}; rule: a temperature")), "{constant}");
+            let to = message(TemperatureSchedule::cosine(0.1, wrong).expect_err("no temperature"));
+            assert!(to.starts_with(&format!("to is {wrong}")), "{to}");
+            let start = message(LearnedTemperature::new(0.1, wrong..=1.0).expect_err("no temperature"));
+            assert!(start.starts_with(&format!("range.start is {wrong}")), "{start}");
+            let learned = message(LearnedTemperature::new(wrong, 0.01..=1.0).expect_err("no temperature"));
+            assert!(learned.starts_with(&format!("temperature is {wrong}; rule: in its range")), "{learned}");
+        }
+        let empty = message(LearnedTemperature::new(0.5, 1.0..=0.1).expect_err("empty"));
+        assert!(empty.starts_with("range is 1.0..=0.1"), "{empty}");
+    }
+}

@@ -58,12 +58,13 @@ fn wide<T: Real>(values: &[T]) -> Vec<f64> {
 
 #[test]
 fn a_loss_with_a_queue_is_the_loss_with_one_concatenated_pool() {
-    for (dtype, correction) in [
-        (DType::F32, Correction::LogQ),
-        (DType::F16, Correction::CorrectedLogQ),
-        (DType::Bf16, Correction::LogQNegativesOnly),
+    // Three steps of five rows are young enough and leave slots free; or the ring is full, and its pool the whole memory.
+    for (dtype, correction, options, most) in [
+        (DType::F32, Correction::LogQ, QueueOptions::new(17, DIM, DType::F32).max_age(3), 15),
+        (DType::F16, Correction::CorrectedLogQ, QueueOptions::new(17, DIM, DType::F16).max_age(3), 15),
+        (DType::Bf16, Correction::LogQNegativesOnly, QueueOptions::new(12, DIM, DType::Bf16), 12),
     ] {
-        let options = QueueOptions::new(17, DIM, dtype).with_ids().with_log_q().max_age(3);
+        let options = options.with_ids().with_log_q();
         let mut queue = NegativeQueue::new(options).expect("valid options");
         // All past rows, oldest first, of which the queue holds the last.
         let (mut past, mut past_ids, mut past_log_q) = (Vec::new(), Vec::new(), Vec::new());
@@ -75,7 +76,7 @@ fn a_loss_with_a_queue_is_the_loss_with_one_concatenated_pool() {
             let batch = queue.pools().fold(builder(), BatchBuilder::pool).build().expect("a valid batch");
 
             let kept = queue.len();
-            assert_eq!(kept, 15.min(5 * seed as usize), "three steps of five rows fit");
+            assert_eq!(kept, most.min(5 * seed as usize));
             let rows = Storage::new(&past[past.len() - kept * DIM..], dtype);
             let mut joined = inputs.items.to_f32();
             joined.extend(rows.to_f32());
@@ -117,7 +118,7 @@ fn a_loss_with_a_queue_is_the_loss_with_one_concatenated_pool() {
             past_ids.extend_from_slice(&inputs.ids);
             past_log_q.extend_from_slice(&inputs.log_q);
         }
-        assert!(wrapped > 0, "the live part wrapped around");
+        assert_eq!(wrapped > 0, most < queue.capacity(), "the live part wraps around, but for a full ring");
     }
 }
 

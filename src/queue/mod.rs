@@ -187,13 +187,14 @@ impl NegativeQueue {
         self.len() == 0
     }
 
-    /// Age of each row in the next step, in the order of [`pools`](NegativeQueue::pools): oldest first.
-    pub fn ages(&self) -> impl Iterator<Item = u64> + '_ {
-        self.ring.runs().iter().flat_map(|run| std::iter::repeat_n(self.ring.age(run), run.rows))
+    /// Age of each row in the next step, in the order of [`pools`](NegativeQueue::pools).
+    pub fn ages(&self) -> impl Iterator<Item = u64> {
+        self.ring.ages()
     }
 
-    /// The rows as pools without gradient, oldest first: none while the queue is empty, two where the ring wraps around.
-    /// They have the ids and log_q with which they were enqueued; [`Pool::log_q`] replaces the latter.
+    /// The rows as pools without gradient: none while the queue is empty, two where the rows wrap around the end of its
+    /// memory, else one. A full queue is always one, in the order of its memory; with a `max_age`, make the capacity what so
+    /// many enqueues bring. They have the ids and log_q with which they were enqueued; [`Pool::log_q`] replaces the latter.
     pub fn pools(&self) -> impl Iterator<Item = Pool<'_>> {
         self.live().map(|slots| {
             let pool = Pool::new(self.embeddings(slots.clone())).without_gradient();

@@ -1,7 +1,8 @@
 //! Where a queue's rows lie: a ring of slots, written in turn, whose expired and live parts are contiguous.
 //!
 //! Rows come and expire in one order, so that the live ones are the last `len` slots before `next`, modulo the capacity:
-//! at most two ranges. The host knows this without looking at the rows, wherever these are.
+//! at most two ranges, and one where the ring is full, for the order of candidates does not matter. The host knows this
+//! without looking at the rows, wherever these are.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -73,13 +74,25 @@ impl Ring {
         &self.runs
     }
 
-    /// Slots of the live rows, oldest first. The second range is empty where they do not wrap around.
+    /// Slots of the live rows: all of them where the ring is full, which is the same memory in every step; else oldest first.
+    /// The second range is empty where they do not wrap around.
     pub(crate) fn live(&self) -> [Range<usize>; 2] {
         let len = self.len();
+        if len == self.capacity {
+            return [0..len, 0..0];
+        }
         // Not `next - len`, which may be below 0.
         let start = (self.next + self.capacity - len) % self.capacity;
         let first = len.min(self.capacity - start);
         [start..start + first, 0..len - first]
+    }
+
+    /// Age of each live row in the step that follows, in the order of [`live`](Ring::live). The latest have age 1.
+    pub(crate) fn ages(&self) -> impl Iterator<Item = u64> {
+        let oldest_first = self.runs.iter().flat_map(|run| std::iter::repeat_n(self.age(run), run.rows));
+        // Of a full ring, the first slots hold the rows that came last.
+        let first = if self.len() == self.capacity { self.capacity - self.next } else { 0 };
+        oldest_first.clone().skip(first).chain(oldest_first.take(first))
     }
 
     /// Makes room for `rows` rows and says where they go, as if they came one by one: of more than `capacity`, the last
@@ -110,10 +123,10 @@ impl Ring {
 
     pub(crate) fn clear(&mut self) {
         self.runs.clear();
+        self.next = 0;
     }
 
-    /// Age of a run in the step that follows: 1 for the latest.
-    pub(crate) fn age(&self, run: &Run) -> u64 {
+    fn age(&self, run: &Run) -> u64 {
         self.enqueues - run.enqueue + 1
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! u64: MAGIC, VERSION, type of elements, 1 with ids + 2 with log_q, capacity, dim, max_age (0: none), next slot,
 //!      enqueues, number of runs; of each run its enqueue and its rows
-//! live rows, oldest first: embeddings, then ids (u64), then log_q (f32)
+//! live rows, in the order of the queue's pools: embeddings, then ids (u64), then log_q (f32)
 //! u64: checksum of all bytes before it
 //! ```
 //!

@@ -141,8 +141,8 @@ pub use backend::cuda::Cuda;
 #[cfg(feature = "cuda")]
 pub mod cuda {
     pub use crate::backend::cuda::{
-        Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceOutput, DevicePool, DeviceSlice,
-        DeviceSliceMut, DeviceStatistics, DeviceUpstream,
+        Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceOutput, DevicePool, DeviceQueue,
+        DeviceSlice, DeviceSliceMut, DeviceStatistics, DeviceUpstream,
     };
 }
 pub use backend::device::{Device, Selected};

@@ -4,6 +4,8 @@
 //! emulated device (its name says so) the largest is left out.
 
 mod common;
+#[path = "gpu/queue.rs"]
+mod queue;
 #[path = "gpu/steps.rs"]
 mod steps;
 
@@ -58,7 +60,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
     for &(name, property) in PROPERTIES {
         trials.push(Trial::test(format!("property::{name}"), move || hold(cuda, property)));
     }
-    let own: [Own; 14] = [
+    let own: [Own; 18] = [
         ("hopper_kernels_agree_at_the_edges_of_their_tiles", hopper_kernels_agree_at_the_edges_of_their_tiles),
         ("hopper_kernels_agree_over_many_tiles", hopper_kernels_agree_over_many_tiles),
         ("wide_kernels_agree_at_the_edges_of_their_tiles", wide_kernels_agree_at_the_edges_of_their_tiles),
@@ -76,6 +78,16 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         ),
         ("faults_that_only_the_device_sees_become_errors", steps::faults_that_only_the_device_sees_become_errors),
         ("views_that_do_not_fit_are_errors", steps::views_that_do_not_fit_are_errors),
+        (
+            "queue::a_queue_on_the_device_holds_what_the_host_s_does",
+            queue::a_queue_on_the_device_holds_what_the_host_s_does,
+        ),
+        (
+            "queue::steps_with_a_queue_give_what_pools_in_host_memory_give",
+            queue::steps_with_a_queue_give_what_pools_in_host_memory_give,
+        ),
+        ("queue::an_enqueue_neither_waits_nor_allocates", queue::an_enqueue_neither_waits_nor_allocates),
+        ("queue::a_queue_that_does_not_fit_is_an_error", queue::a_queue_that_does_not_fit_is_an_error),
         ("the_same_bits_again", the_same_bits_again),
         ("what_a_workspace_held_does_not_matter", what_a_workspace_held_does_not_matter),
         ("the_plan_is_the_memory", the_plan_is_the_memory),

@@ -51,9 +51,10 @@ impl QueueOptions {
         self
     }
 
-    /// Bytes of one embedding.
-    pub(crate) fn row_bytes(&self) -> usize {
-        self.dim * self.dtype.size()
+    /// Bytes of a row in each array: embeddings, ids, log_q; 0 for what the queue does not keep.
+    pub(crate) fn row_bytes(&self) -> [usize; 3] {
+        let kept = |kept: bool, bytes: usize| if kept { bytes } else { 0 };
+        [self.dim * self.dtype.size(), kept(self.ids, size_of::<u64>()), kept(self.log_q, size_of::<f32>())]
     }
 
     pub(crate) fn check(&self) -> Result<()> {
@@ -142,8 +143,8 @@ impl QueueOptions {
 /// ```
 #[derive(Debug, Clone)]
 pub struct NegativeQueue {
-    options: QueueOptions,
-    ring: Ring,
+    pub(crate) options: QueueOptions,
+    pub(crate) ring: Ring,
     /// (capacity, dim) elements as bytes, in words so that they are aligned for every type.
     embeddings: Vec<u32>,
     ids: Vec<u64>,
@@ -161,12 +162,12 @@ impl NegativeQueue {
         Ok(Self::with_ring(options, Ring::new(options.capacity, options.max_age)))
     }
 
-    fn with_ring(options: QueueOptions, ring: Ring) -> Self {
+    pub(crate) fn with_ring(options: QueueOptions, ring: Ring) -> Self {
         let capacity = options.capacity;
         NegativeQueue {
             options,
             ring,
-            embeddings: vec![0; (capacity * options.row_bytes()).div_ceil(size_of::<u32>())],
+            embeddings: vec![0; (capacity * options.row_bytes()[0]).div_ceil(size_of::<u32>())],
             ids: vec![0; if options.ids { capacity } else { 0 }],
             log_q: vec![0.0; if options.log_q { capacity } else { 0 }],
         }
@@ -233,7 +234,7 @@ impl NegativeQueue {
         if let Some((at, found)) = log_q.into_iter().flatten().enumerate().find(|(_, log_q)| !log_q.is_finite()) {
             return Err(value(format!("log_q[{at}]"), found, "finite"));
         }
-        let (bytes, row_bytes) = (candidates.bytes(), self.options.row_bytes());
+        let (bytes, row_bytes) = (candidates.bytes(), self.options.row_bytes()[0]);
         let stride = candidates.stride() * self.options.dtype.size();
         for copy in self.ring.push(candidates.rows()) {
             let to: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut self.embeddings)[copy.to * row_bytes..];
@@ -249,6 +250,17 @@ impl NegativeQueue {
             }
         }
         Ok(())
+    }
+
+    /// Embeddings, ids and log_q as bytes, of all slots.
+    pub(crate) fn arrays(&self) -> [&[u8]; 3] {
+        let (ids, log_q) = (bytemuck::cast_slice(&self.ids), bytemuck::cast_slice(&self.log_q));
+        [bytemuck::cast_slice(&self.embeddings), ids, log_q]
+    }
+
+    pub(crate) fn arrays_mut(&mut self) -> [&mut [u8]; 3] {
+        let (ids, log_q) = (bytemuck::cast_slice_mut(&mut self.ids), bytemuck::cast_slice_mut(&mut self.log_q));
+        [bytemuck::cast_slice_mut(&mut self.embeddings), ids, log_q]
     }
 
     /// Forgets all rows.

@@ -30,7 +30,7 @@ pub(crate) struct Run {
 
 /// Rows to copy: from row `from` of what is enqueued to slot `to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Copy {
+pub(crate) struct Rows {
     pub(crate) from: usize,
     pub(crate) to: usize,
     pub(crate) rows: usize,
@@ -97,12 +97,12 @@ impl Ring {
 
     /// Makes room for `rows` rows and says where they go, as if they came one by one: of more than `capacity`, the last
     /// `capacity` stay. The second copy has no rows where the first does not wrap around.
-    pub(crate) fn push(&mut self, rows: usize) -> [Copy; 2] {
+    pub(crate) fn push(&mut self, rows: usize) -> [Rows; 2] {
         let kept = rows.min(self.capacity);
         let first = kept.min(self.capacity - self.next);
         let from = rows - kept;
         let copies =
-            [Copy { from, to: self.next, rows: first }, Copy { from: from + first, to: 0, rows: kept - first }];
+            [Rows { from, to: self.next, rows: first }, Rows { from: from + first, to: 0, rows: kept - first }];
         self.next = (self.next + kept) % self.capacity;
         self.enqueues += 1;
         let mut overwritten = (self.len() + kept).saturating_sub(self.capacity);

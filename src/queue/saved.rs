@@ -34,11 +34,11 @@ impl NegativeQueue {
         header.extend([next, self.ring.enqueues(), runs.len() as u64]);
         header.extend(runs.iter().flat_map(|run| [run.enqueue, run.rows as u64]));
         let mut bytes: Vec<u8> = bytemuck::cast_slice(&header).to_vec();
-        for pool in self.pools() {
-            bytes.extend_from_slice(pool.candidates.bytes());
+        for (array, row_bytes) in self.arrays().into_iter().zip(self.options.row_bytes()) {
+            for slots in self.ring.live() {
+                bytes.extend_from_slice(&array[slots.start * row_bytes..slots.end * row_bytes]);
+            }
         }
-        self.ids().for_each(|ids| bytes.extend_from_slice(bytemuck::cast_slice(ids)));
-        self.log_q().for_each(|log_q| bytes.extend_from_slice(bytemuck::cast_slice(log_q)));
         let sum = checksum(&bytes);
         bytes.extend_from_slice(&sum.to_ne_bytes());
         bytes
@@ -78,20 +78,12 @@ impl NegativeQueue {
     }
 
     fn read_rows(&mut self, reader: &mut Reader<'_>) -> Result<()> {
-        let row_bytes = self.options.row_bytes();
-        let live = self.ring.live();
-        for slots in &live {
-            let to: &mut [u8] = bytemuck::cast_slice_mut(&mut self.embeddings);
-            let to = &mut to[slots.start * row_bytes..slots.end * row_bytes];
-            to.copy_from_slice(reader.take(to.len())?);
-        }
-        for slots in live.iter().filter(|_| self.options.ids) {
-            let to: &mut [u8] = bytemuck::cast_slice_mut(&mut self.ids[slots.clone()]);
-            to.copy_from_slice(reader.take(to.len())?);
-        }
-        for slots in live.iter().filter(|_| self.options.log_q) {
-            let to: &mut [u8] = bytemuck::cast_slice_mut(&mut self.log_q[slots.clone()]);
-            to.copy_from_slice(reader.take(to.len())?);
+        let (live, row_bytes) = (self.ring.live(), self.options.row_bytes());
+        for (array, row_bytes) in self.arrays_mut().into_iter().zip(row_bytes) {
+            for slots in &live {
+                let to = &mut array[slots.start * row_bytes..slots.end * row_bytes];
+                to.copy_from_slice(reader.take(to.len())?);
+            }
         }
         Ok(())
     }

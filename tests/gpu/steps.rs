@@ -17,11 +17,11 @@ use crate::common::problem::{PositiveData, Problem};
 /// The argument that an error names, and how to make it wrong.
 type Spoil = (&'static str, fn(&mut Problem));
 
-fn everything() -> Request {
+pub fn everything() -> Request {
     Request::value_and_grad().with_moments().with_rank()
 }
 
-fn on_stream() -> (Arc<CudaStream>, Cuda) {
+pub fn on_stream() -> (Arc<CudaStream>, Cuda) {
     let context = CudaContext::new(0).expect("opened before");
     // SAFETY: everything here is on one stream. Events that cudarc would wait for break a capture.
     unsafe { context.disable_event_tracking() };
@@ -30,7 +30,7 @@ fn on_stream() -> (Arc<CudaStream>, Cuda) {
     (stream, cuda)
 }
 
-fn from_host(cuda: &mut Cuda, problem: &Problem) -> Output {
+pub fn from_host(cuda: &mut Cuda, problem: &Problem) -> Output {
     let mut output = Output::default();
     let request = everything();
     let batch = problem.batch().expect("a valid problem");
@@ -49,7 +49,7 @@ fn assert_near(what: &str, a: impl IntoIterator<Item = f64>, b: impl IntoIterato
     }
 }
 
-fn assert_same(found: &Output, wanted: &Output, what: &str) {
+pub fn assert_same(found: &Output, wanted: &Output, what: &str) {
     assert_eq!(found.statistics.num_negatives, wanted.statistics.num_negatives, "{what}");
     assert_eq!(found.statistics.rank, wanted.statistics.rank, "{what}");
     let near = |name: &str, a: &[f64], b: &[f64]| {

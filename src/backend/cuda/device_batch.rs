@@ -9,9 +9,9 @@ use crate::loss::{Given, Loss, Similarity};
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct DevicePool<'a> {
-    candidates: DeviceEmbeddings<'a>,
-    ids: Option<DeviceSlice<'a, u64>>,
-    log_q: Option<DeviceSlice<'a, f32>>,
+    pub(super) candidates: DeviceEmbeddings<'a>,
+    pub(super) ids: Option<DeviceSlice<'a, u64>>,
+    pub(super) log_q: Option<DeviceSlice<'a, f32>>,
     gradient: bool,
 }
 

@@ -238,6 +238,37 @@ impl Driver {
         checked("cuMemsetD8Async", unsafe { result::memset_d8_async(to, byte, bytes, self.stream.cu_stream()) })
     }
 
+    /// Copies rows within the device, in the order of the stream: to contiguous ones from ones that lie `stride` bytes apart.
+    pub(super) fn copy_rows(&self, to: u64, from: u64, rows: usize, row_bytes: usize, stride: usize) -> Result<()> {
+        let stream = self.stream.cu_stream();
+        if stride == row_bytes {
+            // SAFETY: callers have checked that both places have as many bytes; they are of different allocations.
+            let copied = unsafe { result::memcpy_dtod_async(to, from, rows * row_bytes, stream) };
+            return checked("cuMemcpyDtoDAsync", copied);
+        }
+        let device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: device,
+            srcHost: std::ptr::null(),
+            srcDevice: from,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: stride,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: device,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: to,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: row_bytes,
+            WidthInBytes: row_bytes,
+            Height: rows,
+        };
+        // SAFETY: as above; the driver reads `copy` in the call.
+        checked("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, stream) }.result())
+    }
+
     pub(super) fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
         // SAFETY: `to` has room (memory.rs asserts it); from pageable memory the call returns when `bytes` was read.
         checked("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) })

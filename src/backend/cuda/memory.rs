@@ -58,6 +58,10 @@ impl Arena {
         self.bytes
     }
 
+    pub(super) fn ordinal(&self) -> usize {
+        self.context.ordinal()
+    }
+
     /// Makes room for a layout. What the block held is lost where it grows.
     pub(super) fn reserve(&mut self, driver: &Driver, layout: Layout) -> Result<()> {
         if layout.bytes <= self.bytes {

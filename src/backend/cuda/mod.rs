@@ -9,6 +9,7 @@
 //! host.rs                batches in host memory: upload, passes, download
 //! view.rs, device_batch.rs, device_output.rs, step.rs
 //!                        batches in the caller's device memory: checks, passes; fault.rs: what only the device sees
+//! queue.rs               past candidates in device memory, as further pools
 //! ```
 
 mod device_batch;
@@ -22,6 +23,7 @@ mod params;
 mod passes;
 mod probe;
 mod problem;
+mod queue;
 mod step;
 mod tiling;
 mod view;
@@ -34,6 +36,7 @@ use cudarc::driver::CudaStream;
 
 pub use device_batch::{DeviceBatch, DevicePool};
 pub use device_output::{DeviceGradients, DeviceOutput, DeviceStatistics, DeviceUpstream};
+pub use queue::DeviceQueue;
 pub use view::{DeviceElement, DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
 
 use crate::backend::Backend;

@@ -45,6 +45,14 @@ impl<'a, T> DeviceSlice<'a, T> {
         DeviceSlice { address, len, ordinal: None, borrows: PhantomData }
     }
 
+    /// The same with the device that it is on.
+    ///
+    /// # Safety
+    /// As [`from_raw`](DeviceSlice::from_raw), on that device.
+    pub(super) unsafe fn from_raw_on(address: u64, len: usize, ordinal: usize) -> Self {
+        DeviceSlice { address, len, ordinal: Some(ordinal), borrows: PhantomData }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.len

@@ -132,7 +132,10 @@ pub fn steps_with_a_queue_give_what_pools_in_host_memory_give(cuda: &mut Cuda) {
         let own = Problem { pools: vec![problem.pools[0].clone()], ..problem.clone() };
         let (inputs, mut results) = (OnDevice::new(&stream, &own), Results::new(&stream, &problem));
         let mut output = results.output(&stream, everything());
-        let batch = queue.pools().fold(inputs.batch(&own), DeviceBatch::pool);
+        // From host memory the bounds are known, and a kernel without a running maximum rounds otherwise.
+        let log_q = || problem.pools.iter().filter_map(|pool| pool.log_q.as_ref()).flatten().copied();
+        let (low, high) = (log_q().fold(f32::INFINITY, f32::min), log_q().fold(f32::NEG_INFINITY, f32::max));
+        let batch = queue.pools().fold(inputs.batch(&own), DeviceBatch::pool).log_q_bounds(low, high);
         on_device.step(&batch, &problem.loss, &mut output).expect("a loss that fits");
         drop(output);
         on_device.fault().expect("valid input");

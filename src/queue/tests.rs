@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed};
 
 use super::{NegativeQueue, QueueOptions};
 use crate::batch::Pool;
@@ -131,6 +132,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 }
 
 proptest! {
+    #![proptest_config(Config { failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..Config::default() })]
     #[test]
     fn a_queue_holds_what_an_explicit_one_holds(
         capacity in 1..17usize,

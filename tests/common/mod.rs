@@ -10,5 +10,6 @@ pub mod naive;
 #[cfg(feature = "cuda")]
 pub mod on_device;
 pub mod problem;
+pub mod statistics;
 pub mod suite;
 pub mod tolerance;

@@ -1,0 +1,109 @@
+//! One distribution of several.
+
+use super::{Distribution, RandomStream};
+use crate::error::{Result, shape, value};
+
+/// A weighted union of distributions over the same items, with the probability of the whole at each id:
+///
+/// ```text
+/// Q(id) = Σ_c w_c Q_c(id)
+/// ```
+///
+/// whichever component an id came from. For instance popular and uniform negatives in one pool (mixed negative sampling, Yang
+/// et al., "Mixed Negative Sampling for Learning Two-tower Neural Networks in Recommendations", WWW 2020).
+///
+/// ```
+/// use catalog_softmax::{Distribution, Mixture, Unigram, Uniform};
+/// let popularity = Unigram::new(&[3.0, 1.0, 0.0, 0.0], 1.0)?;
+/// let mixed = Mixture::new(vec![(3.0, Box::new(popularity)), (1.0, Box::new(Uniform::new(4)?))])?;
+/// assert_eq!(mixed.probability(1), 0.75 * 0.25 + 0.25 * 0.25);
+/// assert_eq!(mixed.probability(3), 0.25 * 0.25);
+/// # Ok::<(), catalog_softmax::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Mixture {
+    components: Vec<Component>,
+    num_items: u32,
+    support: u32,
+}
+
+#[derive(Debug)]
+struct Component {
+    /// Its share of the draws.
+    weight: f64,
+    /// Sum of the shares up to its own.
+    end: f64,
+    distribution: Box<dyn Distribution>,
+}
+
+impl Mixture {
+    /// Components with their weights, which need not sum to 1. Looks at each id once if no component alone draws them all.
+    ///
+    /// # Errors
+    /// No component, a weight that is not finite and > 0, and components over different numbers of items.
+    pub fn new(components: Vec<(f64, Box<dyn Distribution>)>) -> Result<Self> {
+        let Some((_, first)) = components.first() else {
+            return Err(shape("components", "none", "at least one"));
+        };
+        let num_items = first.num_items();
+        for (c, (weight, distribution)) in components.iter().enumerate() {
+            if !(weight.is_finite() && *weight > 0.0) {
+                return Err(value(format!("components[{c}].weight"), weight, "finite and > 0"));
+            }
+            if distribution.num_items() != num_items {
+                let found = format!("{} items", distribution.num_items());
+                return Err(shape(
+                    format!("components[{c}]"),
+                    found,
+                    format!("the first component's {num_items} items"),
+                ));
+            }
+        }
+        // Shares of the largest weight cannot overflow.
+        let largest = components.iter().fold(0.0, |largest: f64, (weight, _)| largest.max(*weight));
+        let total: f64 = components.iter().map(|(weight, _)| weight / largest).sum();
+        let mut end = 0.0;
+        let components = components.into_iter().enumerate().map(|(c, (weight, distribution))| {
+            let weight = weight / largest / total;
+            if weight == 0.0 {
+                return Err(value(
+                    format!("components[{c}].weight"),
+                    weight,
+                    "a share of the draws that is > 0 in f64",
+                ));
+            }
+            end += weight;
+            Ok(Component { weight, end, distribution })
+        });
+        let mut mixture = Mixture { components: components.collect::<Result<_>>()?, num_items, support: 0 };
+        let largest = mixture.components.iter().map(|c| c.distribution.support()).max();
+        mixture.support = match largest {
+            Some(support) if support == num_items => support,
+            _ => (0..u64::from(num_items)).filter(|&id| mixture.probability(id) > 0.0).count() as u32,
+        };
+        Ok(mixture)
+    }
+}
+
+impl Distribution for Mixture {
+    fn num_items(&self) -> u32 {
+        self.num_items
+    }
+
+    fn support(&self) -> u32 {
+        self.support
+    }
+
+    fn probability(&self, id: u64) -> f64 {
+        self.components.iter().map(|c| c.weight * c.distribution.probability(id)).sum()
+    }
+
+    fn draw_one(&self, random: &mut RandomStream) -> (u64, f64) {
+        let share = random.unit();
+        // Rounding may leave the last end short of 1.
+        let last = self.components.len() - 1;
+        let chosen = self.components[..last].iter().position(|c| share < c.end).unwrap_or(last);
+        let (id, _) = self.components[chosen].distribution.draw_one(random);
+        (id, self.probability(id))
+    }
+}

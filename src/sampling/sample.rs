@@ -1,0 +1,43 @@
+//! What a draw returns.
+
+use super::{Distribution, Inclusion, checked_probability};
+use crate::error::{Result, value};
+
+/// Ids that were drawn from a [`Distribution`], and the log_q that belongs to the way in which they were drawn.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Sample {
+    /// Drawn ids, in the order in which they came: indices into the catalogue.
+    pub ids: Vec<u64>,
+    /// Natural logarithm of the sampling probability of each, for [`Pool::log_q`](crate::Pool::log_q). Finite.
+    pub log_q: Vec<f32>,
+    inclusion: Inclusion,
+}
+
+impl Sample {
+    pub(super) fn with_capacity(capacity: usize, inclusion: Inclusion) -> Sample {
+        Sample { ids: Vec::with_capacity(capacity), log_q: Vec::with_capacity(capacity), inclusion }
+    }
+
+    #[inline]
+    pub(super) fn push(&mut self, id: u64, probability: f64) {
+        self.ids.push(id);
+        self.log_q.push(self.inclusion.log(probability) as f32);
+    }
+
+    /// log_q of any other ids in the same terms, e.g. of the positives: log Q beside a sample with repetitions, the
+    /// probability to be in the sample beside a deduplicated one. `distribution` is the one that was drawn from.
+    ///
+    /// # Errors
+    /// An id past N, and one that is never drawn or, in a sample of no draws, cannot have been: its log_q would be −∞.
+    pub fn log_q_of<D: Distribution + ?Sized>(&self, distribution: &D, ids: &[u64]) -> Result<Vec<f32>> {
+        let log_q = |(i, &id): (usize, &u64)| {
+            let log_q = self.inclusion.log(checked_probability(distribution, id, i)?) as f32;
+            if log_q == f32::NEG_INFINITY {
+                return Err(value(format!("ids[{i}]"), id, "an id that can be in the sample; this one has no draws"));
+            }
+            Ok(log_q)
+        };
+        ids.iter().enumerate().map(log_q).collect()
+    }
+}

@@ -1,0 +1,72 @@
+//! Exactly k distinct ids from any distribution: [`Distribution::draw_distinct`] says what and why.
+
+use rustc_hash::{FxBuildHasher, FxHashSet};
+
+use super::{Distribution, Inclusion, RandomStream, Sample};
+
+/// `count` is at most the distribution's support.
+pub(super) fn draw<D: Distribution + ?Sized>(distribution: &D, count: usize, random: &mut RandomStream) -> Sample {
+    if count == distribution.support() as usize {
+        return all(distribution);
+    }
+    // Ids with their Q in the order of their first times; the last one only ends the sample.
+    let mut first: Vec<(u64, f64)> = Vec::with_capacity(count + 1);
+    let mut seen = FxHashSet::with_capacity_and_hasher(count + 1, FxBuildHasher);
+    let mut time = 0.0;
+    for _ in 0..distribution.num_items() {
+        if first.len() > count {
+            break;
+        }
+        time += random.exponential();
+        let (id, probability) = distribution.draw_one(random);
+        if seen.insert(id) {
+            first.push((id, probability));
+        }
+    }
+    if first.len() <= count {
+        time = finish(distribution, time, &seen, count + 1 - first.len(), &mut first, random);
+    }
+    let mut sample = Sample::with_capacity(count, Inclusion::Before(time));
+    first[..count].iter().for_each(|&(id, probability)| sample.push(id, probability));
+    sample
+}
+
+/// Every id that can be drawn.
+fn all<D: Distribution + ?Sized>(distribution: &D) -> Sample {
+    let mut sample = Sample::with_capacity(distribution.support() as usize, Inclusion::Always(1.0));
+    for id in 0..u64::from(distribution.num_items()) {
+        let probability = distribution.probability(id);
+        if probability > 0.0 {
+            sample.push(id, probability);
+        }
+    }
+    sample
+}
+
+/// Adds the next `missing` ids and returns the last one's time. The tail of a skewed distribution would take tries without
+/// end; but an exponential variable forgets that it was waited for, so each id that was not seen until `time` has its first
+/// time an exponential variable of rate Q later, and the earliest ones are next.
+fn finish<D: Distribution + ?Sized>(
+    distribution: &D,
+    time: f64,
+    seen: &FxHashSet<u64>,
+    missing: usize,
+    first: &mut Vec<(u64, f64)>,
+    random: &mut RandomStream,
+) -> f64 {
+    let mut waiting: Vec<(f64, u64, f64)> = Vec::new();
+    for id in (0..u64::from(distribution.num_items())).filter(|id| !seen.contains(id)) {
+        let probability = distribution.probability(id);
+        if probability > 0.0 {
+            waiting.push((time + random.exponential() / probability, id, probability));
+        }
+    }
+    let order = |a: &(f64, u64, f64), b: &(f64, u64, f64)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
+    if missing < waiting.len() {
+        waiting.select_nth_unstable_by(missing - 1, order);
+        waiting.truncate(missing);
+    }
+    waiting.sort_unstable_by(order);
+    first.extend(waiting.iter().map(|&(_, id, probability)| (id, probability)));
+    waiting.last().map_or(time, |&(last, _, _)| last)
+}

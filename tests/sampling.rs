@@ -1,0 +1,528 @@
+//! Samplers: what is drawn has the probability that log_q says, by enumeration where there are few outcomes and by chi-square
+//! tests where there are many; each such test is also run on a probability that is 5% off, and has to reject it.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use catalog_softmax::{Distribution, Error, LogUniform, Mixture, RandomStream, Result, Uniform, Unigram};
+use common::statistics::{chi_square, critical, draws_to_see_five_percent, five_percent_off};
+use proptest::prelude::*;
+
+fn zipf_counts(n: usize) -> Vec<f64> {
+    (1..=n).map(|rank| (1e6 / rank as f64).ceil()).collect()
+}
+
+fn unigram(counts: &[f64], distortion: f64) -> Unigram {
+    Unigram::new(counts, distortion).expect("valid counts")
+}
+
+fn mixture(n: usize) -> Mixture {
+    let popular = unigram(&zipf_counts(n), 1.0);
+    let uniform = Uniform::new(n as u64).expect("some items");
+    let ranked = LogUniform::new(n as u64).expect("some items");
+    Mixture::new(vec![(2.0, Box::new(popular)), (1.0, Box::new(uniform)), (0.5, Box::new(ranked))]).expect("valid")
+}
+
+/// `count^distortion` normalised, in f64.
+fn powers(counts: &[f64], distortion: f64) -> Vec<f64> {
+    let weights: Vec<f64> = counts.iter().map(|&c| if c > 0.0 { c.powf(distortion) } else { 0.0 }).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.iter().map(|w| w / sum).collect()
+}
+
+/// TensorFlow's documented formula.
+fn log_uniform(n: usize) -> Vec<f64> {
+    (0..n).map(|k| (((k + 2) as f64).ln() - ((k + 1) as f64).ln()) / ((n + 1) as f64).ln()).collect()
+}
+
+fn mixed(n: usize) -> Vec<f64> {
+    let (popular, ranked) = (powers(&zipf_counts(n), 1.0), log_uniform(n));
+    popular.iter().zip(&ranked).map(|(p, r)| (2.0 * p + 1.0 / n as f64 + 0.5 * r) / 3.5).collect()
+}
+
+/// Each sampler over `n` items and its probabilities by a formula of the test's own.
+fn samplers(n: usize) -> Vec<(&'static str, Box<dyn Distribution>, Vec<f64>)> {
+    let counts = zipf_counts(n);
+    vec![
+        ("uniform", Box::new(Uniform::new(n as u64).expect("some items")), vec![1.0 / n as f64; n]),
+        ("unigram", Box::new(unigram(&counts, 1.0)), powers(&counts, 1.0)),
+        ("unigram, distorted", Box::new(unigram(&counts, 0.75)), powers(&counts, 0.75)),
+        ("unigram, flattened", Box::new(unigram(&counts, 0.0)), powers(&counts, 0.0)),
+        ("unigram, reversed", Box::new(unigram(&counts, -0.5)), powers(&counts, -0.5)),
+        ("log-uniform", Box::new(LogUniform::new(n as u64).expect("some items")), log_uniform(n)),
+        ("mixture", Box::new(mixture(n)), mixed(n)),
+    ]
+}
+
+fn histogram(ids: &[u64], n: usize) -> Vec<u64> {
+    let mut counts = vec![0; n];
+    ids.iter().for_each(|&id| counts[id as usize] += 1);
+    counts
+}
+
+/// f32's rounding of log_q, and of the table's probabilities.
+fn assert_log_close(log_q: f32, probability: f64, what: &str) {
+    let wanted = probability.ln();
+    let tolerance = f64::from(f32::EPSILON) * (wanted.abs() + 1.0);
+    assert!((f64::from(log_q) - wanted).abs() <= tolerance, "{what}: {log_q}, not {wanted}");
+}
+
+#[test]
+fn draws_have_the_probability_of_the_formula() {
+    const N: usize = 100;
+    let draws = draws_to_see_five_percent(N - 1);
+    for (name, sampler, probabilities) in samplers(N) {
+        let sample = sampler.draw(draws, &mut RandomStream::new(11, 0));
+        let counts = histogram(&sample.ids, N);
+        let statistic = chi_square(&counts, &probabilities);
+        assert!(statistic < critical(N - 1), "{name}: {statistic} after {draws} draws");
+        let off = chi_square(&counts, &five_percent_off(&probabilities));
+        assert!(off > critical(N - 1), "{name}: 5% off is accepted with {off}");
+        // log_q of the draws, of ids, and of the formula are one.
+        assert_eq!(sampler.log_q(&sample.ids).expect("drawn ids"), sample.log_q, "{name}");
+        for (&id, &log_q) in sample.ids.iter().zip(&sample.log_q) {
+            assert_log_close(log_q, probabilities[id as usize], name);
+        }
+    }
+}
+
+#[test]
+fn large_catalogues_have_it_too() {
+    const N: usize = (1 << 20) - 1;
+    // Buckets of ranks: 0, 1, 2..4, 4..8, ...
+    let bucket = |id: usize| (id + 1).ilog2() as usize;
+    let buckets = bucket(N - 1) + 1;
+    let draws = draws_to_see_five_percent(buckets - 1).max(10 * N);
+    for (name, sampler, probabilities) in samplers(N) {
+        let mut wanted = vec![0.0; buckets];
+        probabilities.iter().enumerate().for_each(|(id, p)| wanted[bucket(id)] += p);
+        // The first buckets of the uniform are too rare to count.
+        let merged = wanted.iter().take_while(|&&p| p * draws as f64 <= 10.0).count();
+        let mut counts = vec![0u64; buckets];
+        let sample = sampler.draw(draws, &mut RandomStream::new(12, 0));
+        sample.ids.iter().for_each(|&id| counts[bucket(id as usize)] += 1);
+        let statistic = chi_square(&counts[merged..], &normalised(&wanted[merged..]));
+        assert!(statistic < critical(buckets - merged - 1), "{name}: {statistic} after {draws} draws");
+        let off = chi_square(&counts[merged..], &five_percent_off(&normalised(&wanted[merged..])));
+        assert!(off > critical(buckets - merged - 1), "{name}: 5% off is accepted with {off}");
+        let (sum, all) = ((0..N as u64).map(|id| sampler.probability(id)).sum::<f64>(), probabilities.len());
+        // Rounding to f32 is independent for each of them, and at most half an ulp.
+        assert!((sum - 1.0).abs() < f64::from(f32::EPSILON), "{name}: probabilities of {all} items sum to {sum}");
+    }
+}
+
+fn normalised(probabilities: &[f64]) -> Vec<f64> {
+    let sum: f64 = probabilities.iter().sum();
+    probabilities.iter().map(|p| p / sum).collect()
+}
+
+#[test]
+fn a_mixtures_log_q_is_the_mixtures() {
+    const N: usize = 6;
+    // Ids 4 and 5 are drawn by the second component alone, 0 and 1 by the first alone.
+    let first = [5.0, 3.0, 1.0, 1.0, 0.0, 0.0];
+    let second = [0.0, 0.0, 2.0, 1.0, 1.0, 4.0];
+    let mixture = Mixture::new(vec![(0.3, Box::new(unigram(&first, 1.0))), (0.9, Box::new(unigram(&second, 1.0)))]);
+    let mixture = mixture.expect("valid");
+    let (p, r) = (powers(&first, 1.0), powers(&second, 1.0));
+    let wanted: Vec<f64> = (0..N).map(|id| 0.25 * p[id] + 0.75 * r[id]).collect();
+    assert_eq!(mixture.support(), 6);
+    for id in 0..N {
+        assert_log_close(mixture.log_q(&[id as u64]).expect("drawn")[0], wanted[id], "mixture");
+    }
+    let draws = draws_to_see_five_percent(N - 1);
+    let sample = mixture.draw(draws, &mut RandomStream::new(13, 0));
+    let counts = histogram(&sample.ids, N);
+    assert!(chi_square(&counts, &wanted) < critical(N - 1));
+    // A component's own probability, as each sampler alone would give it, is far off at the ids that both draw.
+    for own in [p[3], r[3]] {
+        let (observed, n) = (counts[3] as f64, draws as f64);
+        assert!(
+            (observed - own * n).abs() > 4.0 * (n * own * (1.0 - own)).sqrt() || (own - wanted[3]).abs() < 0.05 * own
+        );
+    }
+    let nested = Mixture::new(vec![(1.0, Box::new(mixture)), (1.0, Box::new(Uniform::new(6).expect("some items")))]);
+    let nested = nested.expect("a mixture is a distribution");
+    assert_log_close(nested.log_q(&[2]).expect("drawn")[0], 0.5 * wanted[2] + 0.5 / 6.0, "nested");
+}
+
+#[test]
+fn what_hardly_ever_comes_has_a_log_q_all_the_same() {
+    // Below a unit of the table: lifted to one, and its log_q says so. TFRS would clip at 1e-6.
+    let rare = unigram(&[1e30, 1.0, 0.0, 1e-300], 1.0);
+    let unit = 2f64.powi(-32) / 4.0;
+    for id in [1, 3] {
+        assert_log_close(rare.log_q(&[id]).expect("may be drawn")[0], unit, "one unit");
+    }
+    assert_eq!((rare.support(), rare.probability(2)), (3, 0.0));
+    // Above it, it is the formula's, to half a unit.
+    let seldom = unigram(&[1e9, 1.0, 7.0, 0.0], 1.0);
+    for (id, count) in [(1u64, 1.0), (2, 7.0)] {
+        let difference = seldom.probability(id) - count / (1e9 + 8.0);
+        assert!(difference.abs() <= 0.5001 * unit + 1e-7 * seldom.probability(id), "id {id}: {difference}");
+    }
+    // The extremes of the exponent neither overflow nor lose an id.
+    for distortion in [-300.0, 300.0] {
+        let extreme = unigram(&[1e-300, 1.0, 1e300], distortion);
+        assert_eq!(extreme.support(), 3);
+        assert!(extreme.log_q(&[0, 1, 2]).expect("all are drawn").iter().all(|log_q| log_q.is_finite()));
+    }
+    let one = unigram(&[3.0], 0.75);
+    assert_eq!((one.draw_one(&mut RandomStream::new(1, 1)), one.log_q(&[0])), ((0, 1.0), Ok(vec![0.0])));
+}
+
+/// Calls `visit` with each sequence of `draws` ids and its probability.
+fn sequences(probabilities: &[f64], draws: usize, visit: &mut impl FnMut(&[usize], f64)) {
+    fn extend(p: &[f64], left: usize, path: &mut Vec<usize>, chance: f64, visit: &mut impl FnMut(&[usize], f64)) {
+        if left == 0 {
+            return visit(path, chance);
+        }
+        for (id, q) in p.iter().enumerate() {
+            path.push(id);
+            extend(p, left - 1, path, chance * q, visit);
+            path.pop();
+        }
+    }
+    extend(probabilities, draws, &mut Vec::new(), 1.0, visit);
+}
+
+#[test]
+fn deduplicated_draws_have_inclusion_probabilities() {
+    let counts = [8.0, 4.0, 2.0, 1.0, 1.0];
+    let popularity = unigram(&counts, 1.0);
+    let probabilities = powers(&counts, 1.0);
+    for draws in [1, 2, 6] {
+        let mut included = [0.0; 5];
+        sequences(&probabilities, draws, &mut |path, chance| {
+            (0..5).filter(|id| path.contains(id)).for_each(|id| included[id] += chance);
+        });
+        let mut random = RandomStream::new(14, draws as u64);
+        let ids = [0, 1, 2, 3, 4];
+        let sample = popularity.draw_deduplicated(draws, &mut random);
+        for (log_q, &wanted) in sample.log_q_of(&popularity, &ids).expect("drawn").iter().zip(&included) {
+            assert_log_close(*log_q, wanted, "by enumeration");
+        }
+        // And what comes is included as often: 5 standard errors, and rejected where it is 5% off.
+        let (trials, mut seen) = (40_000, [0u64; 5]);
+        for _ in 0..trials {
+            let sample = popularity.draw_deduplicated(draws, &mut random);
+            let mut sorted = sample.ids.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            assert_eq!(sorted.len(), sample.ids.len(), "an id twice");
+            sample.ids.iter().for_each(|&id| seen[id as usize] += 1);
+            assert_eq!(sample.log_q_of(&popularity, &sample.ids).expect("drawn"), sample.log_q);
+        }
+        for (id, &p) in included.iter().enumerate() {
+            let (share, error) = (seen[id] as f64 / trials as f64, (p * (1.0 - p) / trials as f64).sqrt());
+            assert!((share - p).abs() < 5.0 * error, "id {id} in {share} of the samples, not {p}");
+            let unigram = probabilities[id] * draws as f64;
+            assert!(draws < 6 || (share - unigram).abs() > 5.0 * error, "unigram Q is accepted for id {id}");
+        }
+    }
+}
+
+/// A distribution of the caller's own, over one rare id and the rest.
+#[derive(Debug)]
+struct Rare(f64);
+
+impl Distribution for Rare {
+    fn num_items(&self) -> u32 {
+        2
+    }
+    fn support(&self) -> u32 {
+        2
+    }
+    fn probability(&self, id: u64) -> f64 {
+        [self.0, 1.0 - self.0].get(id as usize).copied().unwrap_or(0.0)
+    }
+    fn draw_one(&self, random: &mut RandomStream) -> (u64, f64) {
+        let id = u64::from(random.unit() >= self.0);
+        (id, self.probability(id))
+    }
+}
+
+#[test]
+fn inclusion_is_stable_for_rare_ids_and_many_draws() {
+    for q in [1e-30, 1e-17, 1e-12, 1e-7, 1e-3] {
+        for draws in [1, 1000, 1_000_000] {
+            let sample = Rare(q).draw_deduplicated(draws, &mut RandomStream::new(15, 0));
+            let log_q = sample.log_q_of(&Rare(q), &[0]).expect("may be drawn")[0];
+            // By the series where n·q is small: 1 − (1 − q)^n = nq (1 − (n − 1) q / 2 + (n − 1)(n − 2) q² / 6 − ...).
+            let (n, nq) = (draws as f64, draws as f64 * q);
+            let wanted = if nq < 1e-2 {
+                nq * (1.0 - (n - 1.0) * q / 2.0 + (n - 1.0) * (n - 2.0) * q * q / 6.0)
+            } else {
+                1.0 - (1.0 - q).powf(n)
+            };
+            assert_log_close(log_q, wanted, &format!("q = {q}, n = {draws}"));
+        }
+    }
+}
+
+/// Probability of each set of `k` ids under draws until there are k distinct ones, by enumerating the orders.
+fn successive_sets(q: &[f64], k: usize) -> BTreeMap<Vec<u64>, f64> {
+    let mut sets = BTreeMap::new();
+    let mut orders = vec![(Vec::new(), 1.0)];
+    for _ in 0..k {
+        let extended = orders.iter().flat_map(|(path, chance): &(Vec<usize>, f64)| {
+            let left: f64 = 1.0 - path.iter().map(|&id| q[id]).sum::<f64>();
+            let next = (0..q.len()).filter(|id| !path.contains(id));
+            next.map(move |id| ([&path[..], &[id]].concat(), chance * q[id] / left)).collect::<Vec<_>>()
+        });
+        orders = extended.collect();
+    }
+    for (path, chance) in orders {
+        let mut set: Vec<u64> = path.iter().map(|&id| id as u64).collect();
+        set.sort_unstable();
+        *sets.entry(set).or_insert(0.0) += chance;
+    }
+    sets
+}
+
+/// Many samples of k distinct ids: checks the sets against `wanted`, and that each id's 1/inclusion where it is drawn, else 0,
+/// averages to 1, by 5 standard errors and f32's rounding.
+fn check_distinct(sampler: &dyn Distribution, k: usize, wanted: &BTreeMap<Vec<u64>, f64>) {
+    let rarest = wanted.values().fold(1.0, |rarest: f64, &p| rarest.min(p));
+    let trials = draws_to_see_five_percent(wanted.len() - 1).max((10.0 / rarest) as usize);
+    let n = sampler.num_items() as usize;
+    let mut random = RandomStream::new(16, k as u64);
+    let mut seen: BTreeMap<Vec<u64>, u64> = wanted.keys().map(|set| (set.clone(), 0)).collect();
+    let (mut sum, mut squares) = (vec![0.0; n], vec![0.0; n]);
+    for _ in 0..trials {
+        let sample = sampler.draw_distinct(k, &mut random).expect("enough ids");
+        assert_eq!(sample.log_q_of(sampler, &sample.ids).expect("drawn"), sample.log_q);
+        for (&id, &log_q) in sample.ids.iter().zip(&sample.log_q) {
+            let weight = f64::from(-log_q).exp();
+            sum[id as usize] += weight;
+            squares[id as usize] += weight * weight;
+        }
+        let mut set = sample.ids;
+        set.sort_unstable();
+        *seen.get_mut(&set).expect("a set of k distinct ids") += 1;
+    }
+    let counts: Vec<u64> = seen.into_values().collect();
+    let probabilities: Vec<f64> = wanted.values().copied().collect();
+    assert!(chi_square(&counts, &probabilities) < critical(counts.len() - 1), "{sampler:?}: sets of {k}");
+    assert!(chi_square(&counts, &five_percent_off(&probabilities)) > critical(counts.len() - 1), "5% off is accepted");
+    for id in 0..n {
+        let mean = sum[id] / trials as f64;
+        let error = ((squares[id] / trials as f64 - mean * mean) / trials as f64).sqrt();
+        assert!((mean - 1.0).abs() < 5.0 * error + 1e-6, "{sampler:?}: id {id} of {k} counts {mean} ± {error}, not 1");
+    }
+}
+
+#[test]
+fn distinct_ids_come_with_weights_that_correct_exactly() {
+    let counts = [20.0, 10.0, 4.0, 3.0, 2.0, 1.0];
+    let popularity = unigram(&counts, 1.0);
+    for k in [1, 2, 4] {
+        check_distinct(&popularity, k, &successive_sets(&powers(&counts, 1.0), k));
+    }
+    // So skewed that in about half of the samples N tries do not find four ids, and the pass over the catalogue does.
+    let skewed = [30.0, 30.0, 3.0, 2.0, 2.0, 2.0];
+    check_distinct(&unigram(&skewed, 1.0), 3, &successive_sets(&powers(&skewed, 1.0), 3));
+}
+
+#[test]
+fn tensorflows_inclusion_probabilities_are_approximate() {
+    // What draw_distinct does not use: with them, the check above fails.
+    let counts = [20.0, 10.0, 4.0, 3.0, 2.0, 1.0];
+    let (popularity, q) = (unigram(&counts, 1.0), powers(&counts, 1.0));
+    let (k, trials, mut random) = (2, 100_000, RandomStream::new(17, 0));
+    let (mut sum, mut squares) = ([0.0; 6], [0.0; 6]);
+    for _ in 0..trials {
+        let (mut ids, mut tries) = (Vec::new(), 0);
+        while ids.len() < k {
+            let (id, _) = popularity.draw_one(&mut random);
+            tries += 1;
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        for id in ids {
+            let weight = 1.0 / (1.0 - (1.0 - q[id as usize]).powi(tries));
+            sum[id as usize] += weight;
+            squares[id as usize] += weight * weight;
+        }
+    }
+    let worst = (0..6).map(|id| {
+        let mean = sum[id] / f64::from(trials);
+        let error = ((squares[id] / f64::from(trials) - mean * mean) / f64::from(trials)).sqrt();
+        ((mean - 1.0).abs() / error, mean)
+    });
+    let (errors, mean) = worst.fold((0.0, 1.0), |a, b| if b.0 > a.0 { b } else { a });
+    println!("an id counts {mean} instead of 1, {errors} standard errors off");
+    assert!(errors > 10.0);
+}
+
+#[test]
+fn uniform_distinct_ids_are_exactly_k_of_n() {
+    let uniform = Uniform::new(6).expect("some items");
+    let sets = successive_sets(&[1.0 / 6.0; 6], 3);
+    check_distinct(&uniform, 3, &sets);
+    let mut random = RandomStream::new(18, 0);
+    // Each place holds each id alike, so that the first few are a sample, too.
+    let trials = draws_to_see_five_percent(5);
+    let mut at_place = [[0u64; 6]; 3];
+    for _ in 0..trials {
+        let sample = uniform.draw_distinct(3, &mut random).expect("enough ids");
+        assert_eq!(sample.log_q, [0.5f32.ln(); 3]);
+        sample.ids.iter().enumerate().for_each(|(place, &id)| at_place[place][id as usize] += 1);
+    }
+    for counts in at_place {
+        assert!(chi_square(&counts, &[1.0 / 6.0; 6]) < critical(5), "{counts:?}");
+    }
+}
+
+#[test]
+fn everything_that_can_be_drawn_is_certain() {
+    let counts = [3.0, 0.0, 1.0, 1e-200];
+    let popularity = unigram(&counts, 1.0);
+    let uniform = Uniform::new(3).expect("some items");
+    let mut random = RandomStream::new(19, 0);
+    let all = popularity.draw_distinct(3, &mut random).expect("three have counts");
+    assert_eq!((all.ids, all.log_q), (vec![0, 2, 3], vec![0.0; 3]));
+    let mut all = uniform.draw_distinct(3, &mut random).expect("all");
+    all.ids.sort_unstable();
+    assert_eq!((all.ids, all.log_q), (vec![0, 1, 2], vec![0.0; 3]));
+}
+
+#[test]
+fn streams_are_chacha8_on_every_platform() {
+    // The published vector of a zero key and nonce (Strombergson, "Test Vectors for the Stream Cipher ChaCha", 2013):
+    // 3e00ef2f 895f40d6 7f5bb8e8 1f09a5a1.
+    let mut random = RandomStream::new(0, 0);
+    assert_eq!([random.next_u64(), random.next_u64()], [0xd640_5f89_2fef_003e, 0xa1a5_091f_e8b8_5b7f]);
+    // Draws as they were when this was written; a change breaks everyone's reproducibility.
+    let (counts, random) = (zipf_counts(1000), || RandomStream::new(7, 3));
+    let first = |sampler: &dyn Distribution| sampler.draw(6, &mut random()).ids;
+    assert_eq!(first(&Uniform::new(1000).expect("some items")), UNIFORM);
+    assert_eq!(first(&unigram(&counts, 0.75)), UNIGRAM);
+    assert_eq!(first(&LogUniform::new(1000).expect("some items")), LOG_UNIFORM);
+    assert_eq!(first(&mixture(1000)), MIXTURE);
+    let distinct = unigram(&counts, 0.75).draw_distinct(6, &mut random()).expect("enough ids");
+    assert_eq!(distinct.ids, DISTINCT);
+    assert_eq!(Uniform::new(6).expect("some").draw_distinct(6, &mut random()).expect("six").ids, SHUFFLED);
+}
+
+const UNIFORM: [u64; 6] = [662, 504, 736, 43, 1, 636];
+const UNIGRAM: [u64; 6] = [9, 2, 17, 43, 1, 636];
+const LOG_UNIFORM: [u64; 6] = [96, 31, 160, 0, 0, 80];
+const MIXTURE: [u64; 6] = [504, 43, 636, 43, 219, 99];
+const DISTINCT: [u64; 6] = [2, 43, 636, 219, 152, 12];
+const SHUFFLED: [u64; 6] = [3, 0, 4, 1, 2, 5];
+
+#[test]
+fn streams_and_seeds_are_independent() {
+    const N: usize = 10;
+    let uniform = Uniform::new(N as u64).expect("some items");
+    let draws = draws_to_see_five_percent(N * N - 1);
+    let draw = |seed, stream| uniform.draw(draws, &mut RandomStream::new(seed, stream)).ids;
+    let base = draw(5, 0);
+    assert_eq!(base, draw(5, 0), "the same again");
+    for other in [draw(5, 1), draw(5, 2), draw(6, 0), draw(5, u64::MAX)] {
+        let pairs: Vec<u64> = base.iter().zip(&other).map(|(&a, &b)| a * N as u64 + b).collect();
+        let statistic = chi_square(&histogram(&pairs, N * N), &[1.0 / (N * N) as f64; N * N]);
+        assert!(statistic < critical(N * N - 1), "pairs of two streams: {statistic}");
+    }
+}
+
+/// An error's argument and what was found; every error has a rule.
+fn error_of<T: std::fmt::Debug>(result: Result<T>) -> (String, String) {
+    match result {
+        Err(Error::Value { argument, value, rule }) if !rule.is_empty() => (argument, value),
+        Err(Error::Shape { argument, found, rule }) if !rule.is_empty() => (argument, found),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn names(argument: &str, found: &str) -> (String, String) {
+    (argument.into(), found.into())
+}
+
+#[test]
+fn options_out_of_range_are_rejected() {
+    assert_eq!(error_of(Uniform::new(0)), names("num_items", "0"));
+    assert_eq!(error_of(LogUniform::new(0)), names("num_items", "0"));
+    assert_eq!(error_of(LogUniform::new(1 << 32)), names("num_items", "4294967296"));
+    assert!(Uniform::new((1 << 32) - 1).is_ok());
+    assert_eq!(error_of(Unigram::new(&[], 1.0)), names("counts", "0 elements"));
+    assert_eq!(error_of(Unigram::new(&[0.0, -0.0], 1.0)), names("counts", "no element > 0"));
+    for (bad, text) in [(-1.0, "-1"), (f64::NAN, "NaN"), (f64::INFINITY, "inf"), (-1e-320, "-0")] {
+        let (argument, found) = error_of(Unigram::new(&[1.0, 0.0, bad, bad], 0.75));
+        assert!(argument == "counts[2]" && found.starts_with(text), "{argument} {found}");
+    }
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        assert_eq!(error_of(Unigram::new(&[1.0], bad)), names("distortion", &bad.to_string()));
+    }
+}
+
+#[test]
+fn mixtures_that_are_none_are_rejected() {
+    let uniform = |n| -> Box<dyn Distribution> { Box::new(Uniform::new(n).expect("some items")) };
+    assert_eq!(error_of(Mixture::new(vec![])), names("components", "none"));
+    for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let mixture = Mixture::new(vec![(1.0, uniform(5)), (bad, uniform(5))]);
+        assert_eq!(error_of(mixture), names("components[1].weight", &bad.to_string()));
+    }
+    let mixture = Mixture::new(vec![(1.0, uniform(5)), (1.0, uniform(6))]);
+    assert_eq!(error_of(mixture), names("components[1]", "6 items"));
+    // A share that f64 does not hold would be a log_q of −∞ where only that component draws.
+    assert_eq!(error_of(Mixture::new(vec![(1e300, uniform(5)), (1e-300, uniform(5))])).0, "components[1].weight");
+}
+
+#[test]
+fn ids_without_a_log_q_are_rejected() {
+    let mut random = RandomStream::new(1, 0);
+    for (name, sampler, _) in samplers(10) {
+        assert_eq!(error_of(sampler.log_q(&[9, 10])), names("ids[1]", "10"), "{name}");
+        assert_eq!(error_of(sampler.log_q(&[u64::MAX])).0, "ids[0]", "{name}");
+        assert_eq!(error_of(sampler.draw_distinct(11, &mut random)), names("count", "11 distinct ids"), "{name}");
+        // Empty, and no id can be in it.
+        let distinct = sampler.draw_distinct(0, &mut random).expect("none is few enough");
+        for sample in [sampler.draw(0, &mut random), sampler.draw_deduplicated(0, &mut random), distinct] {
+            assert!(sample.ids.is_empty() && sample.log_q.is_empty());
+        }
+        assert!(sampler.draw_deduplicated(0, &mut random).log_q_of(&*sampler, &[3]).is_err(), "{name}");
+    }
+    let some = unigram(&[1.0, 0.0, 2.0], 0.0);
+    let sample = some.draw(4, &mut random);
+    for result in [some.log_q(&[0, 2, 1]), sample.log_q_of(&some, &[0, 2, 1])] {
+        assert_eq!(error_of(result), names("ids[2]", "1"));
+    }
+    assert_eq!(error_of(some.draw_distinct(3, &mut random)), names("count", "3 distinct ids"));
+    let both = Mixture::new(vec![(1.0, Box::new(some.clone())), (1.0, Box::new(some))]).expect("valid");
+    assert_eq!((both.support(), error_of(both.log_q(&[1]))), (2, names("ids[0]", "1")));
+}
+
+proptest! {
+    #[test]
+    fn a_bad_count_is_named(mut counts in prop::collection::vec(0.0f64..1e9, 1..50), at in any::<prop::sample::Index>(),
+                            bad in prop::sample::select(vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, -1e-9])) {
+        let at = at.index(counts.len());
+        counts[at] = bad;
+        prop_assert_eq!(error_of(Unigram::new(&counts, 1.0)), names(&format!("counts[{at}]"), &bad.to_string()));
+    }
+
+    /// Any counts, over all exponents of f64: the table's probabilities sum to 1, no count above 0 is lost, none of 0 drawn.
+    #[test]
+    fn any_counts_make_a_table(exponents in prop::collection::vec(prop::option::of(-300.0f64..300.0), 1..60), distortion in -2.0f64..2.0) {
+        let counts: Vec<f64> = exponents.iter().map(|e| e.map_or(0.0, |e| 10f64.powf(e))).collect();
+        prop_assume!(counts.iter().any(|&count| count > 0.0));
+        let popularity = unigram(&counts, distortion);
+        let probabilities: Vec<f64> = (0..counts.len() as u64).map(|id| popularity.probability(id)).collect();
+        prop_assert!((probabilities.iter().sum::<f64>() - 1.0).abs() <= f64::from(f32::EPSILON));
+        for (count, p) in counts.iter().zip(&probabilities) {
+            prop_assert_eq!(*count > 0.0, *p > 0.0);
+        }
+        let mut random = RandomStream::new(3, 0);
+        let sample = popularity.draw(200, &mut random);
+        prop_assert!(sample.ids.iter().all(|&id| counts[id as usize] > 0.0));
+        prop_assert!(sample.log_q.iter().all(|log_q| log_q.is_finite() && *log_q <= 0.0));
+        let support = popularity.support() as usize;
+        let distinct = popularity.draw_distinct(support.div_ceil(2), &mut random).expect("enough ids");
+        prop_assert!(distinct.log_q.iter().all(|log_q| log_q.is_finite() && *log_q <= 0.0));
+    }
+}

@@ -89,11 +89,11 @@ fn draws_have_the_probability_of_the_formula() {
 
 #[test]
 fn large_catalogues_have_it_too() {
-    const N: usize = (1 << 20) - 1;
+    const N: usize = (1 << 18) - 1;
     // Buckets of ranks: 0, 1, 2..4, 4..8, ...
     let bucket = |id: usize| (id + 1).ilog2() as usize;
     let buckets = bucket(N - 1) + 1;
-    let draws = draws_to_see_five_percent(buckets - 1).max(10 * N);
+    let draws = draws_to_see_five_percent(buckets - 1).max(4 * N);
     for (name, sampler, probabilities) in samplers(N) {
         let mut wanted = vec![0.0; buckets];
         probabilities.iter().enumerate().for_each(|(id, p)| wanted[bucket(id)] += p);
@@ -128,19 +128,17 @@ fn a_mixtures_log_q_is_the_mixtures() {
     let (p, r) = (powers(&first, 1.0), powers(&second, 1.0));
     let wanted: Vec<f64> = (0..N).map(|id| 0.25 * p[id] + 0.75 * r[id]).collect();
     assert_eq!(mixture.support(), 6);
-    for id in 0..N {
-        assert_log_close(mixture.log_q(&[id as u64]).expect("drawn")[0], wanted[id], "mixture");
+    for (id, &wanted) in (0..).zip(&wanted) {
+        assert_log_close(mixture.log_q(&[id]).expect("drawn")[0], wanted, "mixture");
     }
     let draws = draws_to_see_five_percent(N - 1);
     let sample = mixture.draw(draws, &mut RandomStream::new(13, 0));
     let counts = histogram(&sample.ids, N);
     assert!(chi_square(&counts, &wanted) < critical(N - 1));
-    // A component's own probability, as each sampler alone would give it, is far off at the ids that both draw.
-    for own in [p[3], r[3]] {
-        let (observed, n) = (counts[3] as f64, draws as f64);
-        assert!(
-            (observed - own * n).abs() > 4.0 * (n * own * (1.0 - own)).sqrt() || (own - wanted[3]).abs() < 0.05 * own
-        );
+    // A component's own probability at an id that both draw, as each sampler alone would give it, is rejected.
+    for own in [p[2], r[2]] {
+        let (observed, n) = (counts[2] as f64, draws as f64);
+        assert!((observed - own * n).abs() > 4.0 * (n * own * (1.0 - own)).sqrt(), "{own} is accepted");
     }
     let nested = Mixture::new(vec![(1.0, Box::new(mixture)), (1.0, Box::new(Uniform::new(6).expect("some items")))]);
     let nested = nested.expect("a mixture is a distribution");

@@ -100,7 +100,7 @@ impl<'a> Reader<'a> {
         if bytes.is_none_or(|bytes| bytes > self.left() as u64) {
             return Err(corrupt(format!("{depth} x {width} cells in {} bytes", self.left())));
         }
-        Hashes::new(width as usize, depth as usize, seed).map_err(|error| corrupt(error))
+        Hashes::new(width as usize, depth as usize, seed).map_err(corrupt)
     }
 
     pub(super) fn end(&self) -> Result<()> {

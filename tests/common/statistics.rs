@@ -19,8 +19,8 @@ pub fn critical(degrees: usize) -> f64 {
     k * (1.0 - 2.0 / (9.0 * k) + 4.0 * (2.0 / (9.0 * k)).sqrt()).powi(3)
 }
 
-/// Draws after which probabilities that are 5% off, half of them up and half down, are rejected but for a probability of 3e-5:
-/// the statistic then has the mean `k + λ` and the variance `2k + 4λ`, with `λ = n · 0.05²`.
+/// Draws after which probabilities that are all 5% off are rejected but for a probability of 3e-5: the statistic then has the
+/// mean `k + λ` and the variance `2k + 4λ`, with `λ = n · 0.05²`.
 pub fn draws_to_see_five_percent(degrees: usize) -> usize {
     let k = degrees as f64;
     let seen = |n: f64| {
@@ -34,11 +34,10 @@ pub fn draws_to_see_five_percent(degrees: usize) -> usize {
     n as usize
 }
 
-/// The probabilities with every other one up by 5% and the rest down, so that the sum stays.
+/// The probabilities with every other one up by 5% and the rest down by what that takes.
 pub fn five_percent_off(probabilities: &[f64]) -> Vec<f64> {
-    let (even, odd) =
-        (0..2).map(|start| probabilities.iter().skip(start).step_by(2).sum::<f64>()).fold((0.0, 0.0), |s, x| (s.1, x));
-    // 5% of the even half's mass goes over; where the halves are unlike, not exactly 5% of the odd one.
-    let factor = |i: usize| if i % 2 == 0 { 1.05 } else { 1.0 - 0.05 * even / odd };
-    probabilities.iter().enumerate().map(|(i, p)| p * factor(i)).collect()
+    let even: f64 = probabilities.iter().step_by(2).sum();
+    let odd: f64 = probabilities.iter().skip(1).step_by(2).sum();
+    let factors = [1.05, 1.0 - 0.05 * even / odd];
+    probabilities.iter().zip(factors.iter().cycle()).map(|(p, factor)| p * factor).collect()
 }

@@ -71,6 +71,12 @@
 //! Evaluation over the whole catalogue needs no top-K: the exact [`Rank`] of each positive comes out of the same pass
 //! ([`Request::with_rank`]), with the user's seen items as [`excluded_ids`](BatchBuilder::excluded_ids).
 //!
+//! # Negatives and their log_q
+//!
+//! Whoever draws negatives here gets the log_q of what was drawn, and how. A sampled pool comes from a [`Distribution`]:
+//! [`Uniform`], [`Unigram`] (counts with a distortion), [`LogUniform`] (Zipf by rank), or a [`Mixture`] of them. In-batch negatives
+//! are drawn by the data: a [`FrequencyEstimator`] estimates their Q from the stream of ids.
+//!
 //! # Promises
 //!
 //! * **Determinism.** The same inputs on the same machine give bitwise the same outputs, for any number of threads.

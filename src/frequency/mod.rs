@@ -7,7 +7,7 @@
 //! |---|---|---|---|
 //! | [`ExactCounts`] | grows with the distinct ids | exact counts | no |
 //! | [`CountMin`] | fixed | counts too high by collisions, within a bound | no |
-//! | [`GapEstimator`] | fixed | ± 100 sqrt(alpha/2) %, and collisions | within 1/alpha appearances of an id |
+//! | [`GapEstimator`] | fixed | relative noise sqrt(alpha/2), and Q too high by collisions | within 1/alpha appearances of an id |
 
 mod count_min;
 mod counts;
@@ -40,9 +40,9 @@ use crate::sampling::Inclusion;
 /// ```
 ///
 /// **First observe, then log_q**, as in Yi et al. 2019. The batch's own ids have then all been seen, and each log_q rests on
-/// data; the other way round a new id had none, though it is a candidate now. The price is that an id is looked at when it has
-/// just come up: of counts, each appearance in the batch adds `1/n` to the estimate after n ids, which is the id's own Q where
-/// it has been seen once. Gaps have no such bias: the one that an appearance ends is as long as any other.
+/// data; the other way round a new id had none, though it is a candidate now. The price is that an id is looked at because it has
+/// just come up: its share of n counts has the expectation `Q + (1 − Q)/n`, about twice Q for an id that is seen once in n. Gaps
+/// have no such bias: the one that an appearance ends is as long as any other.
 ///
 /// **An id that was never seen** gets the Q that it would have had as the next one in the stream, `1/(n + 1)` after n ids: what
 /// `observe` would make of it, and a bound, since an id of a greater Q would likely have been seen. With nothing observed that is
@@ -61,7 +61,7 @@ pub trait FrequencyEstimator {
 
     /// Logarithm of the probability that an id is in a batch of `batch_size` draws, `log(1 − (1 − Q)^batch_size)`: for a pool
     /// that holds each distinct id of such a batch once. `batch_size` counts the draws before repetitions were removed, and is
-    /// at least 1.
+    /// at least 1. As an expected count it serves every correction but [`CorrectedLogQ`](crate::Correction::CorrectedLogQ).
     fn log_q_deduplicated(&self, ids: &[u64], batch_size: usize) -> Vec<f32> {
         let inclusion = Inclusion::AmongDraws(batch_size.max(1) as f64);
         ids.iter().map(|&id| inclusion.log(self.probability(id)) as f32).collect()

@@ -76,6 +76,12 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
     /// One draw: an id and its Q, the same as [`probability`](Distribution::probability) gives.
     fn draw_one(&self, random: &mut RandomStream) -> (u64, f64);
 
+    /// As many draws as `drawn` is long: the same as that many of [`draw_one`](Distribution::draw_one). For distributions that
+    /// are faster at several together.
+    fn draw_into(&self, drawn: &mut [(u64, f64)], random: &mut RandomStream) {
+        drawn.iter_mut().for_each(|drawn| *drawn = self.draw_one(random));
+    }
+
     /// log Q of each id, per draw.
     ///
     /// # Errors
@@ -87,26 +93,23 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
     /// `draws` independent draws, with repetitions. log_q is log Q.
     fn draw(&self, draws: usize, random: &mut RandomStream) -> Sample {
         let mut sample = Sample::with_capacity(draws, Inclusion::PerDraw);
-        for _ in 0..draws {
-            let (id, probability) = self.draw_one(random);
-            sample.push(id, probability);
-        }
+        for_each_draw(self, draws, random, |id, probability| sample.push(id, probability));
         sample
     }
 
     /// The distinct ids among `draws` independent draws, in the order in which they first came. log_q is the logarithm of
     /// the probability to be among them, `log(1 − (1 − Q)^draws)`, exactly.
     ///
-    /// This is an expected count: of an id's appearances in this sample, which are 0 or 1.
+    /// This is an expected count, of an id's appearances in the sample (0 or 1), and no probability per draw: it serves every
+    /// correction but [`CorrectedLogQ`](crate::Correction::CorrectedLogQ), which needs [`draw`](Distribution::draw).
     fn draw_deduplicated(&self, draws: usize, random: &mut RandomStream) -> Sample {
         let mut sample = Sample::with_capacity(draws, Inclusion::AmongDraws(draws as f64));
         let mut seen = FxHashSet::with_capacity_and_hasher(draws, FxBuildHasher);
-        for _ in 0..draws {
-            let (id, probability) = self.draw_one(random);
+        for_each_draw(self, draws, random, |id, probability| {
             if seen.insert(id) {
                 sample.push(id, probability);
             }
-        }
+        });
         sample
     }
 
@@ -121,13 +124,33 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
     /// that was taken: given the others, an id is in the sample when its own first time is before t, with the probability
     /// `1 − exp(−Q t)`. With all ids that can be drawn it is 1. [`Uniform`] has exactly `count / N`.
     ///
-    /// Takes a draw for each try, and after N tries one pass over the catalogue.
+    /// An expected count, as that of [`draw_deduplicated`](Distribution::draw_deduplicated). Takes a draw for each try, and after N
+    /// tries one pass over the catalogue.
     ///
     /// # Errors
     /// `count` past the number of ids that can be drawn.
     fn draw_distinct(&self, count: usize, random: &mut RandomStream) -> Result<Sample> {
         check_distinct(count, self.support())?;
         Ok(without_replacement::draw(self, count, random))
+    }
+}
+
+/// Draws that are made together: enough to wait for many cells of a table at the same time, few enough for the stack.
+const BLOCK: usize = 64;
+
+fn for_each_draw<D: Distribution + ?Sized>(
+    distribution: &D,
+    draws: usize,
+    random: &mut RandomStream,
+    mut each: impl FnMut(u64, f64),
+) {
+    let mut block = [(0, 0.0); BLOCK];
+    let mut left = draws;
+    while left > 0 {
+        let drawn = &mut block[..left.min(BLOCK)];
+        distribution.draw_into(drawn, random);
+        drawn.iter().for_each(|&(id, probability)| each(id, probability));
+        left -= drawn.len();
     }
 }
 

@@ -4,6 +4,8 @@ use super::{Distribution, Inclusion, checked_probability};
 use crate::error::{Result, value};
 
 /// Ids that were drawn from a [`Distribution`], and the log_q that belongs to the way in which they were drawn.
+///
+/// log_q per draw and log-probabilities of being in a sample are different scales: all pools of one batch take one of them.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Sample {

@@ -99,11 +99,23 @@ impl Distribution for Mixture {
     }
 
     fn draw_one(&self, random: &mut RandomStream) -> (u64, f64) {
+        let id = self.draw_id(random);
+        (id, self.probability(id))
+    }
+
+    /// Ids first, so that the cache misses of looking up their probabilities overlap.
+    fn draw_into(&self, drawn: &mut [(u64, f64)], random: &mut RandomStream) {
+        drawn.iter_mut().for_each(|(id, _)| *id = self.draw_id(random));
+        drawn.iter_mut().for_each(|(id, probability)| *probability = self.probability(*id));
+    }
+}
+
+impl Mixture {
+    fn draw_id(&self, random: &mut RandomStream) -> u64 {
         let share = random.unit();
         // Rounding may leave the last end short of 1.
         let last = self.components.len() - 1;
         let chosen = self.components[..last].iter().position(|c| share < c.end).unwrap_or(last);
-        let (id, _) = self.components[chosen].distribution.draw_one(random);
-        (id, self.probability(id))
+        self.components[chosen].distribution.draw_one(random).0
     }
 }

@@ -8,7 +8,7 @@ use crate::error::{Result, shape, value};
 /// whatever the distortion.
 ///
 /// An alias table (Walker 1977; Vose, "A Linear Algorithm for Generating Random Numbers with a Given Distribution", IEEE TSE
-/// 1991) of 16 bytes for each item, 160 MB for 1e7, and while it is built 16 more; a draw with its Q reads one cache line.
+/// 1991) of 16 bytes for each item, 160 MB for 1e7, and while it is built 8 more; a draw with its Q reads one cache line.
 ///
 /// The table is built in integers: shares of the draws are multiples of `2^-32 / N`, at least one for each count above 0, and
 /// [`probability`](Distribution::probability) is the table's own (as f32, to a relative 6e-8), so that log_q fits what is drawn.

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 
 use crate::embeddings::{DType, Embeddings};
 use crate::error::{Result, does_not_apply, missing, shape, value};
+use crate::search::Search;
 
 /// 64-bit item ids. They are compared for equality only, so signed and unsigned serve alike.
 #[derive(Debug, Clone, Copy)]
@@ -379,6 +380,38 @@ impl<'a> BatchBuilder<'a> {
         })
     }
 
+    /// Checks everything and returns a search of the best candidates: queries, pools with their ids, excluded ids.
+    ///
+    /// # Errors
+    /// As [`build`](BatchBuilder::build); and where positives, log_q or row weights were given, which a search would have to
+    /// ignore.
+    pub fn search(self) -> Result<Search<'a>> {
+        let for_a_loss = [
+            ("positives", self.positives.is_some()),
+            ("positive_ids", self.positive_ids.is_some()),
+            ("positive_log_q", self.positive_log_q.is_some()),
+            ("row_weight", self.row_weight.is_some()),
+            ("log_q", self.pools.iter().any(|pool| pool.log_q.is_some())),
+        ];
+        if let Some((argument, _)) = for_a_loss.into_iter().find(|(_, given)| *given) {
+            return Err(does_not_apply(argument, "a search ranks all candidates by similarity alone"));
+        }
+        self.check_embeddings()?;
+        self.check_pools()?;
+        self.check_mask_ids()?;
+        self.check_excluded()?;
+        Ok(Search::new(Batch {
+            queries: self.queries,
+            pools: self.pools,
+            // Separate positives without ids mask nothing, and nobody looks at them.
+            positives: Positives::Separate(self.queries),
+            positive_ids: None,
+            positive_log_q: None,
+            excluded: self.excluded,
+            row_weight: None,
+        }))
+    }
+
     fn check_embeddings(&self) -> Result<()> {
         self.queries.check("queries")?;
         let mut named = Vec::new();
@@ -470,12 +503,17 @@ impl<'a> BatchBuilder<'a> {
         }
     }
 
-    fn checked_positive_ids(&self, positives: &Positives<'a>) -> Result<Option<Cow<'a, [u64]>>> {
-        let have_ids = self.pools[0].ids.is_some();
+    fn check_mask_ids(&self) -> Result<()> {
         let masks = self.positive_ids.is_some() || self.excluded.is_some();
-        if masks && !have_ids {
+        if masks && self.pools[0].ids.is_none() {
             return Err(missing("candidate_ids", "positive_ids and excluded_ids are compared with them"));
         }
+        Ok(())
+    }
+
+    fn checked_positive_ids(&self, positives: &Positives<'a>) -> Result<Option<Cow<'a, [u64]>>> {
+        self.check_mask_ids()?;
+        let have_ids = self.pools[0].ids.is_some();
         match (positives, self.positive_ids) {
             (Positives::Index(_), Some(_)) => {
                 Err(does_not_apply("positive_ids", "positives given by index have the ids of their candidates"))

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use catalog_softmax::{Backend, Correction, Cpu, DType, Output, Request};
 use common::generate::{Config, Masking};
+use common::topk::{SearchData, Values};
 
 struct Counting;
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -81,5 +82,21 @@ fn a_step_allocates_what_its_plan_says() {
                 assert!(again <= slack + planned / 4, "B {b}, N {n}, D {dim}: {again} bytes in a second step");
             });
         }
+    }
+    for (b, n, k) in [(512, 20_000, 100), (300, 30_000, 1024)] {
+        let data = SearchData::new(b, &[n], 64, DType::F32, Values::Normal, true);
+        let search = data.search();
+        pool.install(|| {
+            let mut cpu = Cpu::new();
+            let planned = cpu.plan_top_k(&search, data.similarity, k).expect("a valid k").workspace_bytes;
+            let (outputs, slack) = (b * k * 8, 512 * 1024);
+            let mut run = || cpu.top_k(&search, data.similarity, k).expect("a valid k");
+            let used = peak(|| _ = run());
+            println!("B {b}, N {n}, k {k}: planned {planned}, used {used} with outputs {outputs}");
+            assert!(used <= planned + outputs + slack, "B {b}, N {n}, k {k}: {used} > {planned} + {outputs}");
+            assert!(planned <= 3 * (used - outputs) + slack, "B {b}, N {n}, k {k}: {planned} ≫ {used}");
+            let again = peak(|| _ = run());
+            assert!(again <= outputs + slack + planned / 4, "B {b}, N {n}, k {k}: {again} bytes in a second search");
+        });
     }
 }

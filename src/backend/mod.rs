@@ -13,9 +13,10 @@ pub(crate) mod stream;
 
 use crate::batch::Batch;
 use crate::error::{Result, does_not_apply, missing, shape};
-use crate::loss::Loss;
+use crate::loss::{Loss, Similarity};
 use crate::output::{Gradients, Output};
 use crate::plan::Plan;
+use crate::search::{Search, TopK};
 use crate::stats::{Request, RowStatistics};
 use stream::Stream;
 
@@ -139,6 +140,29 @@ pub trait Backend: Stream {
         let mut gradients = Gradients::default();
         self.stream_back(batch, loss, statistics, d_lse, d_positive, &mut gradients)?;
         Ok(gradients)
+    }
+
+    /// The `k` candidates that are most similar to each query, exactly: no approximation and no B x N scores. What the row
+    /// excludes is left out; of equal similarities the smaller index comes first. The temperature plays no part in it.
+    ///
+    /// On one machine the result does not depend on threads or splits: the best `k` of an order without ties are one list.
+    /// See [`Search`] for an example, and [`TopK`] for rows with fewer than `k`.
+    ///
+    /// # Errors
+    /// [`Error::Value`](crate::Error::Value) where `k` is 0, above [`Search::MAX_K`] or above the number of candidates; errors
+    /// of a device.
+    fn top_k(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK<Self::Real>> {
+        search.check_k(k)?;
+        self.search(search, similarity, k)
+    }
+
+    /// What [`top_k`](Backend::top_k) would allocate beside its result.
+    ///
+    /// # Errors
+    /// As [`top_k`](Backend::top_k).
+    fn plan_top_k(&self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<Plan> {
+        search.check_k(k)?;
+        Ok(self.plan_search(search, similarity, k))
     }
 }
 

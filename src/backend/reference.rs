@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::loss::{Loss, Similarity};
 use crate::output::Gradients;
 use crate::plan::Plan;
+use crate::search::{Search, TopK};
 use crate::stats::{Moments, Rank, Request, RowStatistics};
 
 /// The float64 reference: what every other backend is held to. Slow, and exact to about 1e-13.
@@ -247,6 +248,31 @@ impl Stream for Reference {
         gradients.d_temperature = -gamma * gamma * d_gamma;
         gradients.d_log_temperature = -gamma * d_gamma;
         Ok(())
+    }
+
+    fn plan_search(&self, search: &Search<'_>, similarity: Similarity, _k: usize) -> Plan {
+        self.plan_stream(search.batch(), &Loss::softmax(similarity, 1.0), Request::value())
+    }
+
+    fn search(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK<f64>> {
+        // Scores at temperature 1 are similarities; a search has no positives, so its negatives are what is not excluded.
+        let loss = Loss::softmax(similarity, 1.0);
+        let problem = Problem::new(search.batch(), &loss);
+        let starts: Vec<usize> = search.batch().pools_with_start().map(|(start, _)| start).collect();
+        let mut top = TopK::empty(search.num_queries(), k);
+        let mut scored = Vec::new();
+        for row in 0..search.num_queries() {
+            scored.clear();
+            problem.for_each_negative(row, |pool, j, s, _| scored.push((s, (starts[pool] + j) as u32)));
+            // In float64 only a row that is not finite itself has such a score.
+            scored.retain(|(s, _)| s.is_finite());
+            scored.sort_by(|a, b| b.0.partial_cmp(&a.0).expect("finite").then(a.1.cmp(&b.1)));
+            for (place, &(score, index)) in scored.iter().take(k).enumerate() {
+                top.indices[row * k + place] = index;
+                top.scores[row * k + place] = score;
+            }
+        }
+        Ok(top)
     }
 }
 

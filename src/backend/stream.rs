@@ -1,11 +1,12 @@
-//! What a backend implements: the streaming pass and the stream back.
+//! What a backend implements: the streaming pass, the stream back, and the search.
 
 use crate::batch::Batch;
 use crate::embeddings::Real;
 use crate::error::Result;
-use crate::loss::Loss;
+use crate::loss::{Loss, Similarity};
 use crate::output::Gradients;
 use crate::plan::Plan;
+use crate::search::{Search, TopK};
 use crate::stats::{Request, RowStatistics};
 
 /// The two passes of a backend over batches that were checked against their loss: what can still fail is the device.
@@ -40,4 +41,12 @@ pub trait Stream {
         d_positive: &[f64],
         gradients: &mut Gradients<Self::Real>,
     ) -> Result<()>;
+
+    /// Tiles, splits and workspace of a search.
+    #[doc(hidden)]
+    fn plan_search(&self, search: &Search<'_>, similarity: Similarity, k: usize) -> Plan;
+
+    /// The best `k` candidates of each row; `k` was checked.
+    #[doc(hidden)]
+    fn search(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK<Self::Real>>;
 }

@@ -13,3 +13,4 @@ pub mod problem;
 pub mod statistics;
 pub mod suite;
 pub mod tolerance;
+pub mod topk;

@@ -11,7 +11,9 @@
 //! The cut into blocks, tiles and splits depends on the problem alone, every sum has one order, and threads share no
 //! sums: results are bitwise the same for any number of threads.
 
+mod best;
 mod kernels;
+mod search;
 mod tile;
 
 use std::sync::Mutex;
@@ -28,6 +30,7 @@ use crate::loss::{Loss, Similarity};
 use crate::masks::Masks;
 use crate::output::Gradients;
 use crate::plan::Plan;
+use crate::search::{Search, TopK};
 use crate::stats::{Partial, Request, RowStatistics};
 use kernels::{ChainRule, LANES};
 use tile::{Scratch, TileJob, Units};
@@ -61,6 +64,8 @@ struct Workspace {
     coefficients: Vec<f32>,
     lse: Vec<f32>,
     scratch: Mutex<Vec<Scratch>>,
+    /// (K) per split and row: what a search found there.
+    found: Vec<best::Key>,
 }
 
 impl Cpu {
@@ -93,9 +98,14 @@ const UNITS: usize = 64;
 /// Bound of the memory for partial expected negatives, unless one split alone needs more.
 const MAX_PARTIAL_BYTES: usize = 16 << 20;
 
+/// Candidates in a tile of embeddings of `dim` elements.
+fn tile_width(dim: usize) -> usize {
+    (BLOCK_N * 256 / dim.max(256)).next_multiple_of(LANES).max(tile::MIN_WIDTH)
+}
+
 fn plan(batch: &Batch<'_>, request: Request) -> Plan {
     let (b, dim) = (batch.num_queries(), batch.dim());
-    let block_n = (BLOCK_N * 256 / dim.max(256)).next_multiple_of(LANES).max(tile::MIN_WIDTH);
+    let block_n = tile_width(dim);
     let block_b = BLOCK_B.min(b);
     let tiles: usize = batch.pools.iter().map(|pool| pool.candidates.rows().div_ceil(block_n)).sum();
     let row_bytes = b * dim * size_of::<f32>();
@@ -197,6 +207,14 @@ impl Stream for Cpu {
             );
         }
         Ok(())
+    }
+
+    fn plan_search(&self, search: &Search<'_>, _similarity: Similarity, k: usize) -> Plan {
+        search::plan(search, k)
+    }
+
+    fn search(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK<f32>> {
+        Ok(search::search(self, search, similarity, k))
     }
 }
 

@@ -7,6 +7,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::ROWS_PER_TASK;
+use super::best::Best;
 use super::kernels::{self, ChainRule, Coefficients, LANES, Normalize, RowState, Score, Statistics, Tile};
 use crate::batch::{Batch, Pool};
 use crate::embeddings::Embeddings;
@@ -96,13 +97,15 @@ pub(super) fn paired_sims(a: &Units, b: &Units, similarities: &mut Vec<f32>) {
 /// A thread's buffers.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
+    /// What a search keeps of each row.
+    pub(super) best: Best,
     /// (block_n, D) candidates of unit length.
     candidates: Vec<f32>,
     inverse_norm: Vec<f64>,
     /// (block_n) `−log_q · log2(e)`
     bias: Vec<f32>,
     /// (block_b, block_n) similarities, then probabilities.
-    sims: Vec<f32>,
+    pub(super) sims: Vec<f32>,
     states: Vec<RowState>,
     rescale: Vec<f32>,
 }
@@ -140,14 +143,14 @@ pub(super) struct Back<'a> {
 }
 
 /// A tile of candidates: a stretch of a pool.
-struct Candidates<'a> {
+pub(super) struct Candidates<'a> {
     pool: &'a Pool<'a>,
     /// Index of the tile's first candidate over all pools.
-    start: usize,
+    pub(super) start: usize,
     /// Rows of the pool.
-    range: Range<usize>,
+    pub(super) range: Range<usize>,
     /// Columns of the score tile, padding included.
-    width: usize,
+    pub(super) width: usize,
 }
 
 impl<'a> TileJob<'a> {
@@ -255,7 +258,7 @@ impl<'a> TileJob<'a> {
     }
 
     /// The tiles of a split, in order. Tiles do not cross pools.
-    fn tiles(&self, split: usize) -> impl Iterator<Item = Candidates<'a>> + use<'a> {
+    pub(super) fn tiles(&self, split: usize) -> impl Iterator<Item = Candidates<'a>> + use<'a> {
         let (batch, block_n) = (self.batch, self.plan.block_n);
         let count: usize = batch.pools.iter().map(|pool| pool.candidates.rows().div_ceil(block_n)).sum();
         let first = split * count / self.plan.splits;
@@ -275,7 +278,7 @@ impl<'a> TileJob<'a> {
     }
 
     /// Brings a tile's candidates, inverse norms and biases into the scratch.
-    fn load(&self, scratch: &mut Scratch, tile: &Candidates<'_>) {
+    pub(super) fn load(&self, scratch: &mut Scratch, tile: &Candidates<'_>) {
         let (dim, len) = (self.batch.dim(), tile.range.len());
         super::resize(&mut scratch.candidates, self.plan.block_n.max(tile.width) * dim);
         super::resize(&mut scratch.inverse_norm, self.plan.block_n);
@@ -295,8 +298,16 @@ impl<'a> TileJob<'a> {
         }
     }
 
+    /// Makes the similarities of excluded pairs −∞.
+    pub(super) fn mask(&self, scratch: &mut Scratch, tile: &Candidates<'_>, rows: Range<usize>) {
+        let sims = &mut scratch.sims;
+        self.masks.for_each_hit(rows, tile.start, tile.range.len(), self.ids(tile), |r, column| {
+            sims[r * tile.width + column] = f32::NEG_INFINITY;
+        });
+    }
+
     /// `S = Q̂ Ĉᵀ` for one block of queries; padded columns become −∞, those of spoiled embeddings NaN.
-    fn score(&self, scratch: &mut Scratch, tile: &Candidates<'_>, rows: Range<usize>) {
+    pub(super) fn score(&self, scratch: &mut Scratch, tile: &Candidates<'_>, rows: Range<usize>) {
         let height = rows.len().max(MIN_HEIGHT);
         let needed = self.plan.block_b.max(MIN_HEIGHT) * self.plan.block_n.max(tile.width);
         super::resize(&mut scratch.sims, needed);

@@ -10,10 +10,11 @@ use super::workspace::Workspace;
 use crate::backend::stream::Stream;
 use crate::batch::{Batch, Positives};
 use crate::embeddings::{Embeddings, Matrix};
-use crate::error::Result;
+use crate::error::{Result, does_not_apply};
 use crate::loss::{Loss, Similarity};
 use crate::output::Gradients;
 use crate::plan::Plan;
+use crate::search::{Search, TopK};
 use crate::stats::{Moments, Rank, Request, RowStatistics};
 
 /// Where a batch's arrays go.
@@ -337,5 +338,13 @@ impl Stream for Cuda {
         gradients.d_temperature = -gamma * gamma * d_gamma;
         gradients.d_log_temperature = -gamma * d_gamma;
         Ok(())
+    }
+
+    fn plan_search(&self, search: &Search<'_>, similarity: Similarity, _k: usize) -> Plan {
+        self.plan_stream(search.batch(), &Loss::softmax(similarity, 1.0), Request::value())
+    }
+
+    fn search(&mut self, _search: &Search<'_>, _similarity: Similarity, _k: usize) -> Result<TopK> {
+        Err(does_not_apply("top_k", "the CUDA backend has no search: take the CPU's"))
     }
 }

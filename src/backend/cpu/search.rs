@@ -1,0 +1,98 @@
+//! Exact top-K on the score tiles of the stream.
+//!
+//! ```text
+//! each (block of queries, split of the candidates), in parallel:
+//!   for each tile of candidates: S = Q̂ Ĉᵀ, mask; keys of scores above the row's threshold go to the row's buffer
+//! each row: the best K of its splits, sorted
+//! ```
+//!
+//! A pair's score depends on its tile alone, and the cut into tiles on the problem alone; so the splits, unlike those of
+//! the stream, may follow the number of threads and leave the result as it is.
+
+use rayon::prelude::*;
+
+use super::best::{self, Best, Collect, Key, keep_largest};
+use super::kernels::Tile;
+use super::tile::{Scratch, TileJob};
+use super::{BLOCK_B, Borrowed, Cpu, Workspace, resize, scale, split_off, tile_width};
+use crate::loss::{Loss, Similarity};
+use crate::masks::Masks;
+use crate::plan::Plan;
+use crate::search::{Search, TopK};
+
+/// Units of work for each thread: a few, so that none waits long for the last. Each split begins without a threshold and
+/// so has its own K ln(N / K) candidates to sort out.
+const UNITS_PER_THREAD: usize = 4;
+
+pub(super) fn plan(search: &Search<'_>, k: usize) -> Plan {
+    let (batch, threads) = (search.batch(), rayon::current_num_threads());
+    let (b, dim) = (batch.num_queries(), batch.dim());
+    let (block_b, block_n) = (BLOCK_B.min(b), tile_width(dim));
+    let tiles: usize = batch.pools.iter().map(|pool| pool.candidates.rows().div_ceil(block_n)).sum();
+    let splits = (UNITS_PER_THREAD * threads).div_ceil(b.div_ceil(block_b)).min(tiles);
+    let found = splits * b * k * size_of::<Key>();
+    // A thread that merges a row holds what its splits found.
+    let per_thread = Scratch::bytes(block_b, block_n, dim) + Best::bytes(block_b, k) + splits * k * size_of::<Key>();
+    let queries = b * (dim * size_of::<f32>() + size_of::<f64>());
+    Plan { block_b, block_n, splits, workspace_bytes: Masks::bytes(batch) + queries + found + per_thread * threads }
+}
+
+pub(super) fn search(cpu: &mut Cpu, search: &Search<'_>, similarity: Similarity, k: usize) -> TopK {
+    let (arch, plan, batch) = (cpu.arch, plan(search, k), search.batch());
+    let b = batch.num_queries();
+    let Workspace { masks, queries, scratch, found, .. } = &mut cpu.workspace;
+    masks.rebuild(batch);
+    queries.load(arch, &batch.queries, similarity);
+    resize(found, plan.splits * b * k);
+    // Scores are similarities: the scale is not applied.
+    let scale = scale(&Loss::softmax(similarity, 1.0));
+    let job = TileJob { arch, batch, similarity, scale, plan, masks, queries };
+
+    let mut units = Vec::new();
+    let mut slots = found.as_mut_slice();
+    for split in 0..plan.splits {
+        for start in (0..b).step_by(plan.block_b) {
+            let rows = start..(start + plan.block_b).min(b);
+            let slot = split_off(&mut slots, rows.len() * k);
+            units.push((split, rows, slot));
+        }
+    }
+    units.into_par_iter().for_each_init(
+        || Borrowed::take(scratch),
+        |scratch, (split, rows, slot)| {
+            let scratch = &mut scratch.0;
+            scratch.best.clear(rows.len(), k);
+            for tile in job.tiles(split) {
+                job.load(scratch, &tile);
+                job.score(scratch, &tile, rows.clone());
+                job.mask(scratch, &tile, rows.clone());
+                let sims = &mut scratch.sims[..rows.len() * tile.width];
+                let (tile, first) = (Tile { sims, width: tile.width }, tile.start as u32);
+                arch.dispatch(Collect { tile, first, best: &mut scratch.best });
+            }
+            scratch.best.write(slot);
+        },
+    );
+    merge(found, plan.splits, b, k)
+}
+
+/// The best `k` of what each row's splits found, sorted.
+fn merge(found: &[Key], splits: usize, b: usize, k: usize) -> TopK {
+    let mut top = TopK::empty(b, k);
+    let rows = top.indices.par_chunks_mut(k).zip(top.scores.par_chunks_mut(k)).enumerate();
+    rows.for_each_init(Vec::new, |keys: &mut Vec<Key>, (row, (indices, scores))| {
+        keys.clear();
+        for split in 0..splits {
+            let slot = &found[(split * b + row) * k..][..k];
+            keys.extend(slot.iter().filter(|&&key| key != 0));
+        }
+        let kept = keep_largest(keys, k);
+        let best = &mut keys[..kept];
+        best.sort_unstable_by(|a, b| b.cmp(a));
+        for (place, &key) in best.iter().enumerate() {
+            indices[place] = best::index(key);
+            scores[place] = best::score(key);
+        }
+    });
+    top
+}

@@ -50,6 +50,9 @@ struct Args {
     similarity: SimilarityName,
     #[arg(long, value_enum, default_value = "value_and_grad")]
     mode: Mode,
+    /// K of `--mode topk`
+    #[arg(long, default_value_t = 100)]
+    k: usize,
     #[arg(long, default_value_t = 0.05)]
     temperature: f64,
     /// `ids`: candidates carry ids as if drawn with replacement, so most positives have accidental hits
@@ -99,6 +102,8 @@ enum Mode {
     Statistics,
     /// Loss and gradients: four
     ValueAndGrad,
+    /// The best `--k` candidates of each query, from host memory: one matmul and a selection
+    Topk,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -134,6 +139,8 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         BackendName::Reference => measure(args, &problem, &mut Reference::new())?,
         BackendName::Cpu => measure(args, &problem, Device::Cpu.open()?.as_mut())?,
         #[cfg(feature = "cuda")]
+        BackendName::Cuda if args.mode == Mode::Topk => measure(args, &problem, Device::Cuda(0).open()?.as_mut())?,
+        #[cfg(feature = "cuda")]
         BackendName::Cuda => measure_cuda(args, &problem)?,
         #[cfg(not(feature = "cuda"))]
         BackendName::Cuda => measure(args, &problem, Device::Cuda(0).open()?.as_mut())?,
@@ -163,20 +170,47 @@ impl Measured {
 }
 
 fn measure<B: Backend + ?Sized>(args: &Args, problem: &Problem, backend: &mut B) -> catalog_softmax::Result<Measured> {
+    if args.mode == Mode::Topk {
+        return measure_top_k(args, problem, backend);
+    }
     let (batch, loss) = (problem.batch()?, &problem.loss);
     let request = request(args.mode);
     let workspace_bytes = backend.plan(&batch, loss, request)?.workspace_bytes;
     let mut output = Output::default();
-    backend.compute(&batch, loss, request, &mut output)?;
+    let seconds = timed(args, || backend.compute(&batch, loss, request, &mut output))?;
+    let output_bytes = output_bytes::<B::Real>(&batch, args.mode, problem);
+    Ok(Measured { seconds, total: output.total, workspace_bytes, output_bytes, peak_resident_bytes: peak_memory() })
+}
+
+/// The total is the sum of all scores that were found.
+fn measure_top_k<B: Backend + ?Sized>(
+    args: &Args,
+    problem: &Problem,
+    backend: &mut B,
+) -> catalog_softmax::Result<Measured> {
+    let (search, similarity) = (problem.search()?, problem.loss.similarity);
+    let workspace_bytes = backend.plan_top_k(&search, similarity, args.k)?.workspace_bytes;
+    let mut total = 0.0;
+    let seconds = timed(args, || {
+        let top = backend.top_k(&search, similarity, args.k)?;
+        total = (0..search.num_queries()).flat_map(|row| top.row(row).1).map(|&score| score.into()).sum::<f64>();
+        Ok(())
+    })?;
+    let output_bytes = search.num_queries() * args.k * (size_of::<u32>() + size_of::<B::Real>());
+    Ok(Measured { seconds, total, workspace_bytes, output_bytes, peak_resident_bytes: peak_memory() })
+}
+
+/// Seconds of each counted call, ascending.
+fn timed(args: &Args, mut call: impl FnMut() -> catalog_softmax::Result<()>) -> catalog_softmax::Result<Vec<f64>> {
+    call()?;
     let mut seconds = Vec::new();
     for _ in 0..args.iterations {
         let start = Instant::now();
-        backend.compute(&batch, loss, request, &mut output)?;
+        call()?;
         seconds.push(start.elapsed().as_secs_f64());
     }
     seconds.sort_by(f64::total_cmp);
-    let output_bytes = output_bytes::<B::Real>(&batch, args.mode, problem);
-    Ok(Measured { seconds, total: output.total, workspace_bytes, output_bytes, peak_resident_bytes: peak_memory() })
+    Ok(seconds)
 }
 
 /// On device memory, timed by events on the stream: inputs are there already and outputs stay.
@@ -214,15 +248,15 @@ fn measure_cuda(args: &Args, problem: &Problem) -> Result<Measured, Box<dyn Erro
 
 fn request(mode: Mode) -> Request {
     match mode {
-        Mode::Statistics => Request::value(),
+        Mode::Statistics | Mode::Topk => Request::value(),
         Mode::ValueAndGrad => Request::value_and_grad(),
     }
 }
 
-/// Floating-point operations of the matmuls: one of 2·B·N·D for statistics, four for value and gradient.
+/// Floating-point operations of the matmuls: one of 2·B·N·D for statistics and top-K, four for value and gradient.
 fn flops(problem: &Problem, mode: Mode) -> f64 {
     let matmuls = match mode {
-        Mode::Statistics => 1.0,
+        Mode::Statistics | Mode::Topk => 1.0,
         Mode::ValueAndGrad => 4.0,
     };
     matmuls * 2.0 * problem.num_queries() as f64 * problem.num_candidates() as f64 * problem.dim as f64
@@ -251,7 +285,7 @@ fn output_bytes<T>(batch: &Batch<'_>, mode: Mode, problem: &Problem) -> usize {
     let (b, n) = (batch.num_queries(), batch.num_candidates());
     let separate = matches!(problem.positives, PositiveData::Separate(_));
     let rows = match mode {
-        Mode::Statistics => 0,
+        Mode::Statistics | Mode::Topk => 0,
         Mode::ValueAndGrad => n + b * if separate { 3 } else { 2 },
     };
     5 * b * size_of::<f64>() + rows * batch.dim() * size_of::<T>()
@@ -299,7 +333,7 @@ fn print(args: &Args, problem: &Problem, measured: &Measured) {
     let (inputs, median) = (input_bytes(problem), measured.median());
     let seconds = &measured.seconds;
     println!("{b} queries, {n} candidates, dim {d}, {:?}, {:?}", dtype(problem), problem.loss);
-    println!("total loss      {:.9}", measured.total);
+    println!("total           {:.9}", measured.total);
     println!(
         "seconds         median {median:.6}, min {:.6}, max {:.6} of {}",
         seconds[0],
@@ -321,6 +355,7 @@ fn json(args: &Args, problem: &Problem, measured: &Measured) -> serde_json::Valu
     serde_json::json!({
         "backend": name(args.backend.to_possible_value()),
         "mode": name(args.mode.to_possible_value()),
+        "k": (args.mode == Mode::Topk).then_some(args.k),
         "queries": problem.num_queries(),
         "candidates": problem.num_candidates(),
         "dim": problem.dim,

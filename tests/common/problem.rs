@@ -1,6 +1,6 @@
 //! An owned problem: everything a batch borrows, with the loss. Tests, benches and examples make and keep these.
 
-use catalog_softmax::{Batch, DType, Embeddings, Loss, Pool, Result};
+use catalog_softmax::{Batch, DType, Embeddings, Loss, Pool, Result, Search};
 use half::{bf16, f16};
 
 /// Owned elements of an embedding matrix.
@@ -159,6 +159,22 @@ impl Problem {
             builder = builder.row_weight(weight);
         }
         builder.build()
+    }
+
+    /// A search of the same queries, candidates and exclusions.
+    pub fn search(&self) -> Result<Search<'_>> {
+        let mut pools = self.pools.iter().map(|data| {
+            let pool = Pool::new(data.candidates.view(self.dim));
+            data.ids.as_ref().map_or(pool, |ids| pool.ids(ids))
+        });
+        let mut builder = Batch::builder(self.queries.view(self.dim), pools.next().expect("a problem has a pool"));
+        for pool in pools {
+            builder = builder.pool(pool);
+        }
+        if let Some((offsets, ids)) = &self.excluded {
+            builder = builder.excluded_ids(offsets, ids);
+        }
+        builder.search()
     }
 
     /// All candidates as `f32`, pool after pool.

@@ -7,14 +7,16 @@ use super::generate::{rng, rows};
 use super::problem::Storage;
 use super::suite::Subject;
 
+/// Candidates, and their ids.
+pub type PoolOfIds = (Storage, Option<Vec<u64>>);
+
 /// What a search borrows.
 #[derive(Debug, Clone)]
 pub struct SearchData {
     pub dim: usize,
     pub similarity: Similarity,
     pub queries: Storage,
-    /// Candidates and their ids.
-    pub pools: Vec<(Storage, Option<Vec<u64>>)>,
+    pub pools: Vec<PoolOfIds>,
     /// Offsets and ids.
     pub excluded: Option<(Vec<i64>, Vec<u64>)>,
 }
@@ -301,7 +303,10 @@ pub fn top_k_is_the_same_again(backend: Subject<'_>) {
     }
 }
 
-pub const TOP_K: &[(&str, fn(Subject<'_>))] = &[
+/// A property of a backend's search.
+pub type TopKProperty = fn(Subject<'_>);
+
+pub const TOP_K: &[(&str, TopKProperty)] = &[
     ("is_exact_at_the_edges_of_tiles", top_k_is_exact_at_the_edges_of_tiles),
     ("is_exact_over_many_tiles", top_k_is_exact_over_many_tiles),
     ("agrees_within_rounding", top_k_agrees_within_rounding),

@@ -4,7 +4,8 @@
     .venv-peers/bin/python benches/peers/topk.py
 
 Both are exact, by inner product, in f32: `faiss.IndexFlatIP` and `examples/measure.rs --mode topk`, which gets the inputs
-in a golden batch's file. The sums of the scores that they find must agree to 1e-5.
+in a golden batch's file. The sums of the scores that they find must agree to 1e-5. NumPy's matmul of the same shape, block
+by block and with nothing selected, says what a library's matmul alone takes (set OPENBLAS_NUM_THREADS as --threads).
 Prints a row of a markdown table for each K, for docs/benchmarks.md.
 """
 
@@ -61,6 +62,30 @@ class Faiss:
         return float(scores.sum(dtype=np.float64)), seconds
 
 
+class Matmul:
+    """All scores in blocks that stay in cache, and nothing done with them."""
+
+    BLOCK = 2048
+
+    def __init__(self, queries, candidates, args):
+        self.queries, self.candidates, self.iterations = queries, candidates, args.iterations
+        self.scores = np.empty((len(queries), self.BLOCK), dtype=np.float32)
+
+    def call(self):
+        for start in range(0, len(self.candidates), self.BLOCK):
+            block = self.candidates[start : start + self.BLOCK]
+            np.matmul(self.queries, block.T, out=self.scores[:, : len(block)])
+
+    def round(self, k):
+        self.call()
+        seconds = []
+        for _ in range(self.iterations):
+            start = time.perf_counter()
+            self.call()
+            seconds.append(time.perf_counter() - start)
+        return None, seconds
+
+
 class Ours:
     """examples/measure, a process of its own; its seconds are those of the calls alone."""
 
@@ -98,6 +123,7 @@ def print_row(k, seconds, args):
     cells = [datetime.date.today().isoformat(), f"{args.queries} x {args.candidates} x {args.dim}", str(k)]
     for taken in seconds.values():
         cells.append(f"{statistics.median(taken) * 1e3:.0f} ({min(taken) * 1e3:.0f})")
+    # Of faiss and this crate.
     cells.append(f"{statistics.median(seconds['faiss']) / statistics.median(seconds['ours']):.2f}")
     cells.append(f"{min(seconds['faiss']) / min(seconds['ours']):.2f}")
     print("| " + " | ".join(cells) + " |", flush=True)
@@ -117,12 +143,16 @@ def main():
     print(f"{processor()}, {args.threads} threads; faiss-cpu {faiss.__version__} ({faiss.get_compile_options().strip()}),")
     print(f"IndexFlatIP, f32; milliseconds are median (best) of {args.rounds} alternating rounds of {args.iterations} calls;")
     print(f"load average at the start {os.getloadavg()[0]:.1f}\n")
-    print("| date | B x N x D | K | faiss, ms | this crate, ms | faster: medians | best |")
-    print("|" + "---|" * 7)
+    print("| date | B x N x D | K | faiss, ms | numpy matmul alone, ms | this crate, ms | faster than faiss: medians | best |")
+    print("|" + "---|" * 8)
     with tempfile.TemporaryDirectory() as directory:
         file = pathlib.Path(directory) / "inputs.safetensors"
         write_golden(file, queries, candidates)
-        implementations = {"faiss": Faiss(queries, candidates, args), "ours": Ours(measure, file, args)}
+        implementations = {
+            "faiss": Faiss(queries, candidates, args),
+            "matmul": Matmul(queries, candidates, args),
+            "ours": Ours(measure, file, args),
+        }
         for k in args.k:
             print_row(k, compare(k, implementations, args.rounds), args)
 

@@ -53,7 +53,8 @@ struct Row {
     /// Keys in the row's buffer.
     len: usize,
     /// The k-th best score of those seen when the buffer was last full; −∞ before. Candidates come in the order of their
-    /// indices, so one that scores no more has k better ones before it.
+    /// indices, so one that scores no more has k better ones before it. It may rise while a chunk's survivors are pushed:
+    /// those that it would now stop do no harm.
     threshold: f32,
 }
 
@@ -100,15 +101,12 @@ impl NullaryFnOnce for Collect<'_> {
                 continue;
             }
             for (chunk, lanes) in sims.as_chunks::<LANES>().0.iter().enumerate() {
-                if largest(lanes) <= row.threshold {
-                    continue;
-                }
                 let first = self.first + (chunk * LANES) as u32;
-                for (lane, &sim) in lanes.iter().enumerate() {
-                    // False for NaN, and for −∞: masked pairs, and the padding's.
-                    if sim > row.threshold {
-                        row.push(keys, key(sim, first + lane as u32), *k);
-                    }
+                let mut above = lanes_above(lanes, row.threshold);
+                while above != 0 {
+                    let lane = above.trailing_zeros();
+                    row.push(keys, key(lanes[lane as usize], first + lane), *k);
+                    above &= above - 1;
                 }
             }
         }
@@ -125,6 +123,16 @@ impl Row {
             self.threshold = score(keys[k - 1]);
         }
     }
+}
+
+/// Bit by bit, which lanes are above a threshold: not NaN, and not −∞, as masked pairs and the padding are.
+#[inline(always)]
+fn lanes_above(lanes: &[f32; LANES], threshold: f32) -> u32 {
+    let mut above = 0;
+    for (lane, &sim) in lanes.iter().enumerate() {
+        above |= u32::from(sim > threshold) << lane;
+    }
+    above
 }
 
 /// The largest that is not NaN; −∞ where there is none.

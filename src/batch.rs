@@ -552,27 +552,25 @@ impl<'a> BatchBuilder<'a> {
 
     fn check_excluded(&self) -> Result<()> {
         let Some(Excluded { offsets, ids }) = self.excluded else { return Ok(()) };
-        check_len("exclude_offsets", offsets.len(), self.queries.rows() + 1)?;
-        if offsets[0] != 0 {
-            return Err(value("exclude_offsets[0]", offsets[0], "0"));
-        }
-        if let Some(row) = offsets.windows(2).position(|pair| pair[0] > pair[1]) {
-            return Err(value(
-                format!("exclude_offsets[{}]", row + 1),
-                offsets[row + 1],
-                "not less than the one before",
-            ));
-        }
-        let end = offsets[self.queries.rows()];
-        if end as u64 != ids.0.len() as u64 {
-            return Err(shape(
-                "exclude_ids",
-                format!("{} ids", ids.0.len()),
-                format!("the last offset, which is {end}"),
-            ));
-        }
-        Ok(())
+        check_csr(("exclude_offsets", offsets), ("exclude_ids", ids.0.len()), self.queries.rows())
     }
+}
+
+/// Offsets of `rows` rows into so many values: they start at 0, never fall, and end with the number of values.
+pub(crate) fn check_csr(offsets: (&str, &[i64]), values: (&str, usize), rows: usize) -> Result<()> {
+    let ((name, offsets), (values_name, len)) = (offsets, values);
+    check_len(name, offsets.len(), rows + 1)?;
+    if offsets[0] != 0 {
+        return Err(value(format!("{name}[0]"), offsets[0], "0"));
+    }
+    if let Some(row) = offsets.windows(2).position(|pair| pair[0] > pair[1]) {
+        return Err(value(format!("{name}[{}]", row + 1), offsets[row + 1], "not less than the one before"));
+    }
+    let end = offsets[rows];
+    if end as u64 != len as u64 {
+        return Err(shape(values_name, format!("{len} ids"), format!("the last offset, which is {end}")));
+    }
+    Ok(())
 }
 
 /// One value of each row's positive, taken from the pools.

@@ -93,6 +93,7 @@ mod frequency;
 mod geometry;
 mod loss;
 mod masks;
+pub mod metrics;
 mod output;
 mod plan;
 mod queue;

@@ -87,6 +87,11 @@ impl<T: Real> TopK<T> {
         TopK { k, indices: vec![TopK::NONE; b * k], scores }
     }
 
+    /// B.
+    pub(crate) fn num_rows(&self) -> usize {
+        self.indices.len() / self.k.max(1)
+    }
+
     /// Indices and similarities of a row, best first: K of them, or as many as there are.
     ///
     /// # Panics

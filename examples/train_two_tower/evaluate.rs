@@ -2,8 +2,7 @@
 //!
 //! A target's rank is its place among all items that the user had not taken before. Ties count against it.
 
-use catalog_softmax::{Backend, Batch, Embeddings, Loss, Output, Pool, Request, Similarity};
-use rayon::prelude::*;
+use catalog_softmax::{Backend, Batch, Embeddings, Loss, Output, Pool, Request, Similarity, TopK, metrics};
 
 use crate::Fallible;
 use crate::model::{Activations, Model};
@@ -25,14 +24,12 @@ pub struct Ranking {
 }
 
 impl Ranking {
-    /// `ranks` count from 0, the top.
-    fn of(ranks: &[u64]) -> Ranking {
-        let mean = |value: fn(f64) -> f64| ranks.iter().map(|&r| value(r as f64)).sum::<f64>() / ranks.len() as f64;
+    fn of(ranks: &metrics::Ranking) -> Ranking {
         Ranking {
-            recall_at_10: mean(|r| f64::from(r < 10.0)),
-            recall_at_100: mean(|r| f64::from(r < 100.0)),
-            ndcg_at_10: mean(|r| if r < 10.0 { 1.0 / (r + 2.0).log2() } else { 0.0 }),
-            mrr: mean(|r| 1.0 / (r + 1.0)),
+            recall_at_10: ranks.recall_at(10),
+            recall_at_100: ranks.recall_at(100),
+            ndcg_at_10: ranks.ndcg_at(10),
+            mrr: ranks.mrr(),
         }
     }
 }
@@ -55,7 +52,7 @@ pub fn rank(
     backend: &mut dyn Backend<Real = f32>,
 ) -> Fallible<Ranking> {
     let mut activations = Activations::default();
-    let mut ranks = Vec::with_capacity(examples.len());
+    let mut ranks = metrics::Ranking::default();
     for block in examples.chunks(BLOCK) {
         let histories: Vec<&[u32]> = block.iter().map(|&example| split.history(example, history)).collect();
         model.queries(&histories, &mut activations);
@@ -69,7 +66,7 @@ pub fn rank(
 /// The same for the baseline that ranks by popularity alone: embeddings of one dimension, the training count.
 pub fn rank_by_popularity(split: &Split, backend: &mut dyn Backend<Real = f32>) -> Fallible<Ranking> {
     let popularity: Vec<f32> = split.popularity.iter().map(|&count| count as f32).collect();
-    let mut ranks = Vec::with_capacity(split.test.len());
+    let mut ranks = metrics::Ranking::default();
     for block in split.test.chunks(BLOCK) {
         let ones = vec![1.0; block.len()];
         let queries = Embeddings::new(&ones, block.len(), 1);
@@ -86,7 +83,7 @@ fn rank_block(
     split: &Split,
     block: &[Example],
     backend: &mut dyn Backend<Real = f32>,
-    ranks: &mut Vec<u64>,
+    ranks: &mut metrics::Ranking,
 ) -> Fallible<()> {
     let ids: Vec<u64> = (0..items.rows() as u64).collect();
     let targets: Vec<u32> = block.iter().map(|&example| split.target(example)).collect();
@@ -99,30 +96,40 @@ fn rank_block(
     let mut output = Output::default();
     // Any temperature ranks alike.
     backend.compute(&batch, &Loss::softmax(similarity, 1.0), Request::value().with_rank(), &mut output)?;
-    let rank = output.statistics.rank.ok_or("the backend returned no ranks")?;
-    ranks.extend(rank.above.iter().zip(&rank.ties).map(|(above, ties)| above + ties));
+    ranks.append(metrics::Ranking::of_positives(&output.statistics)?);
     Ok(())
 }
 
 /// Popularity and coverage of what the model recommends to the users of the test targets.
-pub fn recommended(model: &Model, split: &Split, history: usize) -> Recommended {
+pub fn recommended(
+    model: &Model,
+    split: &Split,
+    history: usize,
+    backend: &mut dyn Backend<Real = f32>,
+) -> Fallible<Recommended> {
     let mut activations = Activations::default();
-    let histories: Vec<&[u32]> = split.test.iter().map(|&example| split.history(example, history)).collect();
-    model.queries(&histories, &mut activations);
-    let dim = model.dim();
-    let unit_items: Vec<f32> = model.items.values.chunks_exact(dim).flat_map(unit).collect();
-    let tops = split.test.par_iter().zip(activations.queries.par_chunks_exact(dim)).map(|(&example, query)| {
-        // The query's length is the same for all items of a user.
-        let score = |item: &[f32]| query.iter().zip(item).map(|(q, c)| q * c).sum::<f32>();
-        top(unit_items.chunks_exact(dim).map(score), split.before(example))
-    });
-    summarise(tops.collect(), split)
+    let mut counts = metrics::Recommended::new(split.num_items());
+    for block in split.test.chunks(BLOCK) {
+        let histories: Vec<&[u32]> = block.iter().map(|&example| split.history(example, history)).collect();
+        model.queries(&histories, &mut activations);
+        let queries = Embeddings::new(&activations.queries, block.len(), model.dim());
+        let items = Embeddings::new(&model.items.values, model.items.rows, model.dim());
+        counts.add(&top(queries, items, Similarity::Cosine, split, block, backend)?)?;
+    }
+    summarise(&counts, split)
 }
 
 /// The same for the baseline.
-pub fn recommended_by_popularity(split: &Split) -> Recommended {
-    let scores = || split.popularity.iter().map(|&count| count as f32);
-    summarise(split.test.iter().map(|&example| top(scores(), split.before(example))).collect(), split)
+pub fn recommended_by_popularity(split: &Split, backend: &mut dyn Backend<Real = f32>) -> Fallible<Recommended> {
+    let popularity: Vec<f32> = split.popularity.iter().map(|&count| count as f32).collect();
+    let mut counts = metrics::Recommended::new(split.num_items());
+    for block in split.test.chunks(BLOCK) {
+        let ones = vec![1.0; block.len()];
+        let queries = Embeddings::new(&ones, block.len(), 1);
+        let items = Embeddings::new(&popularity, popularity.len(), 1);
+        counts.add(&top(queries, items, Similarity::Dot, split, block, backend)?)?;
+    }
+    summarise(&counts, split)
 }
 
 /// Training interactions of a test target, on average: what the popularity of recommendations is to be held against.
@@ -131,35 +138,26 @@ pub fn target_popularity(split: &Split) -> f64 {
     split.test.iter().map(of_target).sum::<f64>() / split.test.len() as f64
 }
 
-/// The [`TOP`] best items outside `taken`; equal scores go to the lower index.
-fn top(scores: impl Iterator<Item = f32>, taken: &[u32]) -> Vec<u32> {
-    let mut scored: Vec<(f32, u32)> = scores.zip(0..).collect();
-    for &item in taken {
-        scored[item as usize].0 = f32::NEG_INFINITY;
-    }
-    let best_first = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-    if scored.len() > TOP {
-        scored.select_nth_unstable_by(TOP, best_first);
-        scored.truncate(TOP);
-    }
-    scored.into_iter().filter(|scored| scored.0 > f32::NEG_INFINITY).map(|scored| scored.1).collect()
+/// The [`TOP`] best items that each user has not taken.
+fn top(
+    queries: Embeddings<'_>,
+    items: Embeddings<'_>,
+    similarity: Similarity,
+    split: &Split,
+    block: &[Example],
+    backend: &mut dyn Backend<Real = f32>,
+) -> catalog_softmax::Result<TopK> {
+    let ids: Vec<u64> = (0..items.rows() as u64).collect();
+    let mut taken = ExcludedItems::default();
+    taken.set(block.iter().map(|&example| split.before(example)));
+    let search =
+        Batch::builder(queries, Pool::new(items).ids(&ids)).excluded_ids(&taken.offsets, &taken.ids).search()?;
+    backend.top_k(&search, similarity, TOP.min(items.rows()))
 }
 
-fn summarise(tops: Vec<Vec<u32>>, split: &Split) -> Recommended {
-    let mut recommended = vec![false; split.num_items()];
-    let (mut interactions, mut count) = (0.0, 0.0);
-    for &item in tops.iter().flatten() {
-        recommended[item as usize] = true;
-        interactions += f64::from(split.popularity[item as usize]);
-        count += 1.0;
-    }
-    let covered = recommended.iter().filter(|&&is| is).count();
-    Recommended { popularity: interactions / f64::max(count, 1.0), coverage: covered as f64 / split.num_items() as f64 }
-}
-
-fn unit(row: &[f32]) -> impl Iterator<Item = f32> {
-    let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
-    row.iter().map(move |x| x / norm)
+fn summarise(counts: &metrics::Recommended, split: &Split) -> Fallible<Recommended> {
+    let popularity: Vec<f64> = split.popularity.iter().map(|&count| f64::from(count)).collect();
+    Ok(Recommended { popularity: counts.mean_popularity(&popularity)?, coverage: counts.coverage() })
 }
 
 #[cfg(test)]
@@ -167,14 +165,6 @@ mod tests {
     use super::*;
     use crate::data::Sequences;
     use catalog_softmax::Cpu;
-
-    #[test]
-    fn metrics_of_known_ranks() {
-        let ranking = Ranking::of(&[0, 2, 50, 200]);
-        assert_eq!((ranking.recall_at_10, ranking.recall_at_100), (0.5, 0.75));
-        assert!((ranking.ndcg_at_10 - (1.0 + 0.5) / 4.0).abs() < 1e-12);
-        assert!((ranking.mrr - (1.0 + 1.0 / 3.0 + 1.0 / 51.0 + 1.0 / 201.0) / 4.0).abs() < 1e-12);
-    }
 
     #[test]
     fn the_popularity_baseline_leaves_out_what_was_taken() {
@@ -187,14 +177,7 @@ mod tests {
         let ranking = rank_by_popularity(&split, &mut Cpu::new()).unwrap();
         assert_eq!(ranking.mrr, 0.5);
         // Left to recommend: items 2 and 3.
-        assert_eq!(recommended_by_popularity(&split), Recommended { popularity: 1.0, coverage: 0.4 });
-    }
-
-    #[test]
-    fn top_takes_the_best_and_breaks_ties_by_index() {
-        let scores = (0..30).map(|i| if i % 2 == 0 { 1.0 } else { i as f32 });
-        let mut best = top(scores, &[29, 27]);
-        best.sort_unstable();
-        assert_eq!(best, [7, 9, 11, 13, 15, 17, 19, 21, 23, 25]);
+        let recommended = recommended_by_popularity(&split, &mut Cpu::new()).unwrap();
+        assert_eq!(recommended, Recommended { popularity: 1.0, coverage: 0.4 });
     }
 }

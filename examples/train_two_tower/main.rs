@@ -78,7 +78,10 @@ fn run(options: &Options) -> Fallible<()> {
     std::fs::create_dir_all(&options.out).map_err(|e| format!("--out {}: {e}", options.out.display()))?;
 
     let runs = train_all(&split, options, &mut *backend)?;
-    let baseline = (evaluate::rank_by_popularity(&split, &mut *backend)?, evaluate::recommended_by_popularity(&split));
+    let baseline = (
+        evaluate::rank_by_popularity(&split, &mut *backend)?,
+        evaluate::recommended_by_popularity(&split, &mut *backend)?,
+    );
     report::print_table(&runs, &baseline, options.seed.len());
     println!("\nmean popularity of the test targets themselves: {:.1}", evaluate::target_popularity(&split));
     report::write_json(&options.out.join("metrics.json"), &description, &runs, &baseline)?;
@@ -140,7 +143,7 @@ fn train_all(split: &Split, options: &Options, backend: &mut dyn Backend<Real = 
                 seed,
                 curve: trained.curve,
                 ranking: evaluate::rank(&trained.model, split, &split.test, options.history, backend)?,
-                recommended: evaluate::recommended(&trained.model, split, options.history),
+                recommended: evaluate::recommended(&trained.model, split, options.history, backend)?,
             });
         }
     }

@@ -1,0 +1,199 @@
+//! Metrics of retrieval: how high the relevant items stand, and what is recommended at all.
+//!
+//! [`Ranking`] holds the place of each relevant item, counted from 0, the top: from exact ranks over the whole catalogue
+//! ([`Ranking::of_positives`]) or from top-K lists ([`Ranking::in_lists`]). Equal scores stand in the order that is worst for
+//! the metric, so that a model that scores everything alike is not flattered (McSherry and Najork, "Computing Information
+//! Retrieval Performance Measures Efficiently in the Presence of Tied Scores", ECIR 2008, on what ties do).
+//!
+//! [`Recommended`] counts how often each item is in a list.
+//!
+//! ```
+//! use catalog_softmax::metrics::{Ranking, Recommended};
+//! use catalog_softmax::{Backend, Batch, Cpu, Embeddings, Similarity};
+//! let users = [1.0f32, 0.0, 0.0, 1.0];
+//! let items = [0.9f32, 0.1, 0.5, 0.5, 0.1, 0.8];
+//! let search = Batch::builder(Embeddings::new(&users[..], 2, 2), Embeddings::new(&items[..], 3, 2)).search()?;
+//! let top = Cpu::new().top_k(&search, Similarity::Dot, 2)?;
+//!
+//! // Relevant are item 0 to the first user, items 0 and 1 to the second.
+//! let ranking = Ranking::in_lists(&top, &[0, 1, 3], &[0, 0, 1])?;
+//! assert_eq!(ranking.recall_at(2), (1.0 + 0.5) / 2.0);
+//! assert_eq!(ranking.mrr(), (1.0 + 0.5) / 2.0);
+//!
+//! let mut recommended = Recommended::new(3);
+//! recommended.add(&top)?;
+//! assert_eq!(recommended.coverage(), 1.0);
+//! assert_eq!(recommended.mean_popularity(&[8.0, 2.0, 4.0])?, (8.0 + 2.0 + 4.0 + 2.0) / 4.0);
+//! # Ok::<(), catalog_softmax::Error>(())
+//! ```
+
+use crate::batch::check_csr;
+use crate::embeddings::Real;
+use crate::error::{Result, missing, shape, value};
+use crate::search::TopK;
+use crate::stats::RowStatistics;
+
+/// Places of relevant items, row by row. Metrics are means over the rows that have a relevant item; NaN where none has.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Ranking {
+    rows: Vec<Row>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Row {
+    /// Places of the relevant items that are ranked, ascending, from 0.
+    places: Vec<u64>,
+    /// Relevant items, ranked or not.
+    relevant: usize,
+}
+
+impl Ranking {
+    /// Each row's positive as its one relevant item, at its exact place among all negatives: `above + ties`. A positive
+    /// whose score is NaN has no place.
+    ///
+    /// # Errors
+    /// [`Error::Missing`](crate::Error::Missing) where the statistics were not asked
+    /// [`with_rank`](crate::Request::with_rank).
+    pub fn of_positives<T>(statistics: &RowStatistics<T>) -> Result<Ranking> {
+        let Some(rank) = &statistics.rank else {
+            return Err(missing("statistics.rank", "ranks come with Request::with_rank()"));
+        };
+        let places = rank.above.iter().zip(&rank.ties).map(|(above, ties)| above + ties);
+        let rows = places.zip(&statistics.positive).map(|(place, positive)| {
+            // Nothing is above NaN.
+            let places = if positive.is_nan() { vec![] } else { vec![place] };
+            Row { places, relevant: 1 }
+        });
+        Ok(Ranking { rows: rows.collect() })
+    }
+
+    /// Each row's relevant items, candidates `relevant[offsets[i]..offsets[i + 1]]` of row i, at their places in the row's
+    /// list. Items outside the list have no place, so metrics of more places than the list's K are those of K. Of items
+    /// with equal scores the relevant ones stand last. The list does not show what ties with its last item from outside:
+    /// where that matters, search for more than the metric looks at.
+    ///
+    /// # Errors
+    /// [`Error`](crate::Error) where offsets (B + 1) do not start at 0, fall, or do not end with the number of items.
+    pub fn in_lists<T: Real>(top: &TopK<T>, offsets: &[i64], relevant: &[u32]) -> Result<Ranking> {
+        check_csr(("offsets", offsets), ("relevant", relevant.len()), top.num_rows())?;
+        let rows = (0..top.num_rows()).map(|row| {
+            let mut relevant = relevant[offsets[row] as usize..offsets[row + 1] as usize].to_vec();
+            relevant.sort_unstable();
+            relevant.dedup();
+            Row { places: places(top.row(row), &relevant), relevant: relevant.len() }
+        });
+        Ok(Ranking { rows: rows.collect() })
+    }
+
+    /// Adds the rows of another ranking, of the next block of queries.
+    pub fn append(&mut self, other: Ranking) {
+        self.rows.extend(other.rows);
+    }
+
+    /// Recall@K: the share of a row's relevant items that stand among the first `k`. With one relevant item it is the hit
+    /// rate.
+    ///
+    /// `mean_i |{places of row i < k}| / |relevant_i|`
+    pub fn recall_at(&self, k: usize) -> f64 {
+        self.mean(|row| row.first(k).count() as f64 / row.relevant as f64)
+    }
+
+    /// NDCG@K with relevance 0 or 1 (Järvelin and Kekäläinen, "Cumulated Gain-Based Evaluation of IR Techniques", TOIS 2002,
+    /// with the discount of every place by `log2`): the gain of the relevant items among the first `k`, relative to that of
+    /// a list that begins with them.
+    ///
+    /// `mean_i Σ_{places p of row i < k} 1 / log2(p + 2)  /  Σ_{p < min(k, |relevant_i|)} 1 / log2(p + 2)`; 0 for `k` 0.
+    pub fn ndcg_at(&self, k: usize) -> f64 {
+        let gain = |place: u64| 1.0 / (place as f64 + 2.0).log2();
+        self.mean(|row| {
+            let ideal: f64 = (0..k.min(row.relevant) as u64).map(gain).sum();
+            let found: f64 = row.first(k).map(gain).sum();
+            if ideal == 0.0 { 0.0 } else { found / ideal }
+        })
+    }
+
+    /// Mean reciprocal rank (Voorhees, "The TREC-8 Question Answering Track Report", 1999) of the first relevant item.
+    ///
+    /// `mean_i 1 / (1 + least place of row i)`; a row with no place has 0.
+    pub fn mrr(&self) -> f64 {
+        self.mean(|row| row.places.first().map_or(0.0, |&place| 1.0 / (place as f64 + 1.0)))
+    }
+
+    fn mean(&self, metric: impl Fn(&Row) -> f64) -> f64 {
+        let rows = || self.rows.iter().filter(|row| row.relevant > 0);
+        rows().map(metric).sum::<f64>() / rows().count() as f64
+    }
+}
+
+impl Row {
+    /// The places before `k`.
+    fn first(&self, k: usize) -> impl Iterator<Item = u64> {
+        self.places.iter().copied().take_while(move |&place| place < k as u64)
+    }
+}
+
+/// Places in a list of those that are relevant (ascending indices): the last ones of each run of equal scores.
+fn places<T: Real>((indices, scores): (&[u32], &[T]), relevant: &[u32]) -> Vec<u64> {
+    let mut places = Vec::new();
+    let mut end = 0;
+    for run in scores.chunk_by(|a, b| a == b) {
+        let start = end;
+        end += run.len();
+        let hits = indices[start..end].iter().filter(|index| relevant.binary_search(index).is_ok()).count();
+        places.extend((end - hits..end).map(|place| place as u64));
+    }
+    places
+}
+
+/// How often each item of a catalogue is in the lists that were added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recommended {
+    counts: Vec<u64>,
+}
+
+impl Recommended {
+    /// Of a catalogue of `num_items` items, none recommended yet.
+    pub fn new(num_items: usize) -> Recommended {
+        Recommended { counts: vec![0; num_items] }
+    }
+
+    /// Counts the items of each row's list.
+    ///
+    /// # Errors
+    /// [`Error::Value`](crate::Error::Value) for an index past the catalogue; nothing is then counted.
+    pub fn add<T: Real>(&mut self, top: &TopK<T>) -> Result<()> {
+        let items = || (0..top.num_rows()).flat_map(|row| top.row(row).0).map(|&index| index as usize);
+        if let Some(index) = items().find(|&index| index >= self.counts.len()) {
+            return Err(value("an index of the lists", index, "less than the number of items"));
+        }
+        items().for_each(|index| self.counts[index] += 1);
+        Ok(())
+    }
+
+    /// Catalogue coverage (Ge, Delgado-Battenfeld and Jannach, "Beyond Accuracy", RecSys 2010): the share of all items that
+    /// are in some list.
+    pub fn coverage(&self) -> f64 {
+        self.counts.iter().filter(|&&count| count > 0).count() as f64 / self.counts.len() as f64
+    }
+
+    /// Mean of `popularity` (N) over all places of all lists: average recommendation popularity (Yin et al., "Challenging
+    /// the Long Tail Recommendation", VLDB 2012) where lists are of one length. Give interaction counts, or their
+    /// logarithms, which a few very popular items do not dominate. 0 where nothing is recommended.
+    ///
+    /// `Σ_j count_j popularity_j / Σ_j count_j`
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) for a length other than N.
+    pub fn mean_popularity(&self, popularity: &[f64]) -> Result<f64> {
+        let n = self.counts.len();
+        if popularity.len() != n {
+            let found = format!("length {}", popularity.len());
+            return Err(shape("popularity", found, format!("length {n}, the number of items")));
+        }
+        let total: u64 = self.counts.iter().sum();
+        // An item that is in no list may have a popularity of log 0.
+        let there = self.counts.iter().zip(popularity).filter(|(count, _)| **count > 0);
+        let sum: f64 = there.map(|(&count, popularity)| count as f64 * popularity).sum();
+        Ok(sum / total.max(1) as f64)
+    }
+}

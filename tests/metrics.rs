@@ -92,7 +92,7 @@ fn by_definition(order: &[u32], relevant: &[u32], k: usize) -> (f64, f64, f64) {
     let gain = |place: usize| 1.0 / ((place + 2) as f64).log2();
     let dcg: f64 = (0..k).filter(|&place| is(&order[place])).map(gain).sum();
     let ideal: f64 = (0..k.min(relevant.len())).map(gain).sum();
-    let first = order.iter().position(|item| is(item)).expect("a relevant item");
+    let first = order.iter().position(is).expect("a relevant item");
     (hits / relevant.len() as f64, dcg / ideal, 1.0 / (first as f64 + 1.0))
 }
 

@@ -8,7 +8,7 @@
 #include "stream_params.h"
 #include "tile_mask.cuh"
 
-enum class Mode { STATISTICS, EXPECTED, DETAIL, GRADIENT, PAIRED };
+enum class Mode { STATISTICS, EXPECTED, DETAIL, GRADIENT, PAIRED, TOP_K };
 
 // z, in units of log 2.
 __device__ __forceinline__ float score(float dot, float row_scale, float column_scale, float bias) {

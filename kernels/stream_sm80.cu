@@ -8,6 +8,7 @@
 //   DETAIL      queries        candidates             as STATISTICS, and Σ 2^(z − max) s, Σ 2^(z − max) (z − max), rank
 //   GRADIENT    candidates     queries                Σ coefficient · y / |y|, coefficient = d_lse · 2^(z − lse)
 //   PAIRED      queries        each row's positive    (x · y) · x.scale · y.scale of pairs with equal index
+//   TOP_K       queries        candidates             the K largest (x · y) · x.scale · y.scale that are not masked (best.cuh)
 //
 // A block of 128 stationary rows walks the tiles of 64 streamed rows of its split:
 //
@@ -31,8 +32,10 @@
 // Cost of a tile: 2·128·64·D flops, as many again with an output; 128·64 exponentials; from L2 64·D elements, with an
 // output twice, and 128·D where X does not fit. Shared memory: see SharedStorage and tiling.rs.
 // Tests: tests/gpu.rs, against the float64 reference.
+#include "best.cuh"
 #include "chunks.cuh"
 #include "score.cuh"
+#include "topk_params.h"
 
 namespace {
 
@@ -230,6 +233,36 @@ struct Stream {
         }
     }
 
+    __device__ __forceinline__ void run_top_k(const TopKParams& top) {
+        const uint64_t slot = uint64_t(p.first_split + blockIdx.y) * p.x_rows + row(0);
+        BestRows<BLOCK_Y / 8> best(top.keys + slot * top.capacity, top.k, top.capacity, row(0), p.x_rows, lane);
+        float scale[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) scale[half] = row(half) < p.x_rows ? p.x_terms[row(half)].scale : 0.0f;
+        start();
+        uint32_t stage = 0;
+        for (uint32_t tile = first_tile; tile < end_tile; ++tile) {
+            ColumnTerm* terms = shared->terms[tile % 2];
+            load_columns(tile, terms);
+            float s[8][4] = {};
+            dots(s, stage);
+            Tile of_scores(p, terms, tile * BLOCK_Y, row(0), lane);
+            if (special(tile, terms)) of_scores.look();
+            uint32_t above[2] = {};
+#pragma unroll
+            for (int i = 0; i < 32; ++i) {
+                const int n = i / 4, e = i % 4, half = e / 2, column = c_column(lane, n, e);
+                s[n][e] = similarity(s[n][e], scale[half], terms[column].scale);
+                // False for NaN.
+                const bool is = s[n][e] > best.threshold[half] && !of_scores.mask.holds(n, e) && of_scores.first_column + column < p.y_rows;
+                above[half] |= uint32_t(is) << (2 * n + e % 2);
+            }
+            best.append(s, above, p.candidate_start + of_scores.first_column);
+        }
+        ptx::cp_async_wait<0>();
+        best.finish();
+    }
+
     // s += X Yᵀ, from the ring's next chunks.
     __device__ __forceinline__ void dots(float (&s)[8][4], uint32_t& stage) {
         for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
@@ -371,8 +404,16 @@ __device__ __forceinline__ void stream(const StreamParams& p) {
         stream<element, Mode::mode, chunks>(p);                                                                       \
     }
 
+#define TOP_K_KERNEL(type, element)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) stream_topk_##type(const __grid_constant__ TopKParams p) { \
+        extern __shared__ __align__(1024) char memory[];                                                              \
+        Stream<element, Mode::TOP_K, 0> stream(p.stream, memory);                                                     \
+        stream.run_top_k(p);                                                                                          \
+    }
+
 // Outputs of 64, 128 and 256 columns at a time for 16-bit types, 32, 64 and 128 for f32.
 #define KERNELS(type, element)                                 \
+    TOP_K_KERNEL(type, element)                                \
     KERNEL(statistics_##type, element, STATISTICS, 0)          \
     KERNEL(detail_##type, element, DETAIL, 0)                  \
     KERNEL(paired_##type, element, PAIRED, 0)                  \

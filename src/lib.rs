@@ -69,7 +69,8 @@
 //! ```
 //!
 //! Evaluation over the whole catalogue needs no top-K: the exact [`Rank`] of each positive comes out of the same pass
-//! ([`Request::with_rank`]), with the user's seen items as [`excluded_ids`](BatchBuilder::excluded_ids).
+//! ([`Request::with_rank`]), with the user's seen items as [`excluded_ids`](BatchBuilder::excluded_ids). The best K items
+//! themselves come from a [`Search`] by [`Backend::top_k`]; [`metrics`] are computed from either.
 //!
 //! # Negatives and their log_q
 //!

@@ -20,6 +20,7 @@ use common::golden_check::{baseline_tolerances, compare, results};
 use common::problem::Problem;
 use common::suite::{PROPERTIES, Property};
 use common::tolerance::{Expected, compare as compare_tensors, tensors};
+use common::topk::{SearchData, TOP_K, Values};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() {
@@ -60,7 +61,13 @@ fn trials(cuda: Shared) -> Vec<Trial> {
     for &(name, property) in PROPERTIES {
         trials.push(Trial::test(format!("property::{name}"), move || hold(cuda, property)));
     }
-    let own: [Own; 18] = [
+    for &(name, property) in TOP_K {
+        trials.push(Trial::test(format!("topk::{name}"), move || {
+            property(&mut *locked(cuda)?);
+            Ok(())
+        }));
+    }
+    let own: [Own; 19] = [
         ("hopper_kernels_agree_at_the_edges_of_their_tiles", hopper_kernels_agree_at_the_edges_of_their_tiles),
         ("hopper_kernels_agree_over_many_tiles", hopper_kernels_agree_over_many_tiles),
         ("wide_kernels_agree_at_the_edges_of_their_tiles", wide_kernels_agree_at_the_edges_of_their_tiles),
@@ -88,6 +95,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         ),
         ("queue::an_enqueue_neither_waits_nor_allocates", queue::an_enqueue_neither_waits_nor_allocates),
         ("queue::a_queue_that_does_not_fit_is_an_error", queue::a_queue_that_does_not_fit_is_an_error),
+        ("the_plan_of_a_topk_is_its_memory", the_plan_of_a_topk_is_its_memory),
         ("the_same_bits_again", the_same_bits_again),
         ("what_a_workspace_held_does_not_matter", what_a_workspace_held_does_not_matter),
         ("the_plan_is_the_memory", the_plan_is_the_memory),
@@ -343,5 +351,15 @@ fn the_plan_is_the_memory(cuda: &mut Cuda) {
     // A second step, and a smaller problem, need no more.
     fresh.value_and_grad(&batch, &problem.loss).expect("a loss that fits");
     run(&mut fresh, &Config::new(100, 200, 64).problem());
+    assert_eq!(fresh.device_bytes(), plan.workspace_bytes);
+}
+
+fn the_plan_of_a_topk_is_its_memory(_: &mut Cuda) {
+    let data = SearchData::new(300, &[2000, 500], 64, DType::F16, Values::Normal, true);
+    let mut fresh = Cuda::new(0).expect("opened before");
+    let plan = fresh.plan_top_k(&data.search(), data.similarity, 100).expect("a valid k");
+    data.top_k(&mut fresh, 100);
+    assert_eq!(fresh.device_bytes(), plan.workspace_bytes);
+    data.top_k(&mut fresh, 10);
     assert_eq!(fresh.device_bytes(), plan.workspace_bytes);
 }

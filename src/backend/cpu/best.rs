@@ -2,7 +2,7 @@
 //!
 //! Scores and indices are one integer key, so that the order is total: the best K are one set, however they are found.
 
-use pulp::NullaryFnOnce;
+use pulp::{Simd, WithSimd};
 
 use super::kernels::{LANES, Tile};
 
@@ -89,15 +89,15 @@ pub(super) struct Collect<'a> {
     pub(super) best: &'a mut Best,
 }
 
-impl NullaryFnOnce for Collect<'_> {
+impl WithSimd for Collect<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call(self) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let Best { keys, rows, k } = self.best;
         let buffers = keys.chunks_exact_mut(2 * *k);
         for ((sims, row), keys) in self.tile.sims.chunks_exact(self.tile.width).zip(rows).zip(buffers) {
-            if largest(sims) <= row.threshold {
+            if !any_above(simd, sims, row.threshold) {
                 continue;
             }
             for (chunk, lanes) in sims.as_chunks::<LANES>().0.iter().enumerate() {
@@ -135,23 +135,17 @@ fn lanes_above(lanes: &[f32; LANES], threshold: f32) -> u32 {
     above
 }
 
-/// The largest that is not NaN; −∞ where there is none.
+/// Whether there is one above a threshold. Most rows of most tiles have none: this is what a search costs beside its matmul.
 #[inline(always)]
-fn largest(sims: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for sims in sims.as_chunks::<LANES>().0 {
-        for k in 0..LANES {
-            lanes[k] = if sims[k] > lanes[k] { sims[k] } else { lanes[k] };
-        }
+fn any_above<S: Simd>(simd: S, sims: &[f32], threshold: f32) -> bool {
+    // A multiple of LANES, and so of the vectors' lanes: nothing is left over.
+    let (vectors, _) = S::as_simd_f32s(sims);
+    let threshold = simd.splat_f32s(threshold);
+    let mut any = simd.greater_than_f32s(threshold, threshold);
+    for &sims in vectors {
+        any = simd.or_m32s(any, simd.greater_than_f32s(sims, threshold));
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for k in 0..width {
-            lanes[k] = if lanes[k + width] > lanes[k] { lanes[k + width] } else { lanes[k] };
-        }
-        width /= 2;
-    }
-    lanes[0]
+    simd.first_true_m32s(any) < S::F32_LANES
 }
 
 #[cfg(test)]

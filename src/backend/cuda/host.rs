@@ -10,7 +10,7 @@ use super::workspace::Workspace;
 use crate::backend::stream::Stream;
 use crate::batch::{Batch, Positives};
 use crate::embeddings::{Embeddings, Matrix};
-use crate::error::{Result, does_not_apply};
+use crate::error::Result;
 use crate::loss::{Loss, Similarity};
 use crate::output::Gradients;
 use crate::plan::Plan;
@@ -19,7 +19,7 @@ use crate::stats::{Moments, Rank, Request, RowStatistics};
 
 /// Where a batch's arrays go.
 #[derive(Debug)]
-struct Inputs {
+pub(super) struct Inputs {
     queries: Part,
     pools: Vec<PoolInputs>,
     /// Indices, or embeddings.
@@ -56,7 +56,7 @@ struct Outputs {
 }
 
 impl Inputs {
-    fn lay_out(layout: &mut Layout, batch: &Batch<'_>) -> Self {
+    pub(super) fn lay_out(layout: &mut Layout, batch: &Batch<'_>) -> Self {
         let b = batch.num_queries();
         let separate = matches!(batch.positives, Positives::Separate(_));
         let rows = |layout: &mut Layout, embeddings: &Embeddings<'_>| layout.part(embeddings.bytes().len(), 1);
@@ -131,7 +131,7 @@ impl Cuda {
     }
 
     /// The batch by the addresses that its arrays have, or will have, in the arena.
-    fn problem(&self, batch: &Batch<'_>, loss: &Loss, inputs: &Inputs) -> Problem {
+    pub(super) fn problem(&self, batch: &Batch<'_>, loss: &Loss, inputs: &Inputs) -> Problem {
         let at = |part: Part| self.arena.address(part);
         let rows = |embeddings: &Embeddings<'_>, part: Part| Rows {
             address: at(part),
@@ -169,10 +169,9 @@ impl Cuda {
     }
 
     /// Makes room and brings the batch up.
-    fn upload(&mut self, batch: &Batch<'_>, memory: &Memory) -> Result<()> {
+    pub(super) fn upload(&mut self, batch: &Batch<'_>, layout: Layout, inputs: &Inputs) -> Result<()> {
         self.driver.bind()?;
-        self.arena.reserve(&self.driver, memory.layout)?;
-        let inputs = &memory.inputs;
+        self.arena.reserve(&self.driver, layout)?;
         self.up(inputs.queries, batch.queries.bytes())?;
         for (pool, parts) in batch.pools.iter().zip(&inputs.pools) {
             self.up(parts.candidates, pool.candidates.bytes())?;
@@ -197,7 +196,7 @@ impl Cuda {
         self.arena.upload(&self.driver, part, values)
     }
 
-    fn down<T: bytemuck::Pod>(&self, part: Part, count: usize) -> Result<Vec<T>> {
+    pub(super) fn down<T: bytemuck::Pod>(&self, part: Part, count: usize) -> Result<Vec<T>> {
         let mut values = vec![T::zeroed(); count];
         self.arena.download(&self.driver, part, &mut values)?;
         Ok(values)
@@ -242,7 +241,7 @@ impl Stream for Cuda {
         statistics: &mut RowStatistics<f32>,
     ) -> Result<()> {
         let memory = self.lay_out(batch, loss, request);
-        self.upload(batch, &memory)?;
+        self.upload(batch, memory.layout, &memory.inputs)?;
         let problem = self.problem(batch, loss, &memory.inputs);
         let out = &memory.outputs;
         let at = |part: Part| self.arena.address(part);
@@ -293,7 +292,7 @@ impl Stream for Cuda {
     ) -> Result<()> {
         let Some(expected_negative) = &statistics.expected_negative else { return Ok(()) };
         let memory = self.lay_out(batch, loss, Request::value_and_grad());
-        self.upload(batch, &memory)?;
+        self.upload(batch, memory.layout, &memory.inputs)?;
         let out = &memory.outputs;
         self.up(out.lse, &statistics.lse)?;
         self.up(out.num_negatives, &statistics.num_negatives)?;
@@ -340,11 +339,11 @@ impl Stream for Cuda {
         Ok(())
     }
 
-    fn plan_search(&self, search: &Search<'_>, similarity: Similarity, _k: usize) -> Plan {
-        self.plan_stream(search.batch(), &Loss::softmax(similarity, 1.0), Request::value())
+    fn plan_search(&self, search: &Search<'_>, similarity: Similarity, k: usize) -> Plan {
+        self.plan_top_k(search, similarity, k)
     }
 
-    fn search(&mut self, _search: &Search<'_>, _similarity: Similarity, _k: usize) -> Result<TopK> {
-        Err(does_not_apply("top_k", "the CUDA backend has no search: take the CPU's"))
+    fn search(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK> {
+        self.find_top_k(search, similarity, k)
     }
 }

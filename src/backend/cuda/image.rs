@@ -24,5 +24,6 @@ image!(WIDE_PANEL_SM90A, "wide_panel_sm90a");
 image!(WIDE_OUTPUT_SM90A, "wide_output_sm90a");
 image!(POSITIVES, "positives");
 image!(MERGE, "merge");
+image!(TOPK, "topk");
 image!(EPILOGUE, "epilogue");
 image!(SYMMETRIC, "symmetric");

@@ -7,6 +7,7 @@
 //!                        how it is cut, and what memory that takes, before anything is allocated
 //! passes.rs, wide.rs     the passes as launches; params.rs mirrors the kernels' arguments
 //! host.rs                batches in host memory: upload, passes, download
+//! topk.rs                searches in host memory
 //! view.rs, device_batch.rs, device_output.rs, step.rs
 //!                        batches in the caller's device memory: checks, passes; fault.rs: what only the device sees
 //! queue.rs               past candidates in device memory, as further pools
@@ -26,6 +27,7 @@ mod problem;
 mod queue;
 mod step;
 mod tiling;
+mod topk;
 mod view;
 mod wide;
 mod workspace;

@@ -111,6 +111,24 @@ params!(
     }
 );
 
+params!(
+    /// `topk_params.h`
+    TopKParams, size_of::<StreamParams>() + 16, { stream: StreamParams, keys: u64, k: u32, capacity: u32 }
+);
+
+params!(
+    /// `topk_params.h`
+    MergeTopKParams, 3 * 8 + 4 * 4, {
+        keys: u64,
+        indices: u64,
+        scores: u64,
+        rows: u32,
+        splits: u32,
+        k: u32,
+        capacity: u32,
+    }
+);
+
 /// `stream_sm90a_params.h`
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy, Default)]

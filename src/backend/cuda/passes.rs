@@ -247,7 +247,7 @@ impl Step<'_> {
         Ok(())
     }
 
-    fn candidate_columns(&self, output_factor: u32, shift: Option<f32>) -> Result<()> {
+    pub(super) fn candidate_columns(&self, output_factor: u32, shift: Option<f32>) -> Result<()> {
         self.candidate_terms("candidate_columns", |params, pool| TermsParams {
             columns: self.element(self.workspace.candidate_columns, pool.start, COLUMN_TERM),
             output_factor,
@@ -278,7 +278,7 @@ impl Step<'_> {
         })
     }
 
-    fn queries_stationary(&self, tiling: &Tiling) -> StreamParams {
+    pub(super) fn queries_stationary(&self, tiling: &Tiling) -> StreamParams {
         let queries = self.problem.queries;
         StreamParams {
             x: queries.address,
@@ -292,7 +292,7 @@ impl Step<'_> {
         }
     }
 
-    fn with_masks(&self, pool: &ProblemPool, params: StreamParams) -> StreamParams {
+    pub(super) fn with_masks(&self, pool: &ProblemPool, params: StreamParams) -> StreamParams {
         let resolved = &self.workspace.resolved;
         StreamParams {
             hits: self.element(resolved.hits, pool.start, HITS),

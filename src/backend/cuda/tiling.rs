@@ -194,6 +194,14 @@ impl Tiling {
         }
     }
 
+    /// The same in at most that many splits of `y_rows` streamed rows.
+    pub(super) fn with_at_most(mut self, splits: usize, y_rows: usize) -> Self {
+        let tiles = y_rows.div_ceil(self.block_y);
+        self.tiles_per_split = tiles.div_ceil(self.splits.min(splits));
+        self.splits = tiles.div_ceil(self.tiles_per_split);
+        self
+    }
+
     pub(super) fn is_hopper(&self) -> bool {
         self.family != Family::Portable
     }

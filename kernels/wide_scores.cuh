@@ -167,10 +167,17 @@ struct WideConsumer {
     __device__ __forceinline__ WideConsumer(const WideParams& params, WideStorage<Shape>& storage)
         : h(params), shared(storage), epilogue(params), chunks(chunks_of(params.stream)), group(threadIdx.x / WARPGROUP - 1) {}
 
+    // Waits for the next two halves of X. Ahead of a group of matmuls, not within: ptxas takes what a branch divides for groups of their
+    // own, and would wait for more than was meant.
+    __device__ __forceinline__ void wait_x() {
+        XPlace place = x_place;
+        shared.of_x.wait_full(place);
+        place.advance();
+        shared.of_x.wait_full(place);
+    }
+
     // Starts acc += the next half of X · a chunk of Y; from 0 where it is the `first`.
-    __device__ __forceinline__ void multiply(Accumulator& acc, const YPlace& y_place, bool first) {
-        shared.of_x.wait_full(x_place);
-        wgmma::fence();
+    __device__ __forceinline__ void multiply(Accumulator& acc, YPlace& y_place, bool first) {
         const uint64_t x = wgmma::descriptor(ptx::smem_address(shared.x[x_place.index]) + 64 * group * CHUNK_BYTES);
         const uint64_t y = wgmma::descriptor(ptx::smem_address(shared.y[y_place.index]));
 #pragma unroll
@@ -180,17 +187,7 @@ struct WideConsumer {
                                                                                                       !first || step > 0);
         }
         x_place.advance();
-    }
-
-    __device__ __forceinline__ void multiply_a(Accumulator& a, bool first) {
-        shared.of_y.wait_full(a_place);
-        multiply(a, a_place, first);
-        a_place.advance();
-    }
-
-    __device__ __forceinline__ void multiply_b(Accumulator& b, bool first) {
-        multiply(b, b_place, first);
-        b_place.advance();
+        y_place.advance();
     }
 
     __device__ __forceinline__ void release_x() {
@@ -209,8 +206,16 @@ struct WideConsumer {
 
     __device__ __forceinline__ void start_a(Accumulator& a) {
         wgmma::settle(a);
+        wait_x();
+        YPlace place = a_place;
 #pragma unroll
-        for (int chunk = 0; chunk < LAG; ++chunk) multiply_a(a, chunk == 0);
+        for (int chunk = 0; chunk < LAG; ++chunk) {
+            shared.of_y.wait_full(place);
+            place.advance();
+        }
+        wgmma::fence();
+#pragma unroll
+        for (int chunk = 0; chunk < LAG; ++chunk) multiply(a, a_place, chunk == 0);
         wgmma::commit();
     }
 
@@ -222,16 +227,21 @@ struct WideConsumer {
         wgmma::settle(b);
         release_x();
         for (uint32_t chunk = LAG; chunk < chunks; ++chunk) {
-            multiply_a(a, false);
-            multiply_b(b, chunk == LAG);
+            wait_x();
+            shared.of_y.wait_full(a_place);
+            wgmma::fence();
+            multiply(a, a_place, false);
+            multiply(b, b_place, chunk == LAG);
             wgmma::commit();
             wgmma::wait<1>();
             if (chunk == LAG) continue;
             release_x();
             release_y();
         }
+        wait_x();
+        wgmma::fence();
 #pragma unroll
-        for (int chunk = 0; chunk < LAG; ++chunk) multiply_b(b, false);
+        for (int chunk = 0; chunk < LAG; ++chunk) multiply(b, b_place, false);
         wgmma::commit();
         wgmma::wait<1>();
         wgmma::settle(a);

@@ -23,13 +23,14 @@ __device__ __forceinline__ void barrier_arrive_expect(uint32_t barrier, uint32_t
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// Where `arrives`, at the barrier in the same place of block `rank` of the cluster; without a branch, as above.
+// Where `arrives`, at the barrier in the same place of block `rank` of the cluster; without a branch, as above. It orders the block's
+// own accesses alone: what buffers hand over are reads that have ended. (Ordering the cluster's would cost a fence of the whole device.)
 __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank, bool arrives) {
     asm volatile(
         "{\n.reg .pred p;\n.reg .b32 there;\n"
         "setp.ne.b32 p, %2, 0;\n"
         "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "@p mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+        "@p mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
         "r"(rank), "r"(int(arrives))
         : "memory");
 }

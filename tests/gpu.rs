@@ -67,11 +67,12 @@ fn trials(cuda: Shared) -> Vec<Trial> {
             Ok(())
         }));
     }
-    let own: [Own; 19] = [
+    let own: [Own; 20] = [
         ("hopper_kernels_agree_at_the_edges_of_their_tiles", hopper_kernels_agree_at_the_edges_of_their_tiles),
         ("hopper_kernels_agree_over_many_tiles", hopper_kernels_agree_over_many_tiles),
         ("wide_kernels_agree_at_the_edges_of_their_tiles", wide_kernels_agree_at_the_edges_of_their_tiles),
         ("wide_kernels_agree_over_many_panels", wide_kernels_agree_over_many_panels),
+        ("wide_kernels_agree_where_maxima_move", wide_kernels_agree_where_maxima_move),
         ("a_device_that_is_not_there_is_an_error", a_device_that_is_not_there_is_an_error),
         ("an_epilogue_of_your_own_on_device_memory", steps::an_epilogue_of_your_own_on_device_memory),
         ("tf32_is_as_near_as_eleven_bits_are", tf32_is_as_near_as_eleven_bits_are),
@@ -227,13 +228,16 @@ fn check_what_is_there(expected: &Expected, output: &Output<f32>) -> Result<(), 
 /// A value alone, with a bounded or a running maximum, and with gradients: three kernels. On devices of other capabilities it is
 /// one more test of the portable ones.
 fn agrees_in_every_mode(cuda: &mut Cuda, config: &Config) {
-    let problem = config.problem();
-    let expected = Expected::new(&problem, problem.queries.view(problem.dim).dtype());
+    agrees_on(cuda, &config.problem(), &format!("{config:?}"));
+}
+
+fn agrees_on(cuda: &mut Cuda, problem: &Problem, what: &str) {
+    let expected = Expected::new(problem, problem.queries.view(problem.dim).dtype());
     let batch = problem.batch().expect("a valid problem");
     for request in [Request::value(), Request::value_and_grad()] {
         let mut output = Output::default();
         cuda.compute(&batch, &problem.loss, request, &mut output).expect("a loss that fits");
-        check_what_is_there(&expected, &output).unwrap_or_else(|error| panic!("{request:?}: {error}\nin {config:?}"));
+        check_what_is_there(&expected, &output).unwrap_or_else(|error| panic!("{request:?}: {error}\nin {what}"));
     }
 }
 
@@ -319,6 +323,28 @@ fn wide_kernels_agree_over_many_panels(cuda: &mut Cuda) {
     }
 }
 
+/// Scores that grow along the candidates by some tens to hundreds, or fall: each panel's reference differs from the last one's by many powers
+/// of two, up and down.
+fn wide_kernels_agree_where_maxima_move(cuda: &mut Cuda) {
+    let n = 5000;
+    for (dtype, falls) in [(DType::F16, false), (DType::F16, true), (DType::Bf16, false), (DType::Bf16, true)] {
+        let config = Config { dtype, similarity: Similarity::Dot, temperature: 1.0, ..Config::new(300, n, 264) };
+        let mut problem = config.problem();
+        let dim = problem.dim;
+        let grow = |values: &mut Vec<f32>| {
+            for (j, row) in values.chunks_mut(dim).enumerate() {
+                let place = if falls { n - j } else { j };
+                row.iter_mut().for_each(|x| *x *= 0.5 + 20.0 * place as f32 / n as f32);
+            }
+        };
+        problem.pools[0].candidates = problem.pools[0].candidates.map(grow);
+        let value = Reference::new().value(&problem.batch().expect("a valid problem"), &problem.loss);
+        let lse = value.expect("a loss that fits").statistics.lse;
+        assert!(lse.iter().all(|&lse| lse > 30.0), "a case for the test: {lse:?}");
+        agrees_on(cuda, &problem, &format!("{dtype:?}, falls: {falls}"));
+    }
+}
+
 fn a_device_that_is_not_there_is_an_error(_: &mut Cuda) {
     let error = Cuda::new(1000).expect_err("not a thousand devices");
     let Error::DeviceUnavailable { device, reason } = error else { panic!("{error}") };
@@ -342,16 +368,18 @@ fn ten_million_candidates(cuda: &mut Cuda) {
 }
 
 fn the_plan_is_the_memory(cuda: &mut Cuda) {
-    let problem = Config::new(500, 2000, 64).problem();
-    let batch = problem.batch().expect("a valid problem");
-    let plan = cuda.plan(&batch, &problem.loss, Request::value_and_grad()).expect("a loss that fits");
-    let mut fresh = Cuda::new(0).expect("opened before");
-    fresh.value_and_grad(&batch, &problem.loss).expect("a loss that fits");
-    assert_eq!(fresh.device_bytes(), plan.workspace_bytes);
-    // A second step, and a smaller problem, need no more.
-    fresh.value_and_grad(&batch, &problem.loss).expect("a loss that fits");
-    run(&mut fresh, &Config::new(100, 200, 64).problem());
-    assert_eq!(fresh.device_bytes(), plan.workspace_bytes);
+    for (dtype, dim) in [(DType::F32, 64), (DType::F16, 264)] {
+        let problem = Config { dtype, ..Config::new(500, 2000, dim) }.problem();
+        let batch = problem.batch().expect("a valid problem");
+        let plan = cuda.plan(&batch, &problem.loss, Request::value_and_grad()).expect("a loss that fits");
+        let mut fresh = Cuda::new(0).expect("opened before");
+        fresh.value_and_grad(&batch, &problem.loss).expect("a loss that fits");
+        assert_eq!(fresh.device_bytes(), plan.workspace_bytes);
+        // A second step, and a smaller problem, need no more.
+        fresh.value_and_grad(&batch, &problem.loss).expect("a loss that fits");
+        run(&mut fresh, &Config { dtype, ..Config::new(100, 200, dim) }.problem());
+        assert_eq!(fresh.device_bytes(), plan.workspace_bytes);
+    }
 }
 
 fn the_plan_of_a_topk_is_its_memory(_: &mut Cuda) {

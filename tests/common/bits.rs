@@ -19,6 +19,8 @@ pub fn problems() -> Vec<Problem> {
         Config { separate: true, dtype: DType::F16, ..base.clone() }.problem(),
         Config { b: 3, dim: 300, dtype: DType::Bf16, similarity: Similarity::Dot, temperature: 2.0, ..base.clone() }
             .problem(),
+        // Rows that start at multiples of 16 bytes, more than 256 elements of them, more than a panel.
+        Config { b: 70, dim: 264, dtype: DType::F16, pools: vec![5000, 34], ..base.clone() }.problem(),
         Config { b: 1, dim: 1, pools: vec![5000], masking: Masking::None, ..base.clone() }.problem(),
         Config { b: 300, dim: 7, symmetric: true, ..base.clone() }.problem(),
         Config { b: 40, dim: 130, pools: vec![1; 7], frozen: 0b101, correction: Correction::None, ..base }.problem(),

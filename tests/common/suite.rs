@@ -1061,7 +1061,6 @@ pub fn nan_spoils_nothing_else(backend: Subject<'_>, _: Operands) {
         let clean = config.problem();
         let set = |storage: &Storage, row: usize, value: f32| storage.map(|values| values[row * d + 2] = value);
         let ids = clean.pools[0].ids.as_ref().expect("asked for");
-        let positive_ids = clean.positive_ids.as_ref().expect("asked for");
 
         // In the query of a row of weight 0: all but that row stays.
         let mut problem = clean.clone();
@@ -1084,18 +1083,22 @@ pub fn nan_spoils_nothing_else(backend: Subject<'_>, _: Operands) {
             assert_eq!(finite, *id == ids[33], "{similarity:?}, candidate {j}");
         }
 
-        // In a candidate: the rows that mask it.
-        let before = everything(backend, &clean);
-        let mut problem = clean.clone();
-        problem.pools[0].candidates = set(&clean.pools[0].candidates, 33, f32::NAN);
-        let after = everything(backend, &problem);
-        for (i, id) in positive_ids.iter().enumerate().filter(|(_, id)| **id == ids[33]) {
-            assert_eq!(after.loss[i], before.loss[i], "{similarity:?}, row {i} has id {id}");
-            assert_eq!(
-                gradients(&after).d_queries.row(i),
-                gradients(&before).d_queries.row(i),
-                "{similarity:?}, row {i}"
-            );
+        // In candidates, early and late in a tile and beyond it: the rows that mask them.
+        for candidate in [33, 100, 290] {
+            let mut problem = clean.clone();
+            let masked = |i: usize| i % 40 == 0;
+            let positive_ids = problem.positive_ids.as_mut().expect("asked for");
+            for i in (0..b).filter(|&i| masked(i)) {
+                positive_ids[i] = ids[candidate];
+            }
+            let before = everything(backend, &problem);
+            problem.pools[0].candidates = set(&clean.pools[0].candidates, candidate, f32::NAN);
+            let after = everything(backend, &problem);
+            for i in (0..b).filter(|&i| masked(i)) {
+                assert_eq!(after.loss[i], before.loss[i], "{similarity:?}, candidate {candidate}, row {i}");
+                let [after, before] = [&after, &before].map(|output| gradients(output).d_queries.row(i));
+                assert_eq!(after, before, "{similarity:?}, candidate {candidate}, row {i}");
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `items`, `history`, `weight`, `bias`, `log_temperature` | (rows, dim) F32 | the parameters |
 //! | `<parameter>.accumulator` | (rows) F32 | the state of row-wise Adagrad |
+//! | `queue`, `frequencies` | (bytes) U8 | what past steps left for later ones: queued targets, estimates of Q |
 //! | `curve` | (epochs, 4) F64 | train loss, temperature, validation Recall@10 and NDCG@10 of each epoch |
 //!
 //! The metadata has the settings that a resumed run must share, and `item_names`: the JSON list of the items of the
@@ -17,6 +18,8 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 
 use crate::Fallible;
 use crate::model::Model;
+use crate::negatives::Negatives;
+use crate::objective::Objective;
 use crate::options::Options;
 use crate::parameter::Parameter;
 use crate::train::{EpochPoint, Run};
@@ -25,25 +28,32 @@ use crate::train::{EpochPoint, Run};
 pub struct Checkpoint {
     pub model: Model,
     pub curve: Vec<EpochPoint>,
+    /// As [`Candidates::save`](crate::candidates::Candidates::save) returned them.
+    pub pools: [Vec<u8>; 2],
 }
+
+/// The tensors of [`Checkpoint::pools`].
+const POOLS: [&str; 2] = ["queue", "frequencies"];
 
 /// Name and value of each setting that decides what a run computes.
 pub type Settings = Vec<(&'static str, String)>;
 
 pub fn settings(run: &Run<'_>) -> Settings {
-    let Options { batch, dim, history, negatives, learning_rate, temperature, learn_temperature, .. } = run.options;
+    let Options { batch, dim, history, learning_rate, temperature, learn_temperature, .. } = run.options;
+    let Objective { negatives, log_q, correction, .. } = run.objective;
     let schedule = match run.options.final_temperature {
         None => "constant".to_string(),
         // A schedule runs over all epochs: another number of epochs is another schedule.
         Some(to) => format!("{:?} to {to} in {} epochs", run.options.temperature_schedule, run.options.epochs),
     };
     vec![
-        ("loss", run.objective.name().to_string()),
+        ("negatives", negatives.as_ref().map_or("all items".to_string(), Negatives::to_string)),
+        ("log_q", format!("{log_q:?}")),
+        ("correction", format!("{correction:?}")),
         ("seed", run.seed.to_string()),
         ("batch", batch.to_string()),
         ("dim", dim.to_string()),
         ("history", history.to_string()),
-        ("negatives", negatives.to_string()),
         ("learning_rate", learning_rate.to_string()),
         ("temperature", temperature.to_string()),
         ("temperature_schedule", schedule),
@@ -56,6 +66,9 @@ pub fn settings(run: &Run<'_>) -> Settings {
 pub fn save(path: &Path, checkpoint: &Checkpoint, settings: &Settings, item_names: &[String]) -> Fallible<()> {
     let curve: Vec<f64> = checkpoint.curve.iter().flat_map(|&point| row(point)).collect();
     let mut tensors = vec![tensor("curve", Dtype::F64, vec![checkpoint.curve.len(), 4], &curve)?];
+    for (name, bytes) in POOLS.into_iter().zip(&checkpoint.pools) {
+        tensors.push(tensor(name, Dtype::U8, vec![bytes.len()], bytes)?);
+    }
     for (name, parameter) in checkpoint.model.parameters() {
         let Parameter { rows, dim, values, accumulator } = parameter;
         tensors.push(tensor(name, Dtype::F32, vec![*rows, *dim], values)?);
@@ -92,7 +105,8 @@ fn parse(bytes: &[u8], settings: &Settings, item_names: &[String]) -> Fallible<C
         let name = accumulator_name(name);
         fill(&mut parameter.accumulator, values(&tensors, &name, Dtype::F32)?, &name)?;
     }
-    Ok(Checkpoint { model, curve: curve.chunks_exact(4).map(point).collect() })
+    let [queue, frequencies] = POOLS.map(|name| values(&tensors, name, Dtype::U8));
+    Ok(Checkpoint { model, curve: curve.chunks_exact(4).map(point).collect(), pools: [queue?, frequencies?] })
 }
 
 fn check_metadata(metadata: &Metadata, settings: &Settings, item_names: &[String]) -> Fallible<()> {

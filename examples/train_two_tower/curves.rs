@@ -6,8 +6,7 @@ use std::path::Path;
 use plotters::prelude::*;
 
 use crate::Fallible;
-use crate::objective::Objective;
-use crate::report::{Finished, of_objective};
+use crate::report::{Finished, by_objective};
 use crate::train::EpochPoint;
 
 /// One colour per objective, told apart by the colour-blind too (Okabe and Ito).
@@ -15,13 +14,13 @@ const COLOURS: [RGBColor; 5] =
     [RGBColor(213, 94, 0), RGBColor(0, 114, 178), RGBColor(0, 158, 115), RGBColor(204, 121, 167), RGBColor(0, 0, 0)];
 
 /// A curve: the objective's name and its value after each epoch.
-type Curve = (&'static str, Vec<f64>);
+type Curve<'a> = (&'a str, Vec<f64>);
 
-pub fn draw(path: &Path, runs: &[Finished]) -> Fallible<()> {
+pub fn draw(path: &Path, runs: &[Finished<'_>]) -> Fallible<()> {
     draw_panels(path, runs).map_err(|e| format!("{}: {e}", path.display()).into())
 }
 
-fn draw_panels(path: &Path, runs: &[Finished]) -> Result<(), Box<dyn Error>> {
+fn draw_panels(path: &Path, runs: &[Finished<'_>]) -> Result<(), Box<dyn Error>> {
     let picture = SVGBackend::new(path, (1200, 480)).into_drawing_area();
     picture.fill(&WHITE)?;
     let panels = picture.split_evenly((1, 2));
@@ -32,20 +31,18 @@ fn draw_panels(path: &Path, runs: &[Finished]) -> Result<(), Box<dyn Error>> {
 }
 
 /// One curve per objective that was trained: the mean over its seeds.
-fn curves(runs: &[Finished], value: fn(&EpochPoint) -> f64) -> Vec<Curve> {
-    let mean_curve = |objective: Objective| {
-        let of_seeds: Vec<&Finished> = of_objective(runs, objective).collect();
-        let epochs = of_seeds.first()?.curve.len();
+fn curves<'a>(runs: &[Finished<'a>], value: fn(&EpochPoint) -> f64) -> Vec<Curve<'a>> {
+    let mean_curve = |of_seeds: &[Finished<'a>]| {
         let mean = |epoch| of_seeds.iter().map(|run| value(&run.curve[epoch])).sum::<f64>() / of_seeds.len() as f64;
-        Some((objective.name(), (0..epochs).map(mean).collect()))
+        (of_seeds[0].objective.name.as_str(), (0..of_seeds[0].curve.len()).map(mean).collect())
     };
-    Objective::ALL.into_iter().filter_map(mean_curve).collect()
+    by_objective(runs).map(mean_curve).collect()
 }
 
 fn draw_panel(
     area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
     title: &str,
-    curves: &[Curve],
+    curves: &[Curve<'_>],
 ) -> Result<(), Box<dyn Error>> {
     let epochs = curves.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
     let top = curves.iter().flat_map(|(_, values)| values).fold(0.0, |max, &value| f64::max(max, value));

@@ -14,7 +14,9 @@
 //!   items are trained on only. Interactions at the same time keep the order of the file.
 //! - **Towers.** Items: rows of a table. Queries: the user's last K items, pooled, through a small learned layer
 //!   (`model.rs`). Cosine similarity over a temperature that is fixed, scheduled or learned.
-//! - **Losses.** See `objective.rs`; each is one call of [`Backend::compute`](catalog_softmax::Backend::compute).
+//! - **Losses.** Names in `objective.rs`; or pools of negatives of your choice in one loss, as in
+//!   `--negatives in-batch,uniform:4096,queue:16384 --log-q streaming` (`negatives.rs`, `frequencies.rs`). Each step is one
+//!   call of [`Backend::compute`](catalog_softmax::Backend::compute) (`candidates.rs`).
 //! - **Optimiser.** Row-wise Adagrad: a step costs what the rows that it touches cost (`parameter.rs`).
 //! - **Result.** Recall@10, Recall@100, NDCG@10 and MRR of the test targets among all items that the user had not
 //!   taken before, mean popularity (training interactions) and coverage of the ten items recommended to each user, and
@@ -22,19 +24,24 @@
 //!
 //! The same seed gives bitwise the same result, and so does a run that was interrupted and goes on with `--resume`.
 
+mod candidates;
 mod checkpoint;
 mod curves;
 mod data;
 mod evaluate;
+mod frequencies;
 mod generate;
 mod model;
+mod negatives;
 mod objective;
 mod options;
 mod parameter;
 mod report;
+mod sampler;
 mod split;
 mod temperature;
 mod train;
+mod union;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -43,6 +50,7 @@ use catalog_softmax::{Backend, Device};
 use clap::Parser;
 
 use data::Sequences;
+use objective::Objective;
 use options::{DeviceChoice, Options};
 use report::Finished;
 use split::Split;
@@ -63,11 +71,15 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Fallible<()> {
     options.check()?;
+    let objectives = options.objectives()?;
     let start = Instant::now();
     let mut backend = open_backend(options.device)?;
     let (sequences, description) = sequences(options)?;
     println!("data: {description}");
-    let split = Split::new(sequences)?;
+    let mut split = Split::new(sequences)?;
+    if let Some(users) = options.evaluate {
+        split.sample_held_out(users);
+    }
     println!(
         "      {} users, {} items, {} training examples, {} test targets (each user's last new item)",
         split.num_users(),
@@ -77,7 +89,7 @@ fn run(options: &Options) -> Fallible<()> {
     );
     std::fs::create_dir_all(&options.out).map_err(|e| format!("--out {}: {e}", options.out.display()))?;
 
-    let runs = train_all(&split, options, &mut *backend)?;
+    let runs = train_all(&split, options, &objectives, &mut *backend)?;
     let baseline = (
         evaluate::rank_by_popularity(&split, &mut *backend)?,
         evaluate::recommended_by_popularity(&split, &mut *backend)?,
@@ -116,7 +128,8 @@ fn open_backend(choice: DeviceChoice) -> Fallible<Box<dyn Backend<Real = f32>>> 
 /// The data with a line about them.
 fn sequences(options: &Options) -> Fallible<(Sequences, String)> {
     let Some(path) = &options.data else {
-        return Ok((generate::sequences(), generate::description()));
+        let (users, items) = (options.generate_users, options.generate_items);
+        return Ok((generate::sequences(users, items), generate::description(users, items)));
     };
     let loaded = data::read_file(path, options.skip_bad_lines)?;
     let mut description = format!(
@@ -132,11 +145,16 @@ fn sequences(options: &Options) -> Fallible<(Sequences, String)> {
 }
 
 /// Every loss asked for with every seed, each trained and tested.
-fn train_all(split: &Split, options: &Options, backend: &mut dyn Backend<Real = f32>) -> Fallible<Vec<Finished>> {
+fn train_all<'a>(
+    split: &Split,
+    options: &Options,
+    objectives: &'a [Objective],
+    backend: &mut dyn Backend<Real = f32>,
+) -> Fallible<Vec<Finished<'a>>> {
     let mut runs = Vec::new();
-    for objective in options.loss.objectives() {
+    for objective in objectives {
         for &seed in &options.seed {
-            let checkpoint = options.out.join(format!("{}-seed{seed}.safetensors", objective.name()));
+            let checkpoint = options.out.join(format!("{}-seed{seed}.safetensors", objective.file_stem()));
             let trained = Run { split, options, objective, seed }.train(backend, &checkpoint)?;
             runs.push(Finished {
                 objective,

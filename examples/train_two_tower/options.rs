@@ -2,8 +2,12 @@
 
 use std::path::PathBuf;
 
+use catalog_softmax::Correction;
+
 use clap::{Parser, ValueEnum};
 
+use crate::frequencies::LogQ;
+use crate::negatives::Negatives;
 use crate::objective::Objective;
 use crate::temperature::Schedule;
 
@@ -16,9 +20,25 @@ pub struct Options {
     /// Count lines that hold no interaction instead of stopping at the first
     #[arg(long)]
     pub skip_bad_lines: bool,
-    /// Which loss to train with
+    /// Items of the generated data; some hundred MB of tables for a million
+    #[arg(long, value_name = "N", default_value = "2000", value_parser = at_least_100, conflicts_with = "data")]
+    pub generate_items: usize,
+    /// Users of the generated data
+    #[arg(long, value_name = "N", default_value = "6000", value_parser = at_least_one, conflicts_with = "data")]
+    pub generate_users: usize,
+    /// Which loss to train with: names for choices of --negatives, --log-q and --correction
     #[arg(long, value_enum, default_value = "all")]
     pub loss: LossChoice,
+    /// Pools of negatives in one loss: a list of in-batch, uniform:N, unigram:N[:EXPONENT], log-uniform:N (items ranked by
+    /// frequency) and queue:CAPACITY; give the option several times to compare several lists
+    #[arg(long, value_name = "LIST", conflicts_with = "loss")]
+    pub negatives: Vec<Negatives>,
+    /// Where Q of in-batch and queued negatives comes from, one source or several to compare; none corrects nothing
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "exact", requires = "negatives")]
+    pub log_q: Vec<LogQ>,
+    /// What is done with Q
+    #[arg(long, value_enum, default_value = "logq", requires = "negatives")]
+    pub correction: CorrectionChoice,
     /// Where to run; `auto` takes the CPU where there is no GPU, and says why
     #[arg(long, value_enum, default_value = "auto")]
     pub device: DeviceChoice,
@@ -37,9 +57,6 @@ pub struct Options {
     /// K, how many of the user's last items the query tower pools
     #[arg(long, default_value = "20", value_parser = at_least_one)]
     pub history: usize,
-    /// Items drawn per step for `--loss sampled`, uniformly and with replacement
-    #[arg(long, default_value = "1024", value_parser = at_least_one)]
-    pub negatives: usize,
     /// Of row-wise Adagrad
     #[arg(long, default_value = "0.2", value_parser = positive)]
     pub learning_rate: f64,
@@ -55,6 +72,9 @@ pub struct Options {
     /// Learn the logarithm of the temperature, kept between 0.01 and 1
     #[arg(long)]
     pub learn_temperature: bool,
+    /// Validate and test on the targets of at most so many users; all of them unless it is given
+    #[arg(long, value_name = "USERS", value_parser = at_least_one)]
+    pub evaluate: Option<usize>,
     /// Folder for metrics.json, curves.svg and a checkpoint per loss and seed
     #[arg(long, value_name = "DIR", default_value = "runs")]
     pub out: PathBuf,
@@ -74,6 +94,24 @@ impl Options {
             None => Ok(()),
         }
     }
+
+    /// What to train with, each in turn.
+    pub fn objectives(&self) -> Result<Vec<Objective>, String> {
+        if self.negatives.is_empty() {
+            return Ok(self.loss.objectives());
+        }
+        let mut objectives: Vec<Objective> = Vec::new();
+        for list in &self.negatives {
+            for &log_q in &self.log_q {
+                let objective = Objective::new(list.clone(), log_q, self.correction.into())?;
+                if objectives.contains(&objective) {
+                    return Err(format!("--negatives and --log-q name {} twice", objective.name));
+                }
+                objectives.push(objective);
+            }
+        }
+        Ok(objectives)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -89,14 +127,32 @@ pub enum LossChoice {
 }
 
 impl LossChoice {
-    pub fn objectives(self) -> Vec<Objective> {
+    fn objectives(self) -> Vec<Objective> {
+        let [in_batch, logq, corrected_logq, sampled, full] = Objective::presets();
         match self {
-            LossChoice::InBatch => vec![Objective::InBatch],
-            LossChoice::Logq => vec![Objective::LogQ],
-            LossChoice::CorrectedLogq => vec![Objective::CorrectedLogQ],
-            LossChoice::Sampled => vec![Objective::Sampled],
-            LossChoice::Full => vec![Objective::Full],
-            LossChoice::All => Objective::ALL.to_vec(),
+            LossChoice::InBatch => vec![in_batch],
+            LossChoice::Logq => vec![logq],
+            LossChoice::CorrectedLogq => vec![corrected_logq],
+            LossChoice::Sampled => vec![sampled],
+            LossChoice::Full => vec![full],
+            LossChoice::All => vec![in_batch, logq, corrected_logq, sampled, full],
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CorrectionChoice {
+    /// log Q is subtracted from negatives and positive
+    Logq,
+    /// "Correcting the LogQ Correction"
+    CorrectedLogq,
+}
+
+impl From<CorrectionChoice> for Correction {
+    fn from(choice: CorrectionChoice) -> Correction {
+        match choice {
+            CorrectionChoice::Logq => Correction::LogQ,
+            CorrectionChoice::CorrectedLogq => Correction::CorrectedLogQ,
         }
     }
 }
@@ -116,10 +172,61 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Enough for users who take dozens of them.
+fn at_least_100(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n < 100 || n > u32::MAX as usize => Err("must be from 100 to 2^32 - 1".into()),
+        Ok(n) => Ok(n),
+        Err(e) => Err(format!("{e}")),
+    }
+}
+
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(x) if x.is_finite() && x > 0.0 => Ok(x),
         Ok(_) => Err("must be finite and > 0".into()),
         Err(e) => Err(format!("{e}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(flags: &[&str]) -> Result<Vec<String>, String> {
+        let parsed = Options::try_parse_from(["train_two_tower"].iter().chain(flags)).map_err(|e| e.to_string())?;
+        Ok(parsed.objectives()?.into_iter().map(|objective| objective.name).collect())
+    }
+
+    #[test]
+    fn lists_and_sources_are_compared_in_turn() {
+        assert_eq!(names(&[]).unwrap(), ["in-batch", "logq", "corrected-logq", "sampled", "full"]);
+        assert_eq!(names(&["--loss", "sampled"]).unwrap(), ["sampled"]);
+        let lists = ["--negatives", "in-batch", "--negatives", "uniform:8,in-batch", "--log-q", "exact,streaming"];
+        let expected = ["in-batch", "in-batch streaming", "in-batch,uniform:8", "in-batch,uniform:8 streaming"];
+        assert_eq!(names(&lists).unwrap(), expected);
+        let corrected = ["--negatives", "in-batch", "--correction", "corrected-logq"];
+        assert_eq!(names(&corrected).unwrap(), ["in-batch corrected"]);
+    }
+
+    #[test]
+    fn what_contradicts_is_an_error_with_argument_and_rule() {
+        for (flags, parts) in [
+            (
+                &["--negatives", "uniform:0"][..],
+                &["invalid value 'uniform:0' for '--negatives <LIST>'", "from 1 to"][..],
+            ),
+            (&["--negatives", "1024"], &["'--negatives <LIST>'", "\"1024\" is none of the pools; rule: in-batch"]),
+            (&["--negatives", "in-batch", "--loss", "full"], &["--negatives <LIST>", "cannot be used with", "--loss"]),
+            (&["--log-q", "streaming"], &["--negatives <LIST>"]),
+            (&["--correction", "corrected-logq"], &["--negatives <LIST>"]),
+            (&["--negatives", "in-batch", "--log-q", "sketch"], &["'sketch'", "--log-q", "count-min"]),
+            (&["--negatives", "uniform:8", "--log-q", "count-min"], &["--log-q count-min does nothing for"]),
+            (&["--negatives", "in-batch,queue:8", "--negatives", "queue:8,in-batch"], &["in-batch,queue:8 twice"]),
+            (&["--generate-items", "99"], &["'99'", "--generate-items", "from 100 to"]),
+        ] {
+            let error = names(flags).expect_err(&flags.join(" "));
+            assert!(parts.iter().all(|part| error.contains(part)), "{flags:?}: {error}");
+        }
     }
 }

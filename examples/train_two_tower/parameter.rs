@@ -37,7 +37,7 @@ impl Parameter {
     }
 
     /// Copies `rows` into `out`, one after the other.
-    pub fn gather(&self, rows: &[u32], out: &mut Vec<f32>) {
+    pub fn gather(&self, rows: &[u64], out: &mut Vec<f32>) {
         out.clear();
         for &row in rows {
             out.extend_from_slice(self.row(row as usize));

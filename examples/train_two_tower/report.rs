@@ -10,8 +10,8 @@ use crate::objective::Objective;
 use crate::train::EpochPoint;
 
 /// A run that is over.
-pub struct Finished {
-    pub objective: Objective,
+pub struct Finished<'a> {
+    pub objective: &'a Objective,
     pub seed: u64,
     pub curve: Vec<EpochPoint>,
     pub ranking: Ranking,
@@ -32,24 +32,25 @@ fn row(ranking: &Ranking, recommended: &Recommended) -> [f64; 6] {
 }
 
 /// Prints a line for each objective, averaged over seeds, and one for the baseline.
-pub fn print_table(runs: &[Finished], baseline: &(Ranking, Recommended), seeds: usize) {
+pub fn print_table(runs: &[Finished<'_>], baseline: &(Ranking, Recommended), seeds: usize) {
     let spread = if seeds > 1 { format!(", mean ± standard deviation over {seeds} seeds") } else { String::new() };
     println!("\nTest targets ranked over the whole catalogue{spread}");
-    println!("{:>14}{}", "", COLUMNS.map(|name| format!("{name:>18}")).concat());
-    for objective in Objective::ALL {
-        let rows: Vec<[f64; 6]> = of_objective(runs, objective).map(|r| row(&r.ranking, &r.recommended)).collect();
-        if !rows.is_empty() {
-            print_row(objective.name(), &rows);
-        }
+    let names = by_objective(runs).map(|runs| runs[0].objective.name.len());
+    let width = names.chain([14]).max().unwrap_or(0);
+    println!("{:>width$}{}", "", COLUMNS.map(|name| format!("{name:>18}")).concat());
+    for runs in by_objective(runs) {
+        let rows: Vec<[f64; 6]> = runs.iter().map(|run| row(&run.ranking, &run.recommended)).collect();
+        print_row(&runs[0].objective.name, width, &rows);
     }
-    print_row("most popular", &[row(&baseline.0, &baseline.1)]);
+    print_row("most popular", width, &[row(&baseline.0, &baseline.1)]);
 }
 
-pub fn of_objective(runs: &[Finished], objective: Objective) -> impl Iterator<Item = &Finished> {
-    runs.iter().filter(move |run| run.objective == objective)
+/// The runs of each objective, which follow one another.
+pub fn by_objective<'r, 'a>(runs: &'r [Finished<'a>]) -> impl Iterator<Item = &'r [Finished<'a>]> {
+    runs.chunk_by(|a, b| a.objective == b.objective)
 }
 
-fn print_row(name: &str, rows: &[[f64; 6]]) {
+fn print_row(name: &str, width: usize, rows: &[[f64; 6]]) {
     let cells = std::array::from_fn::<String, 6, _>(|column| {
         let (mean, deviation) = mean_and_deviation(rows.iter().map(|row| row[column]));
         // Popularity is a count of interactions, the others are shares.
@@ -57,7 +58,7 @@ fn print_row(name: &str, rows: &[[f64; 6]]) {
         let spread = if rows.len() > 1 { format!(" ± {deviation:.digits$}") } else { String::new() };
         format!("{:>18}", format!("{mean:.digits$}{spread}"))
     });
-    println!("{name:>14}{}", cells.concat());
+    println!("{name:>width$}{}", cells.concat());
 }
 
 /// Mean and sample standard deviation (0 for a single value).
@@ -69,14 +70,14 @@ fn mean_and_deviation(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
 }
 
 /// Everything in the table and the curves, one entry per run.
-pub fn write_json(path: &Path, data: &str, runs: &[Finished], baseline: &(Ranking, Recommended)) -> Fallible<()> {
+pub fn write_json(path: &Path, data: &str, runs: &[Finished<'_>], baseline: &(Ranking, Recommended)) -> Fallible<()> {
     let metrics = |ranking: &Ranking, recommended: &Recommended| -> Value {
         COLUMNS.into_iter().zip(row(ranking, recommended)).map(|(name, x)| (name.to_string(), json!(x))).collect()
     };
-    let run = |run: &Finished| {
+    let run = |run: &Finished<'_>| {
         let epochs: Vec<Value> = run.curve.iter().map(epoch).collect();
         json!({
-            "loss": run.objective.name(),
+            "loss": run.objective.name,
             "seed": run.seed,
             "test": metrics(&run.ranking, &run.recommended),
             "epochs": epochs,
@@ -97,6 +98,13 @@ fn epoch(point: &EpochPoint) -> Value {
         "validation Recall@10": point.validation_recall_at_10,
         "validation NDCG@10": point.validation_ndcg_at_10,
     })
+}
+
+/// Peak of the process's resident memory so far in MiB, where the system says it (Linux).
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
 }
 
 #[cfg(test)]

@@ -5,6 +5,11 @@
 //! log_q count training interactions alone. The split is per user: another user's training may be later than this
 //! user's test, as is usual for leave-last-out.
 
+use catalog_softmax::{ExactCounts, FrequencyEstimator};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+
 use crate::Fallible;
 use crate::data::Sequences;
 
@@ -23,7 +28,7 @@ pub struct Split {
     /// Training interactions of each item.
     pub popularity: Vec<u32>,
     /// Log of the probability that a random training example has this item as its target: the log_q of in-batch
-    /// negatives.
+    /// negatives. −∞ for an item that is never a target, and so never drawn.
     pub log_q: Vec<f32>,
 }
 
@@ -31,7 +36,7 @@ impl Split {
     pub fn new(sequences: Sequences) -> Fallible<Split> {
         let num_items = sequences.item_names.len();
         let (mut train, mut validation, mut test) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut popularity, mut as_target) = (vec![0u32; num_items], vec![0u32; num_items]);
+        let (mut popularity, mut targets) = (vec![0u32; num_items], Vec::new());
         for (user, items) in sequences.of_user.iter().enumerate() {
             let example = |position: usize| Example { user: user as u32, position: position as u32 };
             let trained = if items.len() < 3 { items.len() } else { items.len() - 2 };
@@ -39,7 +44,7 @@ impl Split {
                 popularity[item as usize] += 1;
                 // The first item of a user has no input.
                 if position > 0 {
-                    as_target[item as usize] += 1;
+                    targets.push(u64::from(item));
                     train.push(example(position));
                 }
             }
@@ -58,9 +63,25 @@ impl Split {
             )
             .into());
         }
-        // An item that is never a target is never drawn either: its log_q only has to be finite.
-        let log_q = as_target.iter().map(|&n| (f64::from(n.max(1)) / train.len() as f64).ln() as f32).collect();
+        let mut counts = ExactCounts::new();
+        counts.observe(&targets);
+        // Counts would take an item that is not there for the next one to come.
+        let mut log_q = vec![f32::NEG_INFINITY; num_items];
+        for (&item, log_q_of_target) in targets.iter().zip(counts.log_q(&targets)) {
+            log_q[item as usize] = log_q_of_target;
+        }
         Ok(Split { sequences, train, validation, test, popularity, log_q })
+    }
+
+    /// Keeps the held-out targets of at most `users` users, chosen at random and the same in every run.
+    pub fn sample_held_out(&mut self, users: usize) {
+        let mut chosen: Vec<u32> = self.test.iter().map(|example| example.user).collect();
+        chosen.shuffle(&mut StdRng::seed_from_u64(0));
+        chosen.truncate(users);
+        chosen.sort_unstable();
+        for examples in [&mut self.validation, &mut self.test] {
+            examples.retain(|example| chosen.binary_search(&example.user).is_ok());
+        }
     }
 
     pub fn num_users(&self) -> usize {
@@ -110,7 +131,9 @@ mod tests {
         assert_eq!(pairs(&split.test), [(0, 4), (1, 5)]);
         // Item 5 is held out; user 1's only training interaction is item 4.
         assert_eq!(split.popularity, [1, 2, 2, 1, 1, 0]);
-        assert_eq!(split.log_q[1], (2.0f64 / 3.0).ln() as f32);
+        // Items 1 (twice) and 2 are targets of training examples, item 0 is only an input.
+        assert_eq!(split.log_q[..3], [f32::NEG_INFINITY, (2.0f64 / 3.0).ln() as f32, (1.0f64 / 3.0).ln() as f32]);
+        assert!(split.log_q[3..].iter().all(|&log_q| log_q == f32::NEG_INFINITY));
         for &example in split.train.iter().chain(&split.validation).chain(&split.test) {
             assert!(!split.before(example).is_empty());
             assert!(!split.before(example).contains(&split.target(example)));
@@ -123,6 +146,18 @@ mod tests {
         assert_eq!(split.before(split.test[0]), [0, 1, 2, 3]);
         assert_eq!(split.history(split.test[0], 2), [2, 3]);
         assert_eq!(split.history(split.train[0], 2), [0]);
+    }
+
+    #[test]
+    fn a_sample_of_users_keeps_both_their_targets() {
+        let mut sampled = split();
+        sampled.sample_held_out(1);
+        assert_eq!((sampled.validation.len(), sampled.test.len()), (1, 1));
+        assert_eq!(sampled.validation[0].user, sampled.test[0].user);
+        assert_eq!((sampled.train, sampled.log_q), (split().train, split().log_q));
+        let mut all = split();
+        all.sample_held_out(9);
+        assert_eq!(all.test, split().test);
     }
 
     #[test]

@@ -1,0 +1,228 @@
+//! The candidates of a step, as a batch of the crate: gathered, scored, and their gradients added up by item.
+
+use catalog_softmax::{
+    Backend, Batch, BatchBuilder, Correction, DType, Embeddings, Loss, NegativeQueue, Output, Pool, QueueOptions,
+    RandomStream, Request,
+};
+
+use crate::Fallible;
+use crate::frequencies::Frequencies;
+use crate::model::Model;
+use crate::objective::{ExcludedItems, Objective};
+use crate::parameter::RowGradient;
+use crate::sampler::Sampler;
+use crate::split::Split;
+use crate::union::Union;
+
+/// What a training step gives to the loss.
+pub struct Step<'a> {
+    /// (B, D), the query tower's output.
+    pub queries: &'a [f32],
+    /// (B) items.
+    pub targets: &'a [u32],
+    pub excluded: &'a ExcludedItems,
+    pub loss: Loss,
+}
+
+/// An objective's pools: what they keep from step to step, and the buffers of one.
+pub struct Candidates<'a> {
+    objective: &'a Objective,
+    in_batch: bool,
+    samplers: Vec<Sampler>,
+    queue: Option<NegativeQueue>,
+    /// Where a correction needs them.
+    frequencies: Option<Frequencies<'a>>,
+    random: RandomStream,
+    /// The batch's targets: candidates where negatives are in-batch, else positives apart from the pools.
+    targets: Rows,
+    /// The draws of each sampler; of `full` the whole catalogue.
+    drawn: Vec<Rows>,
+    /// log_q of the queue's rows, for each of its pools.
+    queue_log_q: Vec<Vec<f32>>,
+    output: Output,
+}
+
+/// Items with what a pool has of them.
+#[derive(Debug, Default)]
+struct Rows {
+    items: Vec<u64>,
+    /// (items, D)
+    embeddings: Vec<f32>,
+    /// Empty without a correction.
+    log_q: Vec<f32>,
+}
+
+impl Rows {
+    fn embeddings(&self, dim: usize) -> Embeddings<'_> {
+        Embeddings::new(&self.embeddings, self.items.len(), dim)
+    }
+
+    fn pool(&self, dim: usize) -> Pool<'_> {
+        let pool = Pool::new(self.embeddings(dim)).ids(&self.items);
+        if self.log_q.is_empty() { pool } else { pool.log_q(&self.log_q) }
+    }
+}
+
+impl<'a> Candidates<'a> {
+    pub fn new(objective: &'a Objective, split: &'a Split, dim: usize) -> Fallible<Self> {
+        let (mut in_batch, mut samplers, mut queue) = (false, Vec::new(), None);
+        if let Some(negatives) = &objective.negatives {
+            in_batch = negatives.in_batch;
+            for &sampled in &negatives.sampled {
+                samplers.push(Sampler::new(sampled, &split.popularity)?);
+            }
+            if let Some(capacity) = negatives.queue {
+                queue = Some(NegativeQueue::new(QueueOptions::new(capacity, dim, DType::F32).with_ids())?);
+            }
+        }
+        let catalogue = || Rows { items: (0..split.num_items() as u64).collect(), ..Rows::default() };
+        Ok(Candidates {
+            objective,
+            in_batch,
+            drawn: match &objective.negatives {
+                Some(_) => samplers.iter().map(|_| Rows::default()).collect(),
+                None => vec![catalogue()],
+            },
+            samplers,
+            queue,
+            frequencies: Frequencies::new(objective.log_q, &split.log_q)?,
+            random: RandomStream::new(0, 0),
+            targets: Rows::default(),
+            queue_log_q: Vec::new(),
+            output: Output::default(),
+        })
+    }
+
+    /// From here on negatives are drawn from this epoch's stream.
+    pub fn start_epoch(&mut self, seed: u64, epoch: usize) {
+        self.random = RandomStream::new(seed, epoch as u64);
+    }
+
+    /// What steps leave for later ones, for a checkpoint between epochs: the queue and the frequencies, as bytes.
+    pub fn save(&self) -> [Vec<u8>; 2] {
+        let queue = self.queue.as_ref().map(NegativeQueue::save);
+        let frequencies = self.frequencies.as_ref().map(Frequencies::save);
+        [queue.unwrap_or_default(), frequencies.unwrap_or_default()]
+    }
+
+    /// Goes on from what [`save`](Candidates::save) returned for the same objective.
+    pub fn restore(&mut self, [queue, frequencies]: &[Vec<u8>; 2]) -> Fallible<()> {
+        if let Some(own) = &mut self.queue {
+            *own = NegativeQueue::restore(queue)?;
+        }
+        if let Some(own) = &mut self.frequencies {
+            own.restore(self.objective.log_q, frequencies)?;
+        }
+        Ok(())
+    }
+
+    /// Loss and gradients of one step; the item tower's share of the gradient is added to `d_items`.
+    pub fn compute(
+        &mut self,
+        model: &Model,
+        step: &Step<'_>,
+        backend: &mut dyn Backend<Real = f32>,
+        d_items: &mut RowGradient,
+    ) -> Fallible<&Output> {
+        if self.objective.negatives.is_some() {
+            self.pools(model, step, backend)?;
+        } else {
+            self.full(model, step, backend)?;
+        }
+        self.scatter(d_items);
+        Ok(&self.output)
+    }
+
+    /// Every item is a candidate, in place: candidate j is row j of the table.
+    fn full(&mut self, model: &Model, step: &Step<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
+        let table = Embeddings::new(&model.items.values, model.items.rows, model.dim());
+        let batch = Batch::builder(queries(model, step), Pool::new(table).ids(&self.drawn[0].items))
+            .positives(step.targets)
+            .excluded_ids(&step.excluded.offsets, &step.excluded.ids)
+            .build()?;
+        Ok(backend.compute(&batch, &step.loss, Request::value_and_grad(), &mut self.output)?)
+    }
+
+    /// The targets in-batch or apart, then the drawn pools, then the queue, which has no gradient.
+    fn pools(&mut self, model: &Model, step: &Step<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
+        self.draw(model, step);
+        self.set_log_q()?;
+        let (dim, queries) = (model.dim(), queries(model, step));
+        let queued = self.queue.iter().flat_map(NegativeQueue::pools).enumerate();
+        // One log_q for the union: the queue keeps none of its own.
+        let queued = queued.map(|(p, pool)| match self.queue_log_q.get(p) {
+            Some(log_q) => pool.log_q(log_q),
+            None => pool,
+        });
+        let mut others = self.drawn.iter().map(|rows| rows.pool(dim)).chain(queued);
+        let builder = if self.in_batch {
+            Batch::in_batch(queries, self.targets.pool(dim))
+        } else {
+            let first = others.next().ok_or("no pool has a candidate")?;
+            let builder = Batch::builder(queries, first)
+                .positive_embeddings(self.targets.embeddings(dim))
+                .positive_ids(&self.targets.items);
+            if step.loss.correction == Correction::None { builder } else { builder.positive_log_q(&self.targets.log_q) }
+        };
+        let batch = others
+            .fold(builder, BatchBuilder::pool)
+            .excluded_ids(&step.excluded.offsets, &step.excluded.ids)
+            .build()?;
+        backend.compute(&batch, &step.loss, Request::value_and_grad(), &mut self.output)?;
+        if let Some(queue) = &mut self.queue {
+            queue.enqueue(Pool::new(self.targets.embeddings(dim)).ids(&self.targets.items))?;
+        }
+        Ok(())
+    }
+
+    /// Items and embeddings of the targets and of this step's draws.
+    fn draw(&mut self, model: &Model, step: &Step<'_>) {
+        let Candidates { samplers, random, targets, drawn, .. } = self;
+        targets.items.clear();
+        targets.items.extend(step.targets.iter().map(|&item| u64::from(item)));
+        for (sampler, rows) in samplers.iter().zip(&mut *drawn) {
+            rows.items.clear();
+            sampler.draw(random, &mut rows.items);
+        }
+        for rows in std::iter::once(targets).chain(drawn) {
+            model.items.gather(&rows.items, &mut rows.embeddings);
+        }
+    }
+
+    /// log_q of all candidates and positives, in the union of the pools; the batch is observed first.
+    fn set_log_q(&mut self) -> Fallible<()> {
+        let Candidates { samplers, queue, frequencies, targets, drawn, queue_log_q, .. } = self;
+        let Some(frequencies) = frequencies else { return Ok(()) };
+        frequencies.observe(&targets.items);
+        let others_in_batch = if self.in_batch { targets.items.len() - 1 } else { 0 };
+        let draws = others_in_batch + queue.as_ref().map_or(0, NegativeQueue::len);
+        let by_popularity = self.in_batch || queue.is_some();
+        let union = Union { by_popularity: by_popularity.then_some((draws, &*frequencies)), samplers };
+        for rows in std::iter::once(targets).chain(drawn) {
+            rows.log_q = union.log_q(&rows.items)?;
+        }
+        *queue_log_q =
+            queue.iter().flat_map(NegativeQueue::ids).map(|ids| union.log_q(ids)).collect::<Fallible<_>>()?;
+        Ok(())
+    }
+
+    /// Adds up the candidates' gradients by item, in the order of the candidates: an item may have been several.
+    fn scatter(&self, d_items: &mut RowGradient) {
+        let Some(gradients) = &self.output.gradients else { return };
+        // The queue's pools come last and have no gradient.
+        let pools = self.in_batch.then_some(&self.targets).into_iter().chain(&self.drawn).zip(&gradients.d_candidates);
+        let apart = gradients.d_positive_embeddings.as_ref().map(|d_positives| (&self.targets, d_positives));
+        for (rows, d_rows) in pools.chain(apart) {
+            for (row, &item) in rows.items.iter().enumerate() {
+                d_items.add(item as usize, d_rows.row(row), 1.0);
+            }
+        }
+    }
+}
+
+fn queries<'a>(model: &Model, step: &Step<'a>) -> Embeddings<'a> {
+    Embeddings::new(step.queries, step.targets.len(), model.dim())
+}
+
+#[cfg(test)]
+mod tests;

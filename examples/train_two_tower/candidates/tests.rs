@@ -1,0 +1,116 @@
+use super::*;
+use crate::data::Sequences;
+use crate::frequencies::LogQ;
+use catalog_softmax::Cpu;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+const TARGETS: [u32; 3] = [1, 4, 1];
+
+/// Six items, of which 1 to 4 are training targets, with log_q of 3, 2, 1 and 1 sevenths.
+fn split() -> Split {
+    let held_out = [5, 0];
+    let trained: [&[u32]; 4] = [&[0, 1, 2, 3, 4], &[0, 1, 2], &[0, 1], &[5]];
+    let of_user = trained.iter().map(|items| items.iter().chain(&held_out).copied().collect()).collect();
+    Split::new(Sequences { of_user, item_names: (0..6).map(|i| i.to_string()).collect() }).unwrap()
+}
+
+fn objective(list: &str, log_q: LogQ, correction: Correction) -> Objective {
+    Objective::new(list.parse().unwrap(), log_q, correction).unwrap()
+}
+
+/// Loss and item gradient of the second of two steps, in which item 1 is a target twice. The first one, with another model,
+/// fills the queue.
+fn step(objective: &Objective, model: &Model, queries: &[f32], d_items: &mut RowGradient) -> f64 {
+    let split = split();
+    let mut excluded = ExcludedItems::default();
+    excluded.set([&[0u32, 4][..], &[2], &[]].into_iter());
+    let mut candidates = Candidates::new(objective, &split, model.dim()).unwrap();
+    let earlier = Model::new(6, 4, 0.5, &mut StdRng::seed_from_u64(8));
+    candidates.start_epoch(3, 0);
+    let step = Step { queries, targets: &TARGETS, excluded: &excluded, loss: objective.loss(0.5) };
+    candidates.compute(&earlier, &step, &mut Cpu::new(), &mut RowGradient::of(&model.items)).unwrap();
+    candidates.compute(model, &step, &mut Cpu::new(), d_items).unwrap().total
+}
+
+/// Also that the queue's rows are constants: were their gradient scattered, it would be there and not in the differences.
+#[test]
+fn the_item_gradient_agrees_with_finite_differences() {
+    let mut rng = StdRng::seed_from_u64(9);
+    let model = Model::new(6, 4, 0.5, &mut rng);
+    let queries = Model::new(3, 4, 0.5, &mut rng).items.values;
+    // Not corrected-logq: its weight is a constant of the step, so its gradient is not the loss's slope.
+    let presets = Objective::presets().into_iter().filter(|preset| preset.correction != Correction::CorrectedLogQ);
+    let pools = [
+        objective("in-batch,uniform:7,unigram:5:0.5,queue:8", LogQ::Exact, Correction::LogQ),
+        objective("uniform:7,log-uniform:3,queue:2", LogQ::Streaming, Correction::LogQ),
+        objective("uniform:7,queue:8", LogQ::None, Correction::LogQ),
+    ];
+    for objective in presets.chain(pools) {
+        let mut d_items = RowGradient::of(&model.items);
+        step(&objective, &model, &queries, &mut d_items);
+        let mut gradient = [0.0f32; 24];
+        for (row, d_row) in d_items.iter() {
+            gradient[row * 4..row * 4 + 4].copy_from_slice(d_row);
+        }
+        for (at, &expected) in gradient.iter().enumerate() {
+            let moved = |by: f32| {
+                let mut model = model.clone();
+                model.items.values[at] += by;
+                step(&objective, &model, &queries, &mut RowGradient::of(&model.items))
+            };
+            let found = (moved(5e-3) - moved(-5e-3)) / 1e-2;
+            assert!((found - f64::from(expected)).abs() < 2e-3, "{} [{at}]: {found} {expected}", objective.name);
+        }
+    }
+}
+
+/// log_q is one thing over all pools: with n draws in the union, exp(lse) / n estimates the sum of exp(s) over the catalogue
+/// without the target, whatever the pools. Each pool's own log_q, or a wrong count of draws, would not.
+#[test]
+fn lse_estimates_the_sum_over_the_catalogue() {
+    const B: usize = 5;
+    let split = split();
+    let model = Model::new(6, 4, 0.5, &mut StdRng::seed_from_u64(1));
+    let queries = Model::new(B, 4, 0.5, &mut StdRng::seed_from_u64(2)).items.values;
+    let cosine = |a: &[f32], b: &[f32]| {
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(x * y)).sum::<f64>();
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    };
+    let mut excluded = ExcludedItems::default();
+    excluded.set([&[][..]; B].into_iter());
+    for (list, sampled, capacity) in [
+        ("in-batch,uniform:3,queue:7", 3, 7),
+        ("in-batch,unigram:2:0.5,log-uniform:4", 6, 0),
+        ("uniform:2,queue:9", 2, 9),
+    ] {
+        let objective = objective(list, LogQ::Exact, Correction::LogQ);
+        let mut candidates = Candidates::new(&objective, &split, 4).unwrap();
+        candidates.start_epoch(1, 0);
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut ratios = Vec::new();
+        for step in 0..4000 {
+            // Drawn as the log has them: 1, 1, 1, 2, 2, 3, 4.
+            let targets: [u32; B] = std::array::from_fn(|_| [1, 1, 1, 2, 2, 3, 4][rng.random_range(0..7)]);
+            let given = Step { queries: &queries, targets: &targets, excluded: &excluded, loss: objective.loss(0.7) };
+            let output =
+                candidates.compute(&model, &given, &mut Cpu::new(), &mut RowGradient::of(&model.items)).unwrap();
+            let in_batch = if objective.negatives.as_ref().unwrap().in_batch { B - 1 } else { 0 };
+            let draws = in_batch + sampled + capacity.min(B * step);
+            let ratio = |row: usize| {
+                let query = &queries[row * 4..][..4];
+                let others = (0..6usize).filter(|&item| item != targets[row] as usize);
+                let sum: f64 = others.map(|item| (cosine(query, model.items.row(item)) / 0.7).exp()).sum();
+                output.statistics.lse[row].exp() / (draws as f64 * sum)
+            };
+            // Rows of a step share their draws, so a step is one sample.
+            ratios.push((0..B).map(ratio).sum::<f64>() / B as f64);
+        }
+        let n = ratios.len() as f64;
+        let mean = ratios.iter().sum::<f64>() / n;
+        let deviation = (ratios.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt();
+        // Steps share the queue's rows for three or four steps; the samples count for a fifth of their number.
+        assert!((mean - 1.0).abs() < 5.0 * deviation * 5.0f64.sqrt(), "{list}: {mean} ± {deviation}");
+        assert!(deviation < 0.01, "{list}: the test sees nothing at ± {deviation}");
+    }
+}

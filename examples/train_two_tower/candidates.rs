@@ -27,7 +27,6 @@ pub struct Step<'a> {
 /// An objective's pools: what they keep from step to step, and the buffers of one.
 pub struct Candidates<'a> {
     objective: &'a Objective,
-    in_batch: bool,
     samplers: Vec<Sampler>,
     queue: Option<NegativeQueue>,
     /// Where a correction needs them.
@@ -65,9 +64,8 @@ impl Rows {
 
 impl<'a> Candidates<'a> {
     pub fn new(objective: &'a Objective, split: &'a Split, dim: usize) -> Fallible<Self> {
-        let (mut in_batch, mut samplers, mut queue) = (false, Vec::new(), None);
+        let (mut samplers, mut queue) = (Vec::new(), None);
         if let Some(negatives) = &objective.negatives {
-            in_batch = negatives.in_batch;
             for &sampled in &negatives.sampled {
                 samplers.push(Sampler::new(sampled, &split.popularity)?);
             }
@@ -78,7 +76,6 @@ impl<'a> Candidates<'a> {
         let catalogue = || Rows { items: (0..split.num_items() as u64).collect(), ..Rows::default() };
         Ok(Candidates {
             objective,
-            in_batch,
             drawn: match &objective.negatives {
                 Some(_) => samplers.iter().map(|_| Rows::default()).collect(),
                 None => vec![catalogue()],
@@ -155,14 +152,17 @@ impl<'a> Candidates<'a> {
             None => pool,
         });
         let mut others = self.drawn.iter().map(|rows| rows.pool(dim)).chain(queued);
-        let builder = if self.in_batch {
+        let builder = if self.objective.in_batch() {
             Batch::in_batch(queries, self.targets.pool(dim))
         } else {
             let first = others.next().ok_or("no pool has a candidate")?;
             let builder = Batch::builder(queries, first)
                 .positive_embeddings(self.targets.embeddings(dim))
                 .positive_ids(&self.targets.items);
-            if step.loss.correction == Correction::None { builder } else { builder.positive_log_q(&self.targets.log_q) }
+            match step.loss.correction {
+                Correction::LogQ | Correction::CorrectedLogQ => builder.positive_log_q(&self.targets.log_q),
+                _ => builder,
+            }
         };
         let batch = others
             .fold(builder, BatchBuilder::pool)
@@ -191,13 +191,17 @@ impl<'a> Candidates<'a> {
 
     /// log_q of all candidates and positives, in the union of the pools; the batch is observed first.
     fn set_log_q(&mut self) -> Fallible<()> {
-        let Candidates { samplers, queue, frequencies, targets, drawn, queue_log_q, .. } = self;
+        let Candidates { objective, samplers, queue, frequencies, targets, drawn, queue_log_q, .. } = self;
         let Some(frequencies) = frequencies else { return Ok(()) };
         frequencies.observe(&targets.items);
-        let others_in_batch = if self.in_batch { targets.items.len() - 1 } else { 0 };
+        let others_in_batch = if objective.in_batch() { targets.items.len() - 1 } else { 0 };
         let draws = others_in_batch + queue.as_ref().map_or(0, NegativeQueue::len);
-        let by_popularity = self.in_batch || queue.is_some();
-        let union = Union { by_popularity: by_popularity.then_some((draws, &*frequencies)), samplers };
+        let by_popularity = objective.in_batch() || queue.is_some();
+        let union = Union {
+            by_popularity: by_popularity.then_some((draws, &*frequencies)),
+            samplers,
+            counts: objective.log_q_is_of_counts(),
+        };
         for rows in std::iter::once(targets).chain(drawn) {
             rows.log_q = union.log_q(&rows.items)?;
         }
@@ -210,7 +214,13 @@ impl<'a> Candidates<'a> {
     fn scatter(&self, d_items: &mut RowGradient) {
         let Some(gradients) = &self.output.gradients else { return };
         // The queue's pools come last and have no gradient.
-        let pools = self.in_batch.then_some(&self.targets).into_iter().chain(&self.drawn).zip(&gradients.d_candidates);
+        let pools = self
+            .objective
+            .in_batch()
+            .then_some(&self.targets)
+            .into_iter()
+            .chain(&self.drawn)
+            .zip(&gradients.d_candidates);
         let apart = gradients.d_positive_embeddings.as_ref().map(|d_positives| (&self.targets, d_positives));
         for (rows, d_rows) in pools.chain(apart) {
             for (row, &item) in rows.items.iter().enumerate() {

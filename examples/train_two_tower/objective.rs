@@ -65,8 +65,10 @@ impl Objective {
         if log_q != LogQ::Exact {
             name += &format!(" {source}");
         }
-        if correction == Correction::CorrectedLogQ {
-            name += " corrected";
+        match correction {
+            Correction::CorrectedLogQ => name += " corrected",
+            Correction::LogQNegativesOnly if log_q != LogQ::None => name += " negatives-only",
+            _ => {}
         }
         let correction = if log_q == LogQ::None { Correction::None } else { correction };
         Ok(Objective { name, negatives: Some(negatives), log_q, correction })
@@ -75,6 +77,16 @@ impl Objective {
     /// The name, as it can be part of a file's name everywhere.
     pub fn file_stem(&self) -> String {
         self.name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-")
+    }
+
+    /// Whether the batch's targets are candidates.
+    pub fn in_batch(&self) -> bool {
+        self.negatives.as_ref().is_some_and(|negatives| negatives.in_batch)
+    }
+
+    /// Whether log_q is that of expected numbers of copies, or that of one draw.
+    pub fn log_q_is_of_counts(&self) -> bool {
+        self.correction == Correction::LogQNegativesOnly
     }
 
     /// Summed, not averaged: Adagrad takes its scale from past gradients, and an example of the last, smaller batch of an
@@ -123,6 +135,10 @@ mod tests {
         let all = new("in-batch,unigram:8:0.5,queue:4", LogQ::CountMin, Correction::CorrectedLogQ).unwrap();
         assert_eq!(all.name, "in-batch,unigram:8:0.5,queue:4 count-min corrected");
         assert_eq!(all.file_stem(), "in-batch-unigram-8-0.5-queue-4-count-min-corrected");
+        assert_eq!(
+            new("uniform:8", LogQ::Exact, Correction::LogQNegativesOnly).unwrap().name,
+            "uniform:8 negatives-only"
+        );
         let error = new("uniform:8", LogQ::Streaming, Correction::LogQ).unwrap_err();
         assert_eq!(error, "--log-q streaming does nothing for --negatives uniform:8; rule: in-batch or queue in it");
         let error = new("in-batch", LogQ::None, Correction::CorrectedLogQ).unwrap_err();

@@ -144,6 +144,8 @@ impl LossChoice {
 pub enum CorrectionChoice {
     /// log Q is subtracted from negatives and positive
     Logq,
+    /// log of the expected number of copies is subtracted from the negatives: an estimate of the full softmax
+    LogqNegativesOnly,
     /// "Correcting the LogQ Correction"
     CorrectedLogq,
 }
@@ -152,6 +154,7 @@ impl From<CorrectionChoice> for Correction {
     fn from(choice: CorrectionChoice) -> Correction {
         match choice {
             CorrectionChoice::Logq => Correction::LogQ,
+            CorrectionChoice::LogqNegativesOnly => Correction::LogQNegativesOnly,
             CorrectionChoice::CorrectedLogq => Correction::CorrectedLogQ,
         }
     }

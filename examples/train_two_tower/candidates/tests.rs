@@ -45,6 +45,7 @@ fn the_item_gradient_agrees_with_finite_differences() {
         objective("in-batch,uniform:7,unigram:5:0.5,queue:8", LogQ::Exact, Correction::LogQ),
         objective("uniform:7,log-uniform:3,queue:2", LogQ::Streaming, Correction::LogQ),
         objective("uniform:7,queue:8", LogQ::None, Correction::LogQ),
+        objective("uniform:7,queue:8", LogQ::CountMin, Correction::LogQNegativesOnly),
     ];
     for objective in presets.chain(pools) {
         let mut d_items = RowGradient::of(&model.items);
@@ -65,8 +66,8 @@ fn the_item_gradient_agrees_with_finite_differences() {
     }
 }
 
-/// log_q is one thing over all pools: with n draws in the union, exp(lse) / n estimates the sum of exp(s) over the catalogue
-/// without the target, whatever the pools. Each pool's own log_q, or a wrong count of draws, would not.
+/// log_q is one thing over all pools: with n draws in the union, exp(lse) / n, or exp(lse) with expected counts, estimates the
+/// sum of exp(s) over the catalogue without the target. Each pool's own log_q, or a wrong count of draws, would not.
 #[test]
 fn lse_estimates_the_sum_over_the_catalogue() {
     const B: usize = 5;
@@ -79,13 +80,14 @@ fn lse_estimates_the_sum_over_the_catalogue() {
     };
     let mut excluded = ExcludedItems::default();
     excluded.set([&[][..]; B].into_iter());
-    for (list, sampled, capacity) in [
-        ("in-batch,uniform:3", 3, 0),
-        ("in-batch,uniform:3,queue:7", 3, 7),
-        ("in-batch,unigram:2:0.5,log-uniform:4", 6, 0),
-        ("uniform:2,queue:9", 2, 9),
+    for (list, sampled, capacity, correction) in [
+        ("in-batch,uniform:3", 3, 0, Correction::LogQ),
+        ("in-batch,uniform:3,queue:7", 3, 7, Correction::CorrectedLogQ),
+        ("in-batch,uniform:3,queue:7", 3, 7, Correction::LogQNegativesOnly),
+        ("in-batch,unigram:2:0.5,log-uniform:4", 6, 0, Correction::LogQNegativesOnly),
+        ("uniform:2,queue:9", 2, 9, Correction::LogQ),
     ] {
-        let objective = objective(list, LogQ::Exact, Correction::LogQ);
+        let objective = objective(list, LogQ::Exact, correction);
         let mut candidates = Candidates::new(&objective, &split, 4).unwrap();
         candidates.start_epoch(1, 0);
         let mut rng = StdRng::seed_from_u64(3);
@@ -96,8 +98,12 @@ fn lse_estimates_the_sum_over_the_catalogue() {
             let given = Step { queries: &queries, targets: &targets, excluded: &excluded, loss: objective.loss(0.7) };
             let output =
                 candidates.compute(&model, &given, &mut Cpu::new(), &mut RowGradient::of(&model.items)).unwrap();
-            let in_batch = if objective.negatives.as_ref().unwrap().in_batch { B - 1 } else { 0 };
-            let draws = in_batch + sampled + capacity.min(B * step);
+            let in_batch = if objective.in_batch() { B - 1 } else { 0 };
+            let draws = match correction {
+                // Expected counts have it in them.
+                Correction::LogQNegativesOnly => 1,
+                _ => in_batch + sampled + capacity.min(B * step),
+            };
             let ratio = |row: usize| {
                 let query = &queries[row * 4..][..4];
                 let others = (0..6usize).filter(|&item| item != targets[row] as usize);

@@ -1086,7 +1086,7 @@ pub fn nan_spoils_nothing_else(backend: Subject<'_>, _: Operands) {
         // In candidates, early and late in a tile and beyond it: the rows that mask them.
         for candidate in [33, 100, 290] {
             let mut problem = clean.clone();
-            let masked = |i: usize| i % 40 == 0;
+            let masked = |i: usize| i.is_multiple_of(40);
             let positive_ids = problem.positive_ids.as_mut().expect("asked for");
             for i in (0..b).filter(|&i| masked(i)) {
                 positive_ids[i] = ids[candidate];

@@ -246,8 +246,8 @@ fn edges(tile: usize) -> [usize; 5] {
     [1, tile - 1, tile, tile + 1, 2 * tile + 3]
 }
 
-/// Blocks of 128 and 256 stationary rows, tiles of 64 and 128 streamed ones, one, two and four chunks of 64 elements.
-fn hopper_kernels_agree_at_the_edges_of_their_tiles(cuda: &mut Cuda) {
+/// Sizes around those of blocks of up to 256 stationary rows and tiles of up to 128 streamed ones; every kind of loss and mask.
+fn agrees_at_the_edges(cuda: &mut Cuda, dims: [usize; 6]) {
     for (x, &b) in edges(256).iter().enumerate() {
         for (y, &n) in edges(128).iter().enumerate() {
             let i = 5 * x + y;
@@ -260,17 +260,16 @@ fn hopper_kernels_agree_at_the_edges_of_their_tiles(cuda: &mut Cuda) {
                 separate: y % 2 == 1,
                 weights: x % 2 == 1,
                 seed: i as u64,
-                ..Config::new(b, n, [64, 40, 128, 104, 256, 200][i % 6])
+                ..Config::new(b, n, dims[i % 6])
             };
             agrees_in_every_mode(cuda, &config);
         }
     }
 }
 
-/// Rings of buffers go round several times, and blocks take several units of work.
-fn hopper_kernels_agree_over_many_tiles(cuda: &mut Cuda) {
-    for (i, (b, n, dim)) in [(70, 6000, 64), (300, 3000, 128), (40, 5000, 256), (1500, 700, 64)].into_iter().enumerate()
-    {
+/// Both 16-bit types at each shape (queries, candidates, width), the second one with `Dot`.
+fn agrees_over_many_tiles(cuda: &mut Cuda, shapes: &[[usize; 3]]) {
+    for (i, &[b, n, dim]) in shapes.iter().enumerate() {
         for dtype in [DType::F16, DType::Bf16] {
             let config = Config {
                 dtype,
@@ -284,43 +283,25 @@ fn hopper_kernels_agree_over_many_tiles(cuda: &mut Cuda) {
     }
 }
 
-/// The same for rows of more than 256 elements: blocks of 256 stationary rows as halves of 128, and tiles of 128 streamed ones, by pairs
-/// of blocks; chunks of 64 elements from five on, slices of 256 output columns.
+/// One, two and four chunks of 64 elements.
+fn hopper_kernels_agree_at_the_edges_of_their_tiles(cuda: &mut Cuda) {
+    agrees_at_the_edges(cuda, [64, 40, 128, 104, 256, 200]);
+}
+
+/// Rings of buffers go round several times, and blocks take several units of work.
+fn hopper_kernels_agree_over_many_tiles(cuda: &mut Cuda) {
+    agrees_over_many_tiles(cuda, &[[70, 6000, 64], [300, 3000, 128], [40, 5000, 256], [1500, 700, 64]]);
+}
+
+/// The same for rows of more than 256 elements: from five chunks on, slices of 256 output columns.
 fn wide_kernels_agree_at_the_edges_of_their_tiles(cuda: &mut Cuda) {
-    for (x, &b) in edges(256).iter().enumerate() {
-        for (y, &n) in edges(128).iter().enumerate() {
-            let i = 5 * x + y;
-            let config = Config {
-                dtype: [DType::F16, DType::Bf16][i % 2],
-                similarity: if i % 3 == 0 { Similarity::Dot } else { Similarity::Cosine },
-                temperature: if i % 3 == 0 { 1.0 } else { 0.1 },
-                correction: [Correction::LogQ, Correction::None, Correction::CorrectedLogQ][(x + y) % 3],
-                masking: [Masking::Ids, Masking::Excluded, Masking::None][(x + 2 * y) % 3],
-                separate: y % 2 == 1,
-                weights: x % 2 == 1,
-                seed: i as u64,
-                ..Config::new(b, n, [264, 320, 512, 328, 576, 1024][i % 6])
-            };
-            agrees_in_every_mode(cuda, &config);
-        }
-    }
+    agrees_at_the_edges(cuda, [264, 320, 512, 328, 576, 1024]);
 }
 
 /// Several units for each pair of blocks, several panels of streamed rows (2 MiB of probabilities on four multiprocessors), several
 /// of stationary ones (8192 rows), and splits of a panel with nothing in its last one.
 fn wide_kernels_agree_over_many_panels(cuda: &mut Cuda) {
-    for (i, (b, n, dim)) in [(70, 9000, 264), (600, 3000, 320), (300, 5000, 520)].into_iter().enumerate() {
-        for dtype in [DType::F16, DType::Bf16] {
-            let config = Config {
-                dtype,
-                similarity: if i == 1 { Similarity::Dot } else { Similarity::Cosine },
-                correction: Correction::LogQ,
-                masking: Masking::Ids,
-                ..Config::new(b, n, dim)
-            };
-            agrees_in_every_mode(cuda, &config);
-        }
-    }
+    agrees_over_many_tiles(cuda, &[[70, 9000, 264], [600, 3000, 320], [300, 5000, 520]]);
 }
 
 /// Scores that grow along the candidates by some tens to hundreds, or fall: each panel's reference differs from the last one's by many powers

@@ -1,6 +1,6 @@
 //! One distribution of several.
 
-use super::{Distribution, RandomStream};
+use super::{BLOCK, Distribution, RandomStream};
 use crate::error::{Result, shape, value};
 
 /// A weighted union of distributions over the same items, with the probability of the whole at each id:
@@ -99,23 +99,43 @@ impl Distribution for Mixture {
     }
 
     fn draw_one(&self, random: &mut RandomStream) -> (u64, f64) {
-        let id = self.draw_id(random);
+        let (id, _) = self.components[self.choose(random)].distribution.draw_one(random);
         (id, self.probability(id))
     }
 
-    /// Ids first, so that the cache misses of looking up their probabilities overlap.
+    /// Component by component, and probabilities last, so that the cache misses of each loop overlap.
     fn draw_into(&self, drawn: &mut [(u64, f64)], random: &mut RandomStream) {
-        drawn.iter_mut().for_each(|(id, _)| *id = self.draw_id(random));
-        drawn.iter_mut().for_each(|(id, probability)| *probability = self.probability(*id));
+        for drawn in drawn.chunks_mut(BLOCK) {
+            let mut chosen = [0; BLOCK];
+            let chosen = &mut chosen[..drawn.len()];
+            chosen.iter_mut().for_each(|chosen| *chosen = self.choose(random));
+            let mut scratch = [(0, 0.0); BLOCK];
+            for (c, component) in self.components.iter().enumerate() {
+                let places = || chosen.iter().enumerate().filter(|&(_, &chosen)| chosen == c).map(|(place, _)| place);
+                let own = &mut scratch[..places().count()];
+                component.distribution.draw_into(own, random);
+                places().zip(own).for_each(|(place, own)| drawn[place] = *own);
+            }
+            drawn.iter_mut().zip(chosen).for_each(|(drawn, chosen)| drawn.1 = self.probability_of(*drawn, *chosen));
+        }
     }
 }
 
 impl Mixture {
-    fn draw_id(&self, random: &mut RandomStream) -> u64 {
+    /// The component of the next draw.
+    fn choose(&self, random: &mut RandomStream) -> usize {
         let share = random.unit();
-        // Rounding may leave the last end short of 1.
-        let last = self.components.len() - 1;
-        let chosen = self.components[..last].iter().position(|c| share < c.end).unwrap_or(last);
-        self.components[chosen].distribution.draw_one(random).0
+        // Counted without a branch that no one could predict. Rounding may leave the last end short of 1, so it has no say.
+        let (_, others) = self.components.split_last().expect("a mixture has a component");
+        others.iter().filter(|c| share >= c.end).count()
+    }
+
+    /// [`probability`](Distribution::probability) of an id that component `chosen` drew with this Q, which need not be looked
+    /// up there again.
+    fn probability_of(&self, (id, own): (u64, f64), chosen: usize) -> f64 {
+        let of = |(c, component): (usize, &Component)| {
+            component.weight * if c == chosen { own } else { component.distribution.probability(id) }
+        };
+        self.components.iter().enumerate().map(of).sum()
     }
 }

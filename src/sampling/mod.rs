@@ -76,8 +76,8 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
     /// One draw: an id and its Q, the same as [`probability`](Distribution::probability) gives.
     fn draw_one(&self, random: &mut RandomStream) -> (u64, f64);
 
-    /// As many draws as `drawn` is long: the same as that many of [`draw_one`](Distribution::draw_one). For distributions that
-    /// are faster at several together.
+    /// As many independent draws as `drawn` is long, each distributed as [`draw_one`](Distribution::draw_one). For
+    /// distributions that are faster at several together, which may use the stream's numbers in another order.
     fn draw_into(&self, drawn: &mut [(u64, f64)], random: &mut RandomStream) {
         drawn.iter_mut().for_each(|drawn| *drawn = self.draw_one(random));
     }

@@ -70,4 +70,44 @@ impl RandomStream {
         // 1 − unit is in (0, 1].
         -libm::log(1.0 - self.unit())
     }
+
+    /// The sum of `count` independent exponential variables with mean 1.
+    pub(super) fn sum_of_exponentials(&mut self, count: usize) -> f64 {
+        // A sum of logarithms is the logarithm of a product, as long as that does not underflow: 16 factors of at least 2^-53.
+        const FACTORS: usize = 16;
+        let mut left = count;
+        let mut sum = 0.0;
+        while left > 0 {
+            let factors = left.min(FACTORS);
+            let product: f64 = (0..factors).map(|_| 1.0 - self.unit()).product();
+            sum -= libm::log(product);
+            left -= factors;
+        }
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RandomStream;
+
+    /// The mean and the variance of a gamma variable of shape `count` are both `count`; its fourth central moment is
+    /// `3 count² + 6 count`, which gives the variance's standard error.
+    #[test]
+    fn sums_of_exponentials_are_gamma_variables() {
+        const TRIALS: f64 = 40_000.0;
+        let mut random = RandomStream::new(3, 0);
+        for count in [0, 1, 15, 16, 17, 40] {
+            let n = count as f64;
+            let (mut mean, mut variance) = (0.0, 0.0);
+            for _ in 0..TRIALS as usize {
+                let sum = random.sum_of_exponentials(count);
+                mean += sum / TRIALS;
+                variance += (sum - n) * (sum - n) / TRIALS;
+            }
+            assert!((mean - n).abs() <= 5.0 * (n / TRIALS).sqrt(), "{count}: mean {mean}");
+            let error = ((2.0 * n * n + 6.0 * n) / TRIALS).sqrt();
+            assert!((variance - n).abs() <= 5.0 * error, "{count}: variance {variance}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
-use super::{Distribution, Inclusion, RandomStream, Sample};
+use super::{BLOCK, Distribution, Inclusion, RandomStream, Sample};
 
 /// `count` is at most the distribution's support.
 pub(super) fn draw<D: Distribution + ?Sized>(distribution: &D, count: usize, random: &mut RandomStream) -> Sample {
@@ -12,17 +12,24 @@ pub(super) fn draw<D: Distribution + ?Sized>(distribution: &D, count: usize, ran
     // Ids with their Q in the order of their first times; the last one only ends the sample.
     let mut first: Vec<(u64, f64)> = Vec::with_capacity(count + 1);
     let mut seen = FxHashSet::with_capacity_and_hasher(count + 1, FxBuildHasher);
-    let mut time = 0.0;
-    for _ in 0..distribution.num_items() {
-        if first.len() > count {
-            break;
-        }
-        time += random.exponential();
-        let (id, probability) = distribution.draw_one(random);
-        if seen.insert(id) {
-            first.push((id, probability));
+    let mut tries = 0;
+    let most = distribution.num_items() as usize;
+    while first.len() <= count && tries < most {
+        let mut block = [(0, 0.0); BLOCK];
+        let block = &mut block[..BLOCK.min(most - tries)];
+        distribution.draw_into(block, random);
+        for &(id, probability) in block.iter() {
+            tries += 1;
+            if seen.insert(id) {
+                first.push((id, probability));
+            }
+            if first.len() > count {
+                break;
+            }
         }
     }
+    // Which ids come does not depend on when: the times between the tries can be drawn afterwards, and only their sum matters.
+    let mut time = random.sum_of_exponentials(tries);
     if first.len() <= count {
         time = finish(distribution, time, &seen, count + 1 - first.len(), &mut first, random);
     }

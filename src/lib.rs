@@ -109,7 +109,8 @@ pub use backend::cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use backend::cuda::Cuda;
 
-/// Steps on the caller's own device memory and stream, by [`Cuda::step`](cuda::Cuda::step).
+/// Steps on the caller's own device memory and stream, by [`Cuda::step`](cuda::Cuda::step), and searches of it, by
+/// [`Cuda::top_k_on_device`](cuda::Cuda::top_k_on_device).
 ///
 /// ```no_run
 /// use catalog_softmax::cuda::{
@@ -153,7 +154,7 @@ pub use backend::cuda::Cuda;
 pub mod cuda {
     pub use crate::backend::cuda::{
         Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceOutput, DevicePool, DeviceQueue,
-        DeviceSlice, DeviceSliceMut, DeviceStatistics, DeviceUpstream,
+        DeviceSearch, DeviceSlice, DeviceSliceMut, DeviceStatistics, DeviceTopK, DeviceUpstream,
     };
 }
 pub use backend::device::{Device, Selected};

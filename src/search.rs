@@ -53,11 +53,15 @@ impl<'a> Search<'a> {
     }
 
     pub(crate) fn check_k(&self, k: usize) -> Result<()> {
-        if k == 0 || k > Self::MAX_K || k > self.num_candidates() {
-            return Err(value("k", k, "at least 1, at most 1024 and at most the number of candidates"));
-        }
-        Ok(())
+        check_k(k, self.num_candidates())
     }
+}
+
+pub(crate) fn check_k(k: usize, num_candidates: usize) -> Result<()> {
+    if k == 0 || k > Search::MAX_K || k > num_candidates {
+        return Err(value("k", k, "at least 1, at most 1024 and at most the number of candidates"));
+    }
+    Ok(())
 }
 
 /// The best K candidates of each row, by similarity; of equal ones the smaller index comes first.

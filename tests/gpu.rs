@@ -6,6 +6,8 @@
 mod common;
 #[path = "gpu/queue.rs"]
 mod queue;
+#[path = "gpu/search.rs"]
+mod search;
 #[path = "gpu/steps.rs"]
 mod steps;
 
@@ -67,7 +69,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
             Ok(())
         }));
     }
-    let own: [Own; 20] = [
+    let own: [Own; 25] = [
         ("hopper_kernels_agree_at_the_edges_of_their_tiles", hopper_kernels_agree_at_the_edges_of_their_tiles),
         ("hopper_kernels_agree_over_many_tiles", hopper_kernels_agree_over_many_tiles),
         ("wide_kernels_agree_at_the_edges_of_their_tiles", wide_kernels_agree_at_the_edges_of_their_tiles),
@@ -97,6 +99,20 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         ("queue::an_enqueue_neither_waits_nor_allocates", queue::an_enqueue_neither_waits_nor_allocates),
         ("queue::a_queue_that_does_not_fit_is_an_error", queue::a_queue_that_does_not_fit_is_an_error),
         ("the_plan_of_a_topk_is_its_memory", the_plan_of_a_topk_is_its_memory),
+        (
+            "search::searches_of_device_memory_find_what_host_memory_finds",
+            search::searches_of_device_memory_find_what_host_memory_finds,
+        ),
+        (
+            "search::a_reserved_search_allocates_nothing_and_replays_as_a_graph",
+            search::a_reserved_search_allocates_nothing_and_replays_as_a_graph,
+        ),
+        ("search::a_queue_can_be_searched", search::a_queue_can_be_searched),
+        ("search::searches_that_do_not_fit_are_errors", search::searches_that_do_not_fit_are_errors),
+        (
+            "search::offsets_that_are_none_are_a_fault_of_a_search",
+            search::offsets_that_are_none_are_a_fault_of_a_search,
+        ),
         ("the_same_bits_again", the_same_bits_again),
         ("what_a_workspace_held_does_not_matter", what_a_workspace_held_does_not_matter),
         ("the_plan_is_the_memory", the_plan_is_the_memory),

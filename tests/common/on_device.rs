@@ -37,11 +37,28 @@ pub fn up<T: DeviceRepr>(stream: &Arc<CudaStream>, values: &[T]) -> CudaSlice<T>
     stream.clone_htod(values).expect("memory for inputs")
 }
 
-fn storage(stream: &Arc<CudaStream>, from: &Storage) -> DeviceStorage {
-    match from {
-        Storage::F32(values) => DeviceStorage::F32(up(stream, values)),
-        Storage::F16(values) => DeviceStorage::F16(up(stream, values)),
-        Storage::Bf16(values) => DeviceStorage::Bf16(up(stream, values)),
+impl DeviceStorage {
+    pub fn new(stream: &Arc<CudaStream>, from: &Storage) -> Self {
+        match from {
+            Storage::F32(values) => DeviceStorage::F32(up(stream, values)),
+            Storage::F16(values) => DeviceStorage::F16(up(stream, values)),
+            Storage::Bf16(values) => DeviceStorage::Bf16(up(stream, values)),
+        }
+    }
+
+    pub fn view<'a>(&'a self, stream: &CudaStream, dim: usize) -> DeviceEmbeddings<'a> {
+        fn view<'a, T: DeviceElement>(
+            stream: &CudaStream,
+            slice: &'a CudaSlice<T>,
+            dim: usize,
+        ) -> DeviceEmbeddings<'a> {
+            DeviceEmbeddings::new(DeviceSlice::new(slice, stream), slice.len() / dim, dim)
+        }
+        match self {
+            DeviceStorage::F32(slice) => view(stream, slice, dim),
+            DeviceStorage::F16(slice) => view(stream, slice, dim),
+            DeviceStorage::Bf16(slice) => view(stream, slice, dim),
+        }
     }
 }
 
@@ -50,14 +67,15 @@ impl OnDevice {
         let option = |values: &Option<Vec<f32>>| values.as_ref().map(|values| up(stream, values));
         let ids = |values: &Option<Vec<u64>>| values.as_ref().map(|values| up(stream, values));
         let pools = problem.pools.iter();
-        let pools = pools.map(|pool| (storage(stream, &pool.candidates), ids(&pool.ids), option(&pool.log_q)));
+        let pools =
+            pools.map(|pool| (DeviceStorage::new(stream, &pool.candidates), ids(&pool.ids), option(&pool.log_q)));
         OnDevice {
             stream: stream.clone(),
-            queries: storage(stream, &problem.queries),
+            queries: DeviceStorage::new(stream, &problem.queries),
             pools: pools.collect(),
             positives: match &problem.positives {
                 PositiveData::Index(index) => Ok(up(stream, index)),
-                PositiveData::Separate(embeddings) => Err(storage(stream, embeddings)),
+                PositiveData::Separate(embeddings) => Err(DeviceStorage::new(stream, embeddings)),
             },
             positive_ids: ids(&problem.positive_ids),
             positive_log_q: option(&problem.positive_log_q),
@@ -66,25 +84,10 @@ impl OnDevice {
         }
     }
 
-    fn embeddings<'a>(&'a self, storage: &'a DeviceStorage, dim: usize) -> DeviceEmbeddings<'a> {
-        fn view<'a, T: DeviceElement>(
-            stream: &CudaStream,
-            slice: &'a CudaSlice<T>,
-            dim: usize,
-        ) -> DeviceEmbeddings<'a> {
-            DeviceEmbeddings::new(DeviceSlice::new(slice, stream), slice.len() / dim, dim)
-        }
-        match storage {
-            DeviceStorage::F32(slice) => view(&self.stream, slice, dim),
-            DeviceStorage::F16(slice) => view(&self.stream, slice, dim),
-            DeviceStorage::Bf16(slice) => view(&self.stream, slice, dim),
-        }
-    }
-
     pub fn batch<'a>(&'a self, problem: &Problem) -> DeviceBatch<'a> {
         let dim = problem.dim;
         let mut pools = self.pools.iter().zip(&problem.pools).map(|((candidates, ids, log_q), data)| {
-            let mut pool = DevicePool::new(self.embeddings(candidates, dim));
+            let mut pool = DevicePool::new(candidates.view(&self.stream, dim));
             if let Some(ids) = ids {
                 pool = pool.ids(DeviceSlice::new(ids, &self.stream));
             }
@@ -93,10 +96,12 @@ impl OnDevice {
             }
             if data.gradient { pool } else { pool.without_gradient() }
         });
-        let (queries, first) = (self.embeddings(&self.queries, dim), pools.next().expect("a pool"));
+        let (queries, first) = (self.queries.view(&self.stream, dim), pools.next().expect("a pool"));
         let mut batch = match &self.positives {
             Ok(index) => DeviceBatch::new(queries, first, DeviceSlice::new(index, &self.stream)),
-            Err(embeddings) => DeviceBatch::with_positive_embeddings(queries, first, self.embeddings(embeddings, dim)),
+            Err(embeddings) => {
+                DeviceBatch::with_positive_embeddings(queries, first, embeddings.view(&self.stream, dim))
+            }
         };
         for pool in pools {
             batch = batch.pool(pool);

@@ -17,16 +17,22 @@ use crate::plan::Plan;
 use crate::search::{Search, TopK};
 use crate::stats::{Moments, Rank, Request, RowStatistics};
 
-/// Where a batch's arrays go.
+/// Where a search's arrays go, and those of a batch that a search has too.
 #[derive(Debug)]
-pub(super) struct Inputs {
+pub(super) struct SearchInputs {
     queries: Part,
     pools: Vec<PoolInputs>,
+    exclude_offsets: Part,
+    exclude_ids: Part,
+}
+
+/// Where a batch's arrays go.
+#[derive(Debug)]
+struct Inputs {
+    search: SearchInputs,
     /// Indices, or embeddings.
     positives: Part,
     positive_ids: Part,
-    exclude_offsets: Part,
-    exclude_ids: Part,
 }
 
 #[derive(Debug)]
@@ -55,31 +61,42 @@ struct Outputs {
     d_candidates: Vec<Part>,
 }
 
-impl Inputs {
+impl SearchInputs {
     pub(super) fn lay_out(layout: &mut Layout, batch: &Batch<'_>) -> Self {
-        let b = batch.num_queries();
-        let separate = matches!(batch.positives, Positives::Separate(_));
-        let rows = |layout: &mut Layout, embeddings: &Embeddings<'_>| layout.part(embeddings.bytes().len(), 1);
         let pool = |layout: &mut Layout, pool: &crate::Pool<'_>| {
             let n = pool.candidates.rows();
             PoolInputs {
-                candidates: layout.part(pool.candidates.bytes().len(), 1),
+                candidates: rows_part(layout, &pool.candidates),
                 ids: layout.part_if(pool.ids.is_some(), n, 8),
                 log_q: layout.part_if(pool.log_q.is_some(), n, 4),
             }
         };
-        Inputs {
-            queries: rows(layout, &batch.queries),
+        SearchInputs {
+            queries: rows_part(layout, &batch.queries),
             pools: batch.pools.iter().map(|p| pool(layout, p)).collect(),
-            positives: match &batch.positives {
-                Positives::Index(_) => layout.part(b, 4),
-                Positives::Separate(embeddings) => rows(layout, embeddings),
-            },
-            positive_ids: layout.part_if(separate && batch.positive_ids.is_some(), b, 8),
-            exclude_offsets: layout.part_if(batch.excluded.is_some(), b + 1, 8),
+            exclude_offsets: layout.part_if(batch.excluded.is_some(), batch.num_queries() + 1, 8),
             exclude_ids: layout.part(batch.excluded.map_or(0, |excluded| excluded.ids.0.len()), 8),
         }
     }
+}
+
+impl Inputs {
+    fn lay_out(layout: &mut Layout, batch: &Batch<'_>) -> Self {
+        let b = batch.num_queries();
+        let separate = matches!(batch.positives, Positives::Separate(_));
+        Inputs {
+            search: SearchInputs::lay_out(layout, batch),
+            positives: match &batch.positives {
+                Positives::Index(_) => layout.part(b, 4),
+                Positives::Separate(embeddings) => rows_part(layout, embeddings),
+            },
+            positive_ids: layout.part_if(separate && batch.positive_ids.is_some(), b, 8),
+        }
+    }
+}
+
+fn rows_part(layout: &mut Layout, embeddings: &Embeddings<'_>) -> Part {
+    layout.part(embeddings.bytes().len(), 1)
 }
 
 impl Outputs {
@@ -131,15 +148,31 @@ impl Cuda {
     }
 
     /// The batch by the addresses that its arrays have, or will have, in the arena.
-    pub(super) fn problem(&self, batch: &Batch<'_>, loss: &Loss, inputs: &Inputs) -> Problem {
+    fn problem(&self, batch: &Batch<'_>, loss: &Loss, inputs: &Inputs) -> Problem {
+        let scale = (loss.scale() * std::f64::consts::LOG2_E) as f32;
         let at = |part: Part| self.arena.address(part);
-        let rows = |embeddings: &Embeddings<'_>, part: Part| Rows {
-            address: at(part),
-            rows: embeddings.rows(),
-            stride: embeddings.stride(),
-        };
+        Problem {
+            positives: match &batch.positives {
+                Positives::Index(_) => ProblemPositives::Index(at(inputs.positives)),
+                Positives::Separate(rows) => ProblemPositives::Separate(self.rows(rows, inputs.positives)),
+            },
+            positive_ids: at(inputs.positive_ids),
+            log_q_range: Some(log_q_range(batch)),
+            ..self.search_problem(batch, loss.similarity, scale, &inputs.search)
+        }
+    }
+
+    /// The same without positives: what a search scores. `scale` multiplies similarities.
+    pub(super) fn search_problem(
+        &self,
+        batch: &Batch<'_>,
+        similarity: Similarity,
+        scale: f32,
+        inputs: &SearchInputs,
+    ) -> Problem {
+        let at = |part: Part| self.arena.address(part);
         let pools = batch.pools_with_start().zip(&inputs.pools).map(|((start, pool), parts)| ProblemPool {
-            candidates: rows(&pool.candidates, parts.candidates),
+            candidates: self.rows(&pool.candidates, parts.candidates),
             start,
             ids: at(parts.ids),
             log_q: at(parts.log_q),
@@ -149,27 +182,40 @@ impl Cuda {
             dtype: batch.dtype(),
             tf32: self.tf32,
             dim: batch.dim(),
-            cosine: loss.similarity == Similarity::Cosine,
-            scale: (loss.scale() * std::f64::consts::LOG2_E) as f32,
-            queries: rows(&batch.queries, inputs.queries),
+            cosine: similarity == Similarity::Cosine,
+            scale,
+            queries: self.rows(&batch.queries, inputs.queries),
             pools: pools.collect(),
-            positives: match &batch.positives {
-                Positives::Index(_) => ProblemPositives::Index(at(inputs.positives)),
-                Positives::Separate(embeddings) => ProblemPositives::Separate(rows(embeddings, inputs.positives)),
-            },
-            positive_ids: at(inputs.positive_ids),
+            positives: ProblemPositives::None,
+            positive_ids: 0,
             // The epilogue is the host's.
             positive_log_q: 0,
             row_weight: 0,
             exclude_offsets: at(inputs.exclude_offsets),
             exclude_ids: at(inputs.exclude_ids),
             excluded: batch.excluded.map_or(0, |excluded| excluded.ids.0.len()),
-            log_q_range: Some(log_q_range(batch)),
+            log_q_range: None,
         }
     }
 
+    fn rows(&self, embeddings: &Embeddings<'_>, part: Part) -> Rows {
+        Rows { address: self.arena.address(part), rows: embeddings.rows(), stride: embeddings.stride() }
+    }
+
     /// Makes room and brings the batch up.
-    pub(super) fn upload(&mut self, batch: &Batch<'_>, layout: Layout, inputs: &Inputs) -> Result<()> {
+    fn upload(&mut self, batch: &Batch<'_>, layout: Layout, inputs: &Inputs) -> Result<()> {
+        self.upload_search(batch, layout, &inputs.search)?;
+        match &batch.positives {
+            Positives::Index(indices) => self.up(inputs.positives, indices.as_ref()),
+            Positives::Separate(embeddings) => {
+                self.up(inputs.positives, embeddings.bytes())?;
+                self.up(inputs.positive_ids, batch.positive_ids.as_deref().unwrap_or_default())
+            }
+        }
+    }
+
+    /// The same without positives.
+    pub(super) fn upload_search(&mut self, batch: &Batch<'_>, layout: Layout, inputs: &SearchInputs) -> Result<()> {
         self.driver.bind()?;
         self.arena.reserve(&self.driver, layout)?;
         self.up(inputs.queries, batch.queries.bytes())?;
@@ -177,13 +223,6 @@ impl Cuda {
             self.up(parts.candidates, pool.candidates.bytes())?;
             self.up(parts.ids, pool.ids.map_or(&[], |ids| ids.0))?;
             self.up(parts.log_q, pool.log_q.unwrap_or_default())?;
-        }
-        match &batch.positives {
-            Positives::Index(indices) => self.up(inputs.positives, indices.as_ref())?,
-            Positives::Separate(embeddings) => {
-                self.up(inputs.positives, embeddings.bytes())?;
-                self.up(inputs.positive_ids, batch.positive_ids.as_deref().unwrap_or_default())?;
-            }
         }
         if let Some(excluded) = &batch.excluded {
             self.up(inputs.exclude_offsets, excluded.offsets)?;
@@ -340,10 +379,10 @@ impl Stream for Cuda {
     }
 
     fn plan_search(&self, search: &Search<'_>, similarity: Similarity, k: usize) -> Plan {
-        self.plan_top_k(search, similarity, k)
+        self.plan_host_search(search, similarity, k)
     }
 
     fn search(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK> {
-        self.find_top_k(search, similarity, k)
+        self.search_from_host(search, similarity, k)
     }
 }

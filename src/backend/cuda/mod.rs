@@ -7,14 +7,15 @@
 //!                        how it is cut, and what memory that takes, before anything is allocated
 //! passes.rs, wide.rs     the passes as launches; params.rs mirrors the kernels' arguments
 //! host.rs                batches in host memory: upload, passes, download
-//! topk.rs                searches in host memory
-//! view.rs, device_batch.rs, device_output.rs, step.rs
+//! view.rs, device_search.rs, device_batch.rs, device_output.rs, step.rs
 //!                        batches in the caller's device memory: checks, passes; fault.rs: what only the device sees
+//! topk.rs                searches, in host memory and in the caller's device memory
 //! queue.rs               past candidates in device memory, as further pools
 //! ```
 
 mod device_batch;
 mod device_output;
+mod device_search;
 mod driver;
 mod fault;
 mod host;
@@ -36,8 +37,9 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-pub use device_batch::{DeviceBatch, DevicePool};
+pub use device_batch::DeviceBatch;
 pub use device_output::{DeviceGradients, DeviceOutput, DeviceStatistics, DeviceUpstream};
+pub use device_search::{DevicePool, DeviceSearch, DeviceTopK};
 pub use queue::DeviceQueue;
 pub use view::{DeviceElement, DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
 
@@ -112,8 +114,8 @@ impl Cuda {
         self.tf32 = allow;
     }
 
-    /// Whether steps on a device of compute capability 9.0 use the kernels made for it: for f16 and bf16 embeddings of at most 256
-    /// elements whose rows start at multiples of 16 bytes. On by default; off, such a device runs what others run.
+    /// Whether steps on a device of compute capability 9.0 use the kernels made for it: for f16 and bf16 embeddings
+    /// whose rows start at multiples of 16 bytes. On by default; off, such a device runs what others run.
     pub fn allow_hopper(&mut self, allow: bool) {
         self.driver.allow_hopper(allow);
     }

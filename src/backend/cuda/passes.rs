@@ -145,6 +145,7 @@ impl Step<'_> {
             self.driver.launch("gather_positives", Grid::threads(problem.num_queries()), &params)
         };
         match problem.positives {
+            ProblemPositives::None => Ok(()),
             ProblemPositives::Separate(rows) => gather(rows, 0, self.at(workspace.separate_norms), 0, 0),
             ProblemPositives::Index(_) => problem.pools.iter().try_for_each(|pool| {
                 let norms = self.element(workspace.candidate_norms, pool.start, 4);
@@ -158,6 +159,7 @@ impl Step<'_> {
     fn paired(&self) -> Result<()> {
         let (problem, workspace) = (self.problem, self.workspace);
         let positives_aligned = match problem.positives {
+            ProblemPositives::None => return Ok(()),
             ProblemPositives::Separate(rows) => rows.aligned(problem.dtype),
             ProblemPositives::Index(_) => problem.pools.iter().all(|pool| pool.candidates.aligned(problem.dtype)),
         };

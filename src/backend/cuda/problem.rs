@@ -30,6 +30,8 @@ pub(super) struct ProblemPool {
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum ProblemPositives {
+    /// In a search.
+    None,
     /// (B) indices over the candidates of all pools.
     Index(u64),
     /// (B, D)
@@ -109,7 +111,7 @@ impl Problem {
     pub(super) fn positive_index(&self) -> u64 {
         match self.positives {
             ProblemPositives::Index(address) => address,
-            ProblemPositives::Separate(_) => 0,
+            ProblemPositives::Separate(_) | ProblemPositives::None => 0,
         }
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::Cuda;
-use super::device_batch::DevicePool;
+use super::device_search::DevicePool;
 use super::memory::{Arena, Layout, Part};
 use super::view::{DeviceElement, DeviceEmbeddings, DeviceSlice};
 use crate::embeddings::DType;

@@ -342,7 +342,7 @@ impl Cuda {
         self.fault.take(&self.driver)
     }
 
-    fn ordinal(&self) -> usize {
+    pub(super) fn ordinal(&self) -> usize {
         self.driver.context.ordinal()
     }
 

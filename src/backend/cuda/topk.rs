@@ -1,8 +1,10 @@
-//! Exact top-K of a search in host memory: inputs go up, one stream and one merge, the lists come down.
+//! Exact top-K: one stream over each pool and one merge; of searches in host memory, whose inputs go up and whose lists come
+//! down, and of searches in the caller's device memory.
 
 use super::Cuda;
+use super::device_search::{DeviceSearch, DeviceTopK};
 use super::driver::{Grid, Limits};
-use super::host::Inputs;
+use super::host::SearchInputs;
 use super::memory::{Layout, Part};
 use super::params::{COLUMN_TERM, MergeTopKParams, OUTPUT_NONE, StreamParams, TopKParams};
 use super::passes::Step;
@@ -10,7 +12,7 @@ use super::problem::Problem;
 use super::tiling::{BLOCK_Y, Tiling};
 use super::workspace::Workspace;
 use crate::error::Result;
-use crate::loss::{Loss, Similarity};
+use crate::loss::Similarity;
 use crate::plan::Plan;
 use crate::search::{Search, TopK};
 use crate::stats::Request;
@@ -18,16 +20,25 @@ use crate::stats::Request;
 /// Bound of the memory for the splits' buffers, unless one split of each pool alone needs more.
 const MAX_BUFFER_BYTES: usize = 256 << 20;
 
-/// A search's memory on the device.
+/// What a search keeps in device memory beside inputs and results.
 #[derive(Debug)]
 struct Memory {
-    layout: Layout,
-    inputs: Inputs,
     workspace: Workspace,
     lists: Lists,
 }
 
-/// What the stream finds and the merge returns.
+/// A search's memory where the host has its inputs and wants its results.
+#[derive(Debug)]
+struct HostMemory {
+    layout: Layout,
+    inputs: SearchInputs,
+    search: Memory,
+    /// (B, K)
+    indices: Part,
+    scores: Part,
+}
+
+/// What the stream finds.
 #[derive(Debug)]
 struct Lists {
     k: usize,
@@ -38,9 +49,6 @@ struct Lists {
     tilings: Vec<Tiling>,
     /// (splits, B, capacity)
     keys: Part,
-    /// (B, K)
-    indices: Part,
-    scores: Part,
 }
 
 impl Lists {
@@ -55,14 +63,7 @@ impl Lists {
             })
             .collect();
         let splits: usize = tilings.iter().map(|tiling| tiling.splits).sum();
-        Lists {
-            k,
-            capacity,
-            keys: layout.part(splits * b * capacity, size_of::<u64>()),
-            indices: layout.part(b * k, size_of::<u32>()),
-            scores: layout.part(b * k, size_of::<f32>()),
-            tilings,
-        }
+        Lists { k, capacity, keys: layout.part(splits * b * capacity, size_of::<u64>()), tilings }
     }
 
     fn splits(&self) -> usize {
@@ -70,44 +71,140 @@ impl Lists {
     }
 }
 
+impl Memory {
+    fn lay_out(layout: &mut Layout, limits: Limits, problem: &Problem, k: usize) -> Self {
+        Memory {
+            workspace: Workspace::lay_out(layout, limits, problem, Request::value()),
+            lists: Lists::lay_out(layout, limits, problem, k),
+        }
+    }
+
+    fn plan(&self, layout: Layout) -> Plan {
+        let Tiling { block_x, block_y, .. } = self.lists.tilings[0];
+        Plan { block_b: block_x, block_n: block_y, splits: self.lists.splits(), workspace_bytes: layout.bytes() }
+    }
+}
+
+/// In host memory.
 impl Cuda {
-    fn lay_out_search(&self, search: &Search<'_>, similarity: Similarity, k: usize) -> Memory {
+    fn lay_out_search(&self, search: &Search<'_>, similarity: Similarity, k: usize) -> HostMemory {
         let mut layout = Layout::default();
-        let inputs = Inputs::lay_out(&mut layout, search.batch());
-        let problem = self.search_problem(search, similarity, &inputs);
-        let limits = self.driver.limits;
-        let workspace = Workspace::lay_out(&mut layout, limits, &problem, Request::value());
-        let lists = Lists::lay_out(&mut layout, limits, &problem, k);
-        Memory { layout, inputs, workspace, lists }
+        let inputs = SearchInputs::lay_out(&mut layout, search.batch());
+        let problem = self.search_problem(search.batch(), similarity, 1.0, &inputs);
+        let memory = Memory::lay_out(&mut layout, self.driver.limits, &problem, k);
+        let count = search.num_queries() * k;
+        let (indices, scores) = (layout.part(count, size_of::<u32>()), layout.part(count, size_of::<f32>()));
+        HostMemory { layout, inputs, search: memory, indices, scores }
     }
 
-    /// Scores are similarities: their scale is 1.
-    fn search_problem(&self, search: &Search<'_>, similarity: Similarity, inputs: &Inputs) -> Problem {
-        Problem { scale: 1.0, ..self.problem(search.batch(), &Loss::softmax(similarity, 1.0), inputs) }
-    }
-
-    pub(super) fn plan_top_k(&self, search: &Search<'_>, similarity: Similarity, k: usize) -> Plan {
+    pub(super) fn plan_host_search(&self, search: &Search<'_>, similarity: Similarity, k: usize) -> Plan {
         let memory = self.lay_out_search(search, similarity, k);
-        let Tiling { block_x, block_y, .. } = memory.lists.tilings[0];
-        let (splits, workspace_bytes) = (memory.lists.splits(), memory.layout.bytes());
-        Plan { block_b: block_x, block_n: block_y, splits, workspace_bytes }
+        memory.search.plan(memory.layout)
     }
 
-    pub(super) fn find_top_k(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK> {
-        let memory = self.lay_out_search(search, similarity, k);
-        self.upload(search.batch(), memory.layout, &memory.inputs)?;
-        let problem = self.search_problem(search, similarity, &memory.inputs);
+    pub(super) fn search_from_host(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK> {
+        let HostMemory { layout, inputs, search: memory, indices, scores } = self.lay_out_search(search, similarity, k);
+        self.upload_search(search.batch(), layout, &inputs)?;
+        let problem = self.search_problem(search.batch(), similarity, 1.0, &inputs);
         let step = self.step_of(&problem, &memory.workspace);
         step.prepare()?;
-        step.top_k(&memory.lists)?;
+        step.top_k(&memory.lists, self.arena.address(indices), self.arena.address(scores))?;
         let count = search.num_queries() * k;
-        Ok(TopK { k, indices: self.down(memory.lists.indices, count)?, scores: self.down(memory.lists.scores, count)? })
+        Ok(TopK { k, indices: self.down(indices, count)?, scores: self.down(scores, count)? })
+    }
+}
+
+/// In device memory.
+impl Cuda {
+    /// What a search in device memory would keep there beside its result, before anything is allocated.
+    ///
+    /// # Errors
+    /// As [`top_k_on_device`](Cuda::top_k_on_device).
+    pub fn plan_top_k_on_device(&self, search: &DeviceSearch<'_>, similarity: Similarity, k: usize) -> Result<Plan> {
+        let (_, memory, layout) = self.lay_out_device_search(search, similarity, k)?;
+        Ok(memory.plan(layout))
+    }
+
+    /// Allocates what searches of this size need. Later ones of no larger plan allocate nothing, so that they can be captured
+    /// in a CUDA graph.
+    ///
+    /// # Errors
+    /// As [`top_k_on_device`](Cuda::top_k_on_device).
+    pub fn reserve_top_k_on_device(
+        &mut self,
+        search: &DeviceSearch<'_>,
+        similarity: Similarity,
+        k: usize,
+    ) -> Result<()> {
+        let (_, _, layout) = self.lay_out_device_search(search, similarity, k)?;
+        self.driver.bind()?;
+        self.arena.reserve(&self.driver, layout)
+    }
+
+    /// Submits a search of the caller's device memory to the stream: what [`Backend::top_k`](crate::Backend::top_k) finds, with
+    /// no copies to or from the host. Does not wait for it.
+    ///
+    /// ```no_run
+    /// use catalog_softmax::cuda::{Cuda, DeviceEmbeddings, DevicePool, DeviceSearch, DeviceSlice, DeviceSliceMut, DeviceTopK};
+    /// # use catalog_softmax::Similarity;
+    /// # use cudarc::driver::CudaContext;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (b, n, d, k) = (512, 1_000_000, 64, 100);
+    /// let stream = CudaContext::new(0)?.new_stream()?;
+    /// let mut cuda = Cuda::on_stream(stream.clone())?;
+    /// let (users, items) = (stream.alloc_zeros::<half::f16>(b * d)?, stream.alloc_zeros::<half::f16>(n * d)?);
+    /// let (mut indices, mut scores) = (stream.alloc_zeros::<u32>(b * k)?, stream.alloc_zeros::<f32>(b * k)?);
+    ///
+    /// let users = DeviceEmbeddings::new(DeviceSlice::new(&users, &stream), b, d);
+    /// let items = DeviceEmbeddings::new(DeviceSlice::new(&items, &stream), n, d);
+    /// let search = DeviceSearch::new(users, DevicePool::new(items));
+    /// let mut top = DeviceTopK {
+    ///     indices: DeviceSliceMut::new(&mut indices, &stream),
+    ///     scores: DeviceSliceMut::new(&mut scores, &stream),
+    /// };
+    /// cuda.top_k_on_device(&search, Similarity::Dot, k, &mut top)?;
+    /// cuda.fault()?; // waits, and tells whether exclusions were in order
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// A `k` that is 0, above 1024 or above the number of candidates; log_q, which a search has none of; shapes, alignment or
+    /// devices of views that do not fit; too little device memory; a driver that refuses. Nothing has been submitted then,
+    /// except in the last case.
+    pub fn top_k_on_device(
+        &mut self,
+        search: &DeviceSearch<'_>,
+        similarity: Similarity,
+        k: usize,
+        top: &mut DeviceTopK<'_>,
+    ) -> Result<()> {
+        let (problem, memory, layout) = self.lay_out_device_search(search, similarity, k)?;
+        let (indices, scores) = top.checked(problem.num_queries(), k, self.ordinal())?;
+        self.driver.bind()?;
+        self.arena.reserve(&self.driver, layout)?;
+        let step = self.step_of(&problem, &memory.workspace);
+        step.prepare()?;
+        step.top_k(&memory.lists, indices, scores)
+    }
+
+    fn lay_out_device_search(
+        &self,
+        search: &DeviceSearch<'_>,
+        similarity: Similarity,
+        k: usize,
+    ) -> Result<(Problem, Memory, Layout)> {
+        let problem = search.checked(similarity, k, self.ordinal(), self.tf32)?;
+        let mut layout = Layout::default();
+        let memory = Memory::lay_out(&mut layout, self.driver.limits, &problem, k);
+        Ok((problem, memory, layout))
     }
 }
 
 impl Step<'_> {
-    /// After [`prepare`](Step::prepare): queries against each pool, and the merge. The splits of all pools are one list.
-    fn top_k(&self, lists: &Lists) -> Result<()> {
+    /// After [`prepare`](Step::prepare): queries against each pool, and the merge, which writes (B, K) `indices` and `scores`. The
+    /// splits of all pools are one list.
+    fn top_k(&self, lists: &Lists, indices: u64, scores: u64) -> Result<()> {
         let (problem, workspace) = (self.problem, self.workspace);
         self.candidate_columns(OUTPUT_NONE, None)?;
         let mut first_split = 0;
@@ -129,8 +226,8 @@ impl Step<'_> {
         }
         let params = MergeTopKParams {
             keys: self.at(lists.keys),
-            indices: self.at(lists.indices),
-            scores: self.at(lists.scores),
+            indices,
+            scores,
             rows: problem.num_queries() as u32,
             splits: lists.splits() as u32,
             k: lists.k as u32,

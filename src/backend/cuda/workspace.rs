@@ -3,7 +3,7 @@
 use super::driver::Limits;
 use super::memory::{Layout, Part};
 use super::params::{COLUMN_TERM, HITS, POSITIVE_TERM, ROW_TERM};
-use super::problem::{Problem, ProblemPool};
+use super::problem::{Problem, ProblemPool, ProblemPositives};
 use super::tiling::{Panel, Tiling};
 use crate::stats::Request;
 
@@ -149,8 +149,11 @@ impl Workspace {
         let detail = request.moments || request.rank;
         let tilings = Tilings::new(limits, problem, detail);
         let by_index = problem.positive_index() != 0;
+        let separate = matches!(problem.positives, ProblemPositives::Separate(_));
+        let positives = by_index || separate;
         let splits = |tilings: &[Tiling]| tilings.iter().map(|tiling| tiling.splits).sum();
-        let statistics = if detail || !back { splits(&tilings.statistics) } else { 0 };
+        // A search merges lists.
+        let statistics = if positives && (detail || !back) { splits(&tilings.statistics) } else { 0 };
         let expected = if back { splits(&tilings.expected) } else { 0 };
         // Pools come one after the other: one pool's partial gradients take another's place. One split needs no partials:
         // it writes the gradient.
@@ -169,11 +172,11 @@ impl Workspace {
         Workspace {
             query_norms: layout.part(b, 4),
             candidate_norms: layout.part(n, 4),
-            separate_norms: layout.part_if(!by_index, b, 4),
-            positive_addresses: layout.part(b, 8),
-            positive_norms: layout.part(b, 4),
-            positive_columns: layout.part(b, COLUMN_TERM),
-            positive_z: layout.part(b, 4),
+            separate_norms: layout.part_if(separate, b, 4),
+            positive_addresses: layout.part_if(positives, b, 8),
+            positive_norms: layout.part_if(positives, b, 4),
+            positive_columns: layout.part_if(positives, b, COLUMN_TERM),
+            positive_z: layout.part_if(positives, b, 4),
             positive_ids: layout.part_if(by_index && problem.pools[0].ids != 0, b, 8),
             positive_log_q: layout.part_if(by_index && problem.pools[0].log_q != 0, b, 4),
             query_rows: layout.part(b, ROW_TERM),
@@ -183,7 +186,7 @@ impl Workspace {
             expected: Partials::lay_out(layout, expected, b, false, dim),
             query_columns: layout.part_if(back, b, COLUMN_TERM),
             positive_terms: layout.part_if(back, b, POSITIVE_TERM),
-            candidate_rows: layout.part_if(back || limits.hopper, n, ROW_TERM),
+            candidate_rows: layout.part_if(back || positives && limits.hopper, n, ROW_TERM),
             gradient,
             panel,
             tilings,

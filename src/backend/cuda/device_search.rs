@@ -1,0 +1,175 @@
+//! Queries, candidates and exclusions in the caller's device memory: all of a search, and what a batch begins with.
+
+use super::problem::{Problem, ProblemPool, ProblemPositives};
+use super::view::{DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
+use crate::error::{Result, does_not_apply, missing, shape};
+use crate::loss::Similarity;
+use crate::search::check_k;
+
+/// Candidates in device memory, as [`Pool`](crate::Pool) in host memory.
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub struct DevicePool<'a> {
+    pub(super) candidates: DeviceEmbeddings<'a>,
+    pub(super) ids: Option<DeviceSlice<'a, u64>>,
+    pub(super) log_q: Option<DeviceSlice<'a, f32>>,
+    pub(super) gradient: bool,
+}
+
+impl<'a> DevicePool<'a> {
+    /// (N, D) candidates.
+    pub fn new(candidates: DeviceEmbeddings<'a>) -> Self {
+        DevicePool { candidates, ids: None, log_q: None, gradient: true }
+    }
+
+    /// (N) item ids.
+    pub fn ids(mut self, candidate_ids: DeviceSlice<'a, u64>) -> Self {
+        self.ids = Some(candidate_ids);
+        self
+    }
+
+    /// (N) log of each candidate's sampling probability.
+    pub fn log_q(mut self, log_q: DeviceSlice<'a, f32>) -> Self {
+        self.log_q = Some(log_q);
+        self
+    }
+
+    /// Candidates that get no gradient.
+    pub fn without_gradient(mut self) -> Self {
+        self.gradient = false;
+        self
+    }
+}
+
+/// A search in device memory, as [`Search`](crate::Search) in host memory; the same names and shapes.
+///
+/// Shapes, alignment and devices of the views are checked when a search is planned or run. A row whose offsets are no offsets
+/// excludes nothing, and [`Cuda::fault`](super::Cuda::fault) tells.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct DeviceSearch<'a> {
+    pub(super) queries: DeviceEmbeddings<'a>,
+    pub(super) pools: Vec<DevicePool<'a>>,
+    pub(super) excluded: Option<(DeviceSlice<'a, i64>, DeviceSlice<'a, u64>)>,
+}
+
+impl<'a> DeviceSearch<'a> {
+    /// (B, D) queries, and candidates without log_q: a search ranks by similarity alone.
+    pub fn new(queries: DeviceEmbeddings<'a>, pool: DevicePool<'a>) -> Self {
+        DeviceSearch { queries, pools: vec![pool], excluded: None }
+    }
+
+    /// A further pool of candidates.
+    pub fn pool(mut self, pool: DevicePool<'a>) -> Self {
+        self.pools.push(pool);
+        self
+    }
+
+    /// Per row, ids that are not to be returned: CSR with `offsets` (B + 1) into `ids`.
+    pub fn excluded_ids(mut self, offsets: DeviceSlice<'a, i64>, ids: DeviceSlice<'a, u64>) -> Self {
+        self.excluded = Some((offsets, ids));
+        self
+    }
+}
+
+/// Where a search writes: the caller's device memory. The same contents as [`TopK`](crate::TopK).
+#[derive(Debug)]
+pub struct DeviceTopK<'a> {
+    /// (B, K) index over the candidates of all pools, best first; [`TopK::NONE`](crate::TopK::NONE) behind the last of a row
+    /// that has fewer.
+    pub indices: DeviceSliceMut<'a, u32>,
+    /// (B, K) similarity, with no temperature; −∞ behind the last of a row that has fewer.
+    pub scores: DeviceSliceMut<'a, f32>,
+}
+
+impl DeviceSearch<'_> {
+    /// The search by its addresses, where all of it fits.
+    pub(super) fn checked(&self, similarity: Similarity, k: usize, ordinal: usize, tf32: bool) -> Result<Problem> {
+        if self.pools.iter().any(|pool| pool.log_q.is_some()) {
+            return Err(does_not_apply("log_q", "a search ranks all candidates by similarity alone"));
+        }
+        let problem = self.problem(similarity, 1.0, ordinal, tf32)?;
+        check_k(k, problem.num_candidates())?;
+        Ok(problem)
+    }
+
+    /// Queries, pools and exclusions by their addresses, with no positives; `scale` multiplies similarities.
+    pub(super) fn problem(&self, similarity: Similarity, scale: f32, ordinal: usize, tf32: bool) -> Result<Problem> {
+        let queries = self.queries.checked("queries", ordinal)?;
+        let pools = checked_pools(self, ordinal)?;
+        let (exclude_offsets, exclude_ids, excluded) = checked_excluded(self, queries.rows, ordinal)?;
+        Ok(Problem {
+            dtype: self.queries.dtype(),
+            tf32,
+            dim: self.queries.dim(),
+            cosine: similarity == Similarity::Cosine,
+            scale,
+            queries,
+            pools,
+            positives: ProblemPositives::None,
+            positive_ids: 0,
+            positive_log_q: 0,
+            row_weight: 0,
+            exclude_offsets,
+            exclude_ids,
+            excluded,
+            log_q_range: None,
+        })
+    }
+}
+
+impl DeviceTopK<'_> {
+    /// Addresses of indices and scores of `b` rows, where they fit.
+    pub(super) fn checked(&self, b: usize, k: usize, ordinal: usize) -> Result<(u64, u64)> {
+        Ok((self.indices.checked("indices", b * k, ordinal)?, self.scores.checked("scores", b * k, ordinal)?))
+    }
+}
+
+fn checked_pools(search: &DeviceSearch<'_>, ordinal: usize) -> Result<Vec<ProblemPool>> {
+    let (first, mut start) = (&search.pools[0], 0);
+    let mut pools = Vec::with_capacity(search.pools.len());
+    for (p, pool) in search.pools.iter().enumerate() {
+        let name = |field: &str| if p == 0 { field.to_owned() } else { format!("pools[{p}].{field}") };
+        let candidates = pool.candidates.checked(&name("candidates"), ordinal)?;
+        let (found, wanted) = (pool.candidates, search.queries);
+        if (found.dim(), found.dtype()) != (wanted.dim(), wanted.dtype()) {
+            let found = format!("dim {} of {:?}", found.dim(), found.dtype());
+            let rule = format!("dim {} of {:?}, as the queries", wanted.dim(), wanted.dtype());
+            return Err(shape(name("candidates"), found, rule));
+        }
+        for (field, here, there) in [
+            ("candidate_ids", pool.ids.is_some(), first.ids.is_some()),
+            ("log_q", pool.log_q.is_some(), first.log_q.is_some()),
+        ] {
+            if here != there {
+                return Err(missing(name(field), "all pools have them or none has"));
+            }
+        }
+        let n = candidates.rows;
+        pools.push(ProblemPool {
+            candidates,
+            start,
+            ids: pool.ids.map_or(Ok(0), |ids| ids.checked(&name("candidate_ids"), n, ordinal))?,
+            log_q: pool.log_q.map_or(Ok(0), |log_q| log_q.checked(&name("log_q"), n, ordinal))?,
+            gradient: pool.gradient,
+        });
+        start += n;
+    }
+    if u32::try_from(start).is_err() {
+        return Err(shape("candidates", format!("{start} rows in all pools"), "fewer than 2^32"));
+    }
+    Ok(pools)
+}
+
+fn checked_excluded(search: &DeviceSearch<'_>, b: usize, ordinal: usize) -> Result<(u64, u64, usize)> {
+    let Some((offsets, ids)) = &search.excluded else { return Ok((0, 0, 0)) };
+    if search.pools[0].ids.is_none() {
+        return Err(missing("candidate_ids", "excluded_ids are compared with them"));
+    }
+    let count = ids.len();
+    if u32::try_from(2 * (count + b)).is_err() {
+        return Err(shape("exclude_ids", format!("length {count}"), "with the number of queries below 2^31"));
+    }
+    let ids = if count == 0 { 0 } else { ids.checked("exclude_ids", count, ordinal)? };
+    Ok((offsets.checked("exclude_offsets", b + 1, ordinal)?, ids, count))
+}

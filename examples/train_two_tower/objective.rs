@@ -49,7 +49,8 @@ impl Objective {
         ]
     }
 
-    /// The pools of `--negatives`. `correction` is not `None`; `log_q` may be.
+    /// The pools of `--negatives`. `correction` is not `None`; `log_q` may be, and leaves `LogQ`, which need not be asked for,
+    /// with nothing to do.
     pub fn new(negatives: Negatives, log_q: LogQ, correction: Correction) -> Result<Self, String> {
         let estimated = matches!(log_q, LogQ::Streaming | LogQ::CountMin);
         let source = log_q.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
@@ -58,8 +59,9 @@ impl Objective {
                 "--log-q {source} does nothing for --negatives {negatives}; rule: in-batch or queue in it"
             ));
         }
-        if log_q == LogQ::None && correction == Correction::CorrectedLogQ {
-            return Err("--correction corrected-logq has no Q with --log-q none; rule: another --log-q".into());
+        if log_q == LogQ::None && correction != Correction::LogQ {
+            let name = if correction == Correction::CorrectedLogQ { "corrected-logq" } else { "logq-negatives-only" };
+            return Err(format!("--correction {name} has no Q with --log-q none; rule: another --log-q"));
         }
         let mut name = negatives.to_string();
         if log_q != LogQ::Exact {
@@ -67,7 +69,7 @@ impl Objective {
         }
         match correction {
             Correction::CorrectedLogQ => name += " corrected",
-            Correction::LogQNegativesOnly if log_q != LogQ::None => name += " negatives-only",
+            Correction::LogQNegativesOnly => name += " negatives-only",
             _ => {}
         }
         let correction = if log_q == LogQ::None { Correction::None } else { correction };
@@ -141,7 +143,11 @@ mod tests {
         );
         let error = new("uniform:8", LogQ::Streaming, Correction::LogQ).unwrap_err();
         assert_eq!(error, "--log-q streaming does nothing for --negatives uniform:8; rule: in-batch or queue in it");
-        let error = new("in-batch", LogQ::None, Correction::CorrectedLogQ).unwrap_err();
-        assert!(error.starts_with("--correction corrected-logq has no Q with --log-q none; rule"), "{error}");
+        for (correction, name) in
+            [(Correction::CorrectedLogQ, "corrected-logq"), (Correction::LogQNegativesOnly, "logq-negatives-only")]
+        {
+            let error = new("in-batch", LogQ::None, correction).unwrap_err();
+            assert_eq!(error, format!("--correction {name} has no Q with --log-q none; rule: another --log-q"));
+        }
     }
 }

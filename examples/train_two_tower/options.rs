@@ -9,7 +9,7 @@ use clap::{Parser, ValueEnum};
 use crate::frequencies::LogQ;
 use crate::negatives::Negatives;
 use crate::objective::Objective;
-use crate::temperature::Schedule;
+use crate::temperature::{LEARNED_RANGE, Schedule};
 
 /// Trains a two-tower recommender with one or all of the crate's losses and compares them over the whole catalogue.
 #[derive(Debug, Clone, Parser)]
@@ -88,6 +88,13 @@ impl Options {
     pub fn check(&self) -> Result<(), String> {
         if self.final_temperature.is_some() && self.temperature_schedule == Schedule::Constant {
             return Err("--final-temperature is given, but --temperature-schedule is constant".into());
+        }
+        if self.learn_temperature && !LEARNED_RANGE.contains(&self.temperature) {
+            let (low, high) = (LEARNED_RANGE.start(), LEARNED_RANGE.end());
+            return Err(format!(
+                "--temperature is {}; rule: from {low} to {high} with --learn-temperature, which keeps it there",
+                self.temperature
+            ));
         }
         match self.seed.iter().enumerate().find(|(i, seed)| self.seed[..*i].contains(seed)) {
             Some((_, seed)) => Err(format!("--seed names {seed} twice")),
@@ -210,6 +217,22 @@ mod tests {
         assert_eq!(names(&lists).unwrap(), expected);
         let corrected = ["--negatives", "in-batch", "--correction", "corrected-logq"];
         assert_eq!(names(&corrected).unwrap(), ["in-batch corrected"]);
+    }
+
+    #[test]
+    fn a_learned_temperature_starts_in_its_range() {
+        let check = |temperature: &str, more: &[&str]| {
+            let flags = ["train_two_tower", "--temperature", temperature];
+            Options::try_parse_from(flags.iter().chain(more)).unwrap().check()
+        };
+        for temperature in ["0.009", "1.1"] {
+            assert!(check(temperature, &[]).is_ok());
+            let error = check(temperature, &["--learn-temperature"]).unwrap_err();
+            assert!(error.starts_with(&format!("--temperature is {temperature}; rule: from 0.01 to 1")), "{error}");
+        }
+        for temperature in ["0.01", "1"] {
+            assert!(check(temperature, &["--learn-temperature"]).is_ok());
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::options::Options;
 
 /// A learned temperature stays in here: below, f32 scores of ±1/τ lose the resolution that ranking needs; above, the
 /// cosine's range of 2/τ is too narrow for any softmax.
-const LEARNED_RANGE: RangeInclusive<f64> = 0.01..=1.0;
+pub const LEARNED_RANGE: RangeInclusive<f64> = 0.01..=1.0;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Schedule {

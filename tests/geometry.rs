@@ -91,6 +91,13 @@ fn closed_forms() {
     let spoiled = Embeddings::new(&spoiled[..], 2, 2);
     assert!(alignment(spoiled, x, 2.0).expect("fits").is_nan());
     assert!(uniformity(&mut cpu, spoiled, 2.0).expect("fits").is_nan());
+    // Beside a row of no length, too.
+    let none = [0.0f32, 0.0];
+    for spoiled in [[f32::NAN, 1.0], [1.0, f32::INFINITY], [f32::NEG_INFINITY, 0.0]] {
+        let (spoiled, none) = (Embeddings::new(&spoiled[..], 1, 2), Embeddings::new(&none[..], 1, 2));
+        assert!(alignment(spoiled, none, 2.0).expect("fits").is_nan());
+        assert!(alignment(none, spoiled, 2.0).expect("fits").is_nan());
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::output::Gradients;
 /// | [`constant`](TemperatureSchedule::constant) | from |
 /// | [`linear`](TemperatureSchedule::linear) | from + p (to − from) |
 /// | [`cosine`](TemperatureSchedule::cosine) | from + (1 − cos πp)/2 · (to − from) |
-/// | [`exponential`](TemperatureSchedule::exponential) | from · (to/from)^p |
+/// | [`exponential`](TemperatureSchedule::exponential) | from^(1 − p) · to^p |
 ///
 /// ```
 /// use catalog_softmax::{Loss, Similarity, TemperatureSchedule};
@@ -98,7 +98,8 @@ impl TemperatureSchedule {
         match shape {
             Shape::Linear => from + progress * (to - from),
             Shape::Cosine => from + 0.5 * (1.0 - (PI * progress).cos()) * (to - from),
-            Shape::Exponential => from * (to / from).powf(progress),
+            // Not `from (to/from)^p`, whose quotient may overflow.
+            Shape::Exponential => from.powf(1.0 - progress) * to.powf(progress),
         }
     }
 }
@@ -213,6 +214,13 @@ mod tests {
                     assert!((found - wanted).abs() < 1e-15, "{schedule:?} at {step}: {found}, not {wanted}");
                 }
             }
+        }
+        for (from, to) in [(1e-300, 1e300), (1e300, 1e-300)] {
+            let schedule = TemperatureSchedule::exponential(from, to).expect("temperatures");
+            assert!((schedule.at_progress(0.5) - 1.0).abs() < 1e-12);
+            assert_eq!((schedule.at(0, 8), schedule.at(8, 8)), (from, to));
+            let (found, wanted) = (schedule.at(2, 8), from.sqrt());
+            assert!((found / wanted - 1.0).abs() < 1e-12, "{found}, not {wanted}");
         }
         let constant = TemperatureSchedule::constant(0.07).expect("a temperature");
         assert!((0..20).all(|step| constant.at(step, 10) == 0.07));

@@ -7,7 +7,10 @@ pub enum Error {
     /// A shape, length, stride or offset that disagrees with another argument.
     #[error("{argument} has {found}; rule: {rule}")]
     Shape {
-        /// The argument, named as in the builder that took it.
+        /// The argument, by the name that the docs of what took it use: `candidates`, or `pools[1].candidates` of several
+        /// pools; [`Pool::ids`](crate::Pool::ids) takes `candidate_ids`,
+        /// [`excluded_ids`](crate::BatchBuilder::excluded_ids) `exclude_offsets` and `exclude_ids`. What has no
+        /// name is said in words.
         argument: String,
         /// What was found, with its numbers.
         found: String,
@@ -17,7 +20,7 @@ pub enum Error {
     /// A value outside the range that the formulas allow.
     #[error("{argument} is {value}; rule: {rule}")]
     Value {
-        /// The argument, with the position of the first bad element where it is a slice.
+        /// The argument, named as in [`Error::Shape`], with the position of the first bad element where it is a slice.
         argument: String,
         /// The value as given.
         value: String,

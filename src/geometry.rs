@@ -82,7 +82,10 @@ pub fn uniformity<B: Backend + ?Sized>(backend: &mut B, x: Embeddings<'_>, t: f6
         return Err(shape("x", format!("shape ({}, {})", x.rows(), x.dim()), rule));
     }
     let batch = Batch::in_batch(x, x).build()?;
-    let statistics = backend.statistics(&batch, &Loss::softmax(Similarity::Cosine, 0.5 / t), Request::value())?;
+    let loss = Loss::softmax(Similarity::Cosine, 0.5 / t);
+    // All that can be wrong with this loss is a temperature, of which the caller knows nothing.
+    loss.check(&batch).map_err(|_| value("t", t, "finite and > 0, as is 2 log2(e) t in single precision"))?;
+    let statistics = backend.statistics(&batch, &loss, Request::value())?;
     let pairs = x.rows() as f64 * (x.rows() - 1) as f64;
     Ok(log_sum_exp(&statistics.lse) - 2.0 * t - pairs.ln())
 }

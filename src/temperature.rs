@@ -48,6 +48,7 @@ impl TemperatureSchedule {
     /// # Errors
     /// [`Error::Value`](crate::Error::Value) where a temperature is not finite and > 0, here and below.
     pub fn constant(temperature: f64) -> Result<Self> {
+        check_temperature("temperature", temperature)?;
         Self::new(Shape::Linear, temperature, temperature)
     }
 
@@ -281,7 +282,9 @@ mod tests {
         let message = |error: crate::Error| error.to_string();
         for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             let constant = message(TemperatureSchedule::constant(wrong).expect_err("no temperature"));
-            assert!(constant.starts_with(&format!("from is {wrong}; rule: a temperature")), "{constant}");
+            assert!(constant.starts_with(&format!("temperature is {wrong}; rule: a temperature")), "{constant}");
+            let from = message(TemperatureSchedule::linear(wrong, 0.1).expect_err("no temperature"));
+            assert!(from.starts_with(&format!("from is {wrong}")), "{from}");
             let to = message(TemperatureSchedule::cosine(0.1, wrong).expect_err("no temperature"));
             assert!(to.starts_with(&format!("to is {wrong}")), "{to}");
             let start = message(LearnedTemperature::new(0.1, wrong..=1.0).expect_err("no temperature"));

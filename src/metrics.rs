@@ -48,8 +48,11 @@ struct Row {
 }
 
 impl Ranking {
-    /// Each row's positive as its one relevant item, at its exact place among all negatives: `above + ties`. A positive
-    /// whose score is NaN has no place.
+    /// Each row's positive as its one relevant item, at its exact place among all negatives: `above + ties`.
+    ///
+    /// A row has no place where its positive's score or its lse is NaN. The latter is so where any of its negatives scores NaN:
+    /// such a negative is neither above nor tied, and nobody has counted it. So one candidate with a NaN leaves all the rows
+    /// without a place of which it is a negative, where a search leaves the candidate out.
     ///
     /// # Errors
     /// [`Error::Missing`](crate::Error::Missing) where the statistics were not asked
@@ -59,9 +62,10 @@ impl Ranking {
             return Err(missing("statistics.rank", "ranks come with Request::with_rank()"));
         };
         let places = rank.above.iter().zip(&rank.ties).map(|(above, ties)| above + ties);
-        let rows = places.zip(&statistics.positive).map(|(place, positive)| {
-            // Nothing is above NaN.
-            let places = if positive.is_nan() { vec![] } else { vec![place] };
+        let scores = statistics.positive.iter().zip(&statistics.lse);
+        let rows = places.zip(scores).map(|(place, (positive, lse))| {
+            // Nothing is above NaN, and NaN is above nothing.
+            let places = if positive.is_nan() || lse.is_nan() { vec![] } else { vec![place] };
             Row { places, relevant: 1 }
         });
         Ok(Ranking { rows: rows.collect() })

@@ -3,7 +3,7 @@
 mod common;
 
 use catalog_softmax::metrics::{Ranking, Recommended};
-use catalog_softmax::{Backend, Cpu, DType, Error, Request, Similarity, TopK};
+use catalog_softmax::{Backend, Cpu, DType, Error, Reference, Request, Similarity, TopK};
 use common::generate::{Config, Masking};
 use common::topk::{SearchData, Values};
 
@@ -138,6 +138,33 @@ fn a_positive_that_is_nan_is_not_at_the_top() {
     let statistics = Cpu::new().statistics(&problem.batch().unwrap(), &problem.loss, request).unwrap();
     let ranking = Ranking::of_positives(&statistics).unwrap();
     assert_eq!(ranking.recall_at(20), 0.75);
+}
+
+#[test]
+fn negatives_that_are_nan_flatter_nobody() {
+    let statistics_of = |spoil: fn(&mut [f32])| {
+        let mut problem = Config { similarity: Similarity::Dot, ..Config::new(1, 4, 2) }.problem();
+        problem.queries = problem.queries.map(|q| q.copy_from_slice(&[1.0, 0.0]));
+        problem.positives = common::problem::PositiveData::Index(vec![0]);
+        problem.pools[0].candidates = problem.pools[0].candidates.map(|c| {
+            c.copy_from_slice(&[1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 0.0, 0.0]);
+            spoil(c);
+        });
+        let request = Request::value().with_rank();
+        let (batch, loss) = (problem.batch().unwrap(), &problem.loss);
+        let reference = Reference::new().statistics(&batch, loss, request).unwrap();
+        let cpu = Cpu::new().statistics(&batch, loss, request).unwrap();
+        [Ranking::of_positives(&reference).unwrap(), Ranking::of_positives(&cpu).unwrap()]
+    };
+    for ranking in statistics_of(|_| ()) {
+        assert_eq!(ranking.mrr(), 1.0 / 3.0);
+    }
+    // All negatives, and one that may have been above.
+    for spoil in [|c: &mut [f32]| c[2..].fill(f32::NAN), |c: &mut [f32]| c[4] = f32::NAN] {
+        for ranking in statistics_of(spoil) {
+            assert_eq!((ranking.mrr(), ranking.recall_at(4), ranking.ndcg_at(4)), (0.0, 0.0, 0.0));
+        }
+    }
 }
 
 #[test]

@@ -110,8 +110,8 @@ impl Ranking {
     pub fn ndcg_at(&self, k: usize) -> f64 {
         let gain = |place: u64| 1.0 / (place as f64 + 2.0).log2();
         self.mean(|row| {
-            let ideal: f64 = (0..k.min(row.relevant) as u64).map(gain).sum();
-            let found: f64 = row.first(k).map(gain).sum();
+            let ideal = sum((0..k.min(row.relevant) as u64).map(gain));
+            let found = sum(row.first(k).map(gain));
             if ideal == 0.0 { 0.0 } else { found / ideal }
         })
     }
@@ -125,8 +125,13 @@ impl Ranking {
 
     fn mean(&self, metric: impl Fn(&Row) -> f64) -> f64 {
         let rows = || self.rows.iter().filter(|row| row.relevant > 0);
-        rows().map(metric).sum::<f64>() / rows().count() as f64
+        sum(rows().map(metric)) / rows().count() as f64
     }
+}
+
+/// Not `Iterator::sum`, by which nothing adds up to −0.
+fn sum(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(0.0, |sum, value| sum + value)
 }
 
 impl Row {
@@ -197,7 +202,7 @@ impl Recommended {
         let total: u64 = self.counts.iter().sum();
         // An item that is in no list may have a popularity of log 0.
         let there = self.counts.iter().zip(popularity).filter(|(count, _)| **count > 0);
-        let sum: f64 = there.map(|(&count, popularity)| count as f64 * popularity).sum();
+        let sum = sum(there.map(|(&count, popularity)| count as f64 * popularity));
         Ok(sum / total.max(1) as f64)
     }
 }

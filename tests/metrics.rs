@@ -140,6 +140,18 @@ fn a_positive_that_is_nan_is_not_at_the_top() {
     assert_eq!(ranking.recall_at(20), 0.75);
 }
 
+/// As it is printed, too.
+#[test]
+fn nothing_is_0_and_not_minus_0() {
+    // No relevant item in its list, and none at a K of 0.
+    let scores: [&[f32]; 2] = [&[3., 2., 1.], &[3., 2., 1.]];
+    let ranking = Ranking::in_lists(&lists(&scores, 1), &[0, 1, 2], &[1, 2]).unwrap();
+    let popularity = Recommended::new(3).mean_popularity(&[1.0; 3]).unwrap();
+    for found in [ranking.recall_at(1), ranking.ndcg_at(1), ranking.ndcg_at(0), ranking.mrr(), popularity] {
+        assert_eq!(found.to_bits(), 0.0f64.to_bits());
+    }
+}
+
 #[test]
 fn negatives_that_are_nan_flatter_nobody() {
     let statistics_of = |spoil: fn(&mut [f32])| {

@@ -74,7 +74,8 @@ impl Ranking {
     /// Each row's relevant items, candidates `relevant[offsets[i]..offsets[i + 1]]` of row i, at their places in the row's
     /// list. Items outside the list have no place, so metrics of more places than the list's K are those of K. Of items
     /// with equal scores the relevant ones stand last. The list does not show what ties with its last item from outside:
-    /// where that matters, search for more than the metric looks at.
+    /// where that matters, search for more than the metric looks at. An index past the candidates counts as relevant and is
+    /// in no list: a relevant item outside the catalogue is one that is not found.
     ///
     /// # Errors
     /// [`Error`](crate::Error) where offsets (B + 1) do not start at 0, fall, or do not end with the number of items.
@@ -92,6 +93,40 @@ impl Ranking {
     /// Adds the rows of another ranking, of the next block of queries.
     pub fn append(&mut self, other: Ranking) {
         self.rows.extend(other.rows);
+    }
+
+    /// Number of rows, those without a relevant item too.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Of each row, the places of the relevant items that have one, ascending, and how many relevant items there are, with or
+    /// without a place. For metrics of single rows, as a confidence interval needs them:
+    ///
+    /// ```
+    /// # use catalog_softmax::metrics::Ranking;
+    /// # use catalog_softmax::{Backend, Batch, Cpu, Embeddings, Loss, Request, Similarity};
+    /// # let x: Vec<f32> = (0..50 * 8).map(|i| ((i * i) as f32).sin()).collect();
+    /// # let y: Vec<f32> = (0..50 * 8).map(|i| x[i] + ((i * 7) as f32).cos()).collect();
+    /// # let batch = Batch::in_batch(Embeddings::new(&x, 50, 8), Embeddings::new(&y, 50, 8)).build()?;
+    /// # let loss = Loss::softmax(Similarity::Cosine, 0.1);
+    /// # let statistics = Cpu::new().statistics(&batch, &loss, Request::value().with_rank())?;
+    /// let ranking = Ranking::of_positives(&statistics)?;
+    /// // One relevant item each: a row without a place has a reciprocal rank of 0.
+    /// let reciprocal = |(places, _): (&[u64], usize)| places.first().map_or(0.0, |&place| 1.0 / (place as f64 + 1.0));
+    /// let (mean, n) = (ranking.mrr(), ranking.len() as f64);
+    /// let variance = ranking.rows().map(|row| (reciprocal(row) - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    /// let standard_error = (variance / n).sqrt();
+    /// # assert!(mean > 0.0 && standard_error > 0.0 && standard_error < 0.1, "{mean} {standard_error}");
+    /// # Ok::<(), catalog_softmax::Error>(())
+    /// ```
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = (&[u64], usize)> {
+        self.rows.iter().map(|row| (&row.places[..], row.relevant))
     }
 
     /// Recall@K: the share of a row's relevant items that stand among the first `k`. With one relevant item it is the hit
@@ -180,7 +215,7 @@ impl Recommended {
     }
 
     /// Catalogue coverage (Ge, Delgado-Battenfeld and Jannach, "Beyond Accuracy", RecSys 2010): the share of all items that
-    /// are in some list.
+    /// are in some list. NaN for a catalogue of no items.
     pub fn coverage(&self) -> f64 {
         self.counts.iter().filter(|&&count| count > 0).count() as f64 / self.counts.len() as f64
     }

@@ -48,6 +48,8 @@ fn several_relevant_items_by_hand() {
     let gain = |place: f64| 1.0 / (place + 2.0).log2();
     let ideal = gain(0.0) + gain(1.0) + gain(2.0);
     assert!(near(ranking.ndcg_at(5), ((gain(1.0) + gain(3.0)) / ideal + 1.0) / 2.0));
+    assert_eq!(ranking.len(), 3);
+    assert!(ranking.rows().eq([(&[1, 3][..], 3), (&[0, 1], 2), (&[], 0)]));
     // Of two places no list can fill three.
     assert!(near(ranking.ndcg_at(2), (gain(1.0) / (gain(0.0) + gain(1.0)) + 1.0) / 2.0));
 }
@@ -184,15 +186,26 @@ fn blocks_are_one_ranking() {
     let scores: [&[f32]; 2] = [&[3., 2., 1.], &[1., 2., 3.]];
     let both = Ranking::in_lists(&lists(&scores, 3), &[0, 1, 2], &[1, 0]).unwrap();
     let mut blocks = Ranking::default();
-    assert!(blocks.mrr().is_nan());
+    assert!(blocks.mrr().is_nan() && blocks.is_empty());
     blocks.append(Ranking::in_lists(&lists(&scores[..1], 3), &[0, 1], &[1]).unwrap());
     blocks.append(Ranking::in_lists(&lists(&scores[1..], 3), &[0, 1], &[0]).unwrap());
     assert_eq!(blocks, both);
+    assert_eq!((blocks.len(), blocks.is_empty()), (2, false));
+}
+
+/// A relevant item outside the catalogue is one that is not found.
+#[test]
+fn a_relevant_index_past_the_candidates_is_not_found() {
+    let scores: [&[f32]; 1] = [&[3., 2., 1.]];
+    let ranking = Ranking::in_lists(&lists(&scores, 3), &[0, 3], &[0, 7, u32::MAX]).unwrap();
+    assert!(near(ranking.recall_at(3), 1.0 / 3.0));
+    assert!(ranking.rows().eq([(&[0][..], 3)]));
 }
 
 #[test]
 fn coverage_and_popularity_by_hand() {
     let scores: [&[f32]; 2] = [&[3., 2., 1., 0.], &[3., 0., 2., 1.]];
+    assert!(Recommended::new(0).coverage().is_nan());
     let mut recommended = Recommended::new(4);
     assert_eq!((recommended.coverage(), recommended.mean_popularity(&[1.0; 4]).unwrap()), (0.0, 0.0));
     recommended.add(&lists(&scores, 2)).unwrap();

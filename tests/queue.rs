@@ -145,6 +145,9 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
     assert!(
         made(QueueOptions::new(usize::MAX, 4, DType::F32)).starts_with("queue has shape (18446744073709551615, 4)")
     );
+    // 16 PB, which the process cannot address.
+    let huge = made(QueueOptions::new(4_000_000_000, 1 << 20, DType::F32).with_ids());
+    assert_eq!(huge, "queue has shape (4000000000, 1048576); rule: what memory holds, at 4194312 bytes for each row");
     assert!(made(QueueOptions::new(4, 4, DType::F32).max_age(0)).starts_with("max_age is 0; rule: >= 1"));
 
     let Inputs { items, ids, log_q, .. } = &inputs(3, 5, DType::F32);

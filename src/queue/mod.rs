@@ -155,22 +155,27 @@ impl NegativeQueue {
     /// An empty queue. Its memory is allocated here, and never again.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for a capacity or dim that is 0 or not below 2^32,
-    /// [`Error::Value`](crate::Error::Value) for a `max_age` of 0.
+    /// [`Error::Shape`](crate::Error::Shape) for a capacity or dim that is 0 or not below 2^32, and where memory does not hold the
+    /// queue; [`Error::Value`](crate::Error::Value) for a `max_age` of 0.
     pub fn new(options: QueueOptions) -> Result<Self> {
         options.check()?;
-        Ok(Self::with_ring(options, Ring::new(options.capacity, options.max_age)))
+        Self::with_ring(options, Ring::new(options.capacity, options.max_age))
     }
 
-    pub(crate) fn with_ring(options: QueueOptions, ring: Ring) -> Self {
+    pub(crate) fn with_ring(options: QueueOptions, ring: Ring) -> Result<Self> {
         let capacity = options.capacity;
-        NegativeQueue {
-            options,
-            ring,
-            embeddings: vec![0; (capacity * options.row_bytes()[0]).div_ceil(size_of::<u32>())],
-            ids: vec![0; if options.ids { capacity } else { 0 }],
-            log_q: vec![0.0; if options.log_q { capacity } else { 0 }],
-        }
+        let words = (capacity * options.row_bytes()[0]).div_ceil(size_of::<u32>());
+        let kept = |kept: bool| if kept { capacity } else { 0 };
+        let reserved = || Some((reserve(words)?, reserve(kept(options.ids))?, reserve(kept(options.log_q))?));
+        let Some((mut embeddings, mut ids, mut log_q)) = reserved() else {
+            let row_bytes: usize = options.row_bytes().iter().sum();
+            let rule = format!("what memory holds, at {row_bytes} bytes for each row");
+            return Err(shape("queue", format!("shape ({capacity}, {})", options.dim), rule));
+        };
+        embeddings.resize(words, 0);
+        ids.resize(kept(options.ids), 0);
+        log_q.resize(kept(options.log_q), 0.0);
+        Ok(NegativeQueue { options, ring, embeddings, ids, log_q })
     }
 
     /// Rows that the queue can hold.
@@ -282,4 +287,11 @@ impl NegativeQueue {
         };
         Embeddings::new(elements, rows, dim)
     }
+}
+
+/// An empty vector for `len` elements, if memory holds them.
+fn reserve<T>(len: usize) -> Option<Vec<T>> {
+    let mut vector = Vec::new();
+    vector.try_reserve_exact(len).ok()?;
+    Some(vector)
 }

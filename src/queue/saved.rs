@@ -69,7 +69,7 @@ impl NegativeQueue {
             return Err(value("the saved queue's checksum", found, "that of the bytes before it: they are damaged"));
         }
         let (options, ring) = reader.header()?;
-        let mut queue = Self::with_ring(options, ring);
+        let mut queue = Self::with_ring(options, ring)?;
         queue.read_rows(&mut reader)?;
         match reader.bytes.len() {
             8 => Ok(queue),

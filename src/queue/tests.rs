@@ -199,15 +199,20 @@ fn damaged_bytes_are_errors() {
 #[test]
 fn impossible_states_are_errors_before_anything_is_allocated() {
     let bytes = saved();
-    let with = |word: usize, number: u64| {
+    let with = |numbers: &[(usize, u64)]| {
         let mut bytes = bytes.clone();
-        bytes[8 * word..8 * word + 8].copy_from_slice(&number.to_ne_bytes());
+        for &(word, number) in numbers {
+            bytes[8 * word..8 * word + 8].copy_from_slice(&number.to_ne_bytes());
+        }
         let body = bytes.len() - 8;
         let sum = super::saved::checksum(&bytes[..body]);
         bytes[body..].copy_from_slice(&sum.to_ne_bytes());
         NegativeQueue::restore(&bytes).map(|_| ()).map_err(|error| error.to_string())
     };
-    assert_eq!(with(4, 7), Ok(()), "nothing changed");
+    assert_eq!(with(&[(4, 7)]), Ok(()), "nothing changed");
+    // 16 PB, which the process cannot address.
+    let huge = with(&[(4, 4_000_000_000), (5, 1 << 20)]).expect_err("too large");
+    assert!(huge.starts_with("queue has shape (4000000000, 1048576); rule: what memory holds"), "{huge}");
     // MAGIC, VERSION, type, arrays, capacity, dim, max_age, next, enqueues, runs; then (2, 2), (3, 1) and (4, 3): the first
     // enqueue has expired.
     for (word, number, message) in [
@@ -230,7 +235,7 @@ fn impossible_states_are_errors_before_anything_is_allocated() {
         (11, 0, "the saved queue is in a state"),
         (11, u64::MAX, "the saved queue is in a state"),
     ] {
-        let error = with(word, number).expect_err("impossible");
+        let error = with(&[(word, number)]).expect_err("impossible");
         assert!(error.starts_with(message), "word {word} as {number}: {error}");
     }
 }

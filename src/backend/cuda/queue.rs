@@ -93,11 +93,12 @@ impl DeviceQueue {
     /// The same queue in host memory, to look at or to [`save`](NegativeQueue::save). Waits for the stream of `cuda`.
     ///
     /// # Errors
-    /// Where `cuda` is on another device; [`Error::Driver`](crate::Error::Driver) where the device failed.
+    /// Where `cuda` is on another device, and where the host's memory does not hold the queue;
+    /// [`Error::Driver`](crate::Error::Driver) where the device failed.
     pub fn to_host(&self, cuda: &Cuda) -> Result<NegativeQueue> {
         self.check_device(cuda)?;
         cuda.driver.bind()?;
-        let mut host = NegativeQueue::with_ring(self.options, self.ring.clone());
+        let mut host = NegativeQueue::with_ring(self.options, self.ring.clone())?;
         for ((&part, row_bytes), bytes) in self.arrays.iter().zip(self.options.row_bytes()).zip(host.arrays_mut()) {
             for slots in self.ring.live().into_iter().filter(|slots| row_bytes > 0 && !slots.is_empty()) {
                 let (start, end) = (slots.start * row_bytes, slots.end * row_bytes);

@@ -46,9 +46,39 @@ impl QueueOptions {
 
     /// Rows are used for `max_age` steps, >= 1: those of the latest enqueue have age 1 in the step that follows, and each
     /// enqueue adds 1. With several enqueues in one optimiser step, count accordingly.
-    pub fn max_age(mut self, max_age: u64) -> Self {
+    pub fn with_max_age(mut self, max_age: u64) -> Self {
         self.max_age = Some(max_age);
         self
+    }
+
+    /// Rows that the queue can hold.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// D, the width of the embeddings.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The element type of the embeddings.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Whether the queue keeps an id for each row.
+    pub fn keeps_ids(&self) -> bool {
+        self.ids
+    }
+
+    /// Whether the queue keeps a log_q for each row.
+    pub fn keeps_log_q(&self) -> bool {
+        self.log_q
+    }
+
+    /// For how many steps rows are used, where there is a bound.
+    pub fn max_age(&self) -> Option<u64> {
+        self.max_age
     }
 
     /// Bytes of a row in each array: embeddings, ids, log_q; 0 for what the queue does not keep.
@@ -127,7 +157,7 @@ impl QueueOptions {
 /// #     (rows(2 * step), rows(2 * step + 1), (0..4).map(|i| (3 * i + step) % 7).collect::<Vec<u64>>())
 /// # };
 /// let (b, d) = (4, 8);
-/// let mut queue = NegativeQueue::new(QueueOptions::new(10, d, DType::F32).with_ids().max_age(3))?;
+/// let mut queue = NegativeQueue::new(QueueOptions::new(10, d, DType::F32).with_ids().with_max_age(3))?;
 /// let (mut cpu, loss) = (Cpu::new(), Loss::softmax(Similarity::Cosine, 0.1));
 /// for step in 0..5 {
 ///     let (queries, items, ids) = step_inputs(step);
@@ -176,6 +206,11 @@ impl NegativeQueue {
         ids.resize(kept(options.ids), 0);
         log_q.resize(kept(options.log_q), 0.0);
         Ok(NegativeQueue { options, ring, embeddings, ids, log_q })
+    }
+
+    /// What the queue was made to hold. After [`from_bytes`](NegativeQueue::from_bytes), compare it with what you need.
+    pub fn options(&self) -> QueueOptions {
+        self.options
     }
 
     /// Rows that the queue can hold.

@@ -75,7 +75,7 @@ impl DeviceQueue {
         Ok(DeviceQueue { options, ring, arena, arrays })
     }
 
-    /// A queue with the options, rows and ages of one in host memory, such as a restored one.
+    /// A queue with the options, rows and ages of one in host memory, such as one [from bytes](NegativeQueue::from_bytes).
     ///
     /// # Errors
     /// As [`new`](DeviceQueue::new).
@@ -90,7 +90,7 @@ impl DeviceQueue {
         Ok(queue)
     }
 
-    /// The same queue in host memory, to look at or to [`save`](NegativeQueue::save). Waits for the stream of `cuda`.
+    /// The same queue in host memory, to look at or to [keep as bytes](NegativeQueue::to_bytes). Waits for the stream of `cuda`.
     ///
     /// # Errors
     /// Where `cuda` is on another device, and where the host's memory does not hold the queue;
@@ -106,6 +106,11 @@ impl DeviceQueue {
             }
         }
         Ok(host)
+    }
+
+    /// What the queue was made to hold.
+    pub fn options(&self) -> QueueOptions {
+        self.options
     }
 
     /// Rows that the queue can hold.

@@ -174,9 +174,30 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
         assert!(error.starts_with(start), "{error}");
     }
     assert_eq!(queue.to_bytes(), before, "errors leave the queue as it was");
-    let mut bare = NegativeQueue::new(QueueOptions::new(8, DIM, DType::F32)).expect("valid");
-    assert!(message(bare.enqueue(Pool::new(candidates).ids(ids))).starts_with("candidate_ids is given but does not"));
-    assert!(message(bare.enqueue(Pool::new(candidates).log_q(log_q))).starts_with("log_q is given but does not apply"));
+}
+
+/// Of a batch's own pool a queue takes what it keeps, and does not look at the rest.
+#[test]
+fn what_a_queue_does_not_keep_is_ignored() {
+    let inputs = inputs(3, 5, DType::F32);
+    let candidates = Pool::new(inputs.items.view(DIM));
+    let (ids, log_q) = (&inputs.ids, &inputs.log_q);
+    let options = QueueOptions::new(8, DIM, DType::F32);
+    let spoiled = [f32::NAN; 2];
+    for (options, exact, more) in [
+        (options, candidates, vec![candidates.ids(ids), candidates.log_q(log_q), inputs.pool().log_q(&spoiled)]),
+        (options.with_ids(), candidates.ids(ids), vec![inputs.pool(), inputs.pool().log_q(&spoiled)]),
+        (options.with_log_q(), candidates.log_q(log_q), vec![inputs.pool(), inputs.pool().ids(&ids[..2])]),
+    ] {
+        let enqueued = |pool| {
+            let mut queue = NegativeQueue::new(options).expect("valid options");
+            queue.enqueue(pool).expect("rows that fit");
+            queue.to_bytes()
+        };
+        for pool in more {
+            assert_eq!(enqueued(pool), enqueued(exact));
+        }
+    }
 }
 
 #[test]

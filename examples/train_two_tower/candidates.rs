@@ -170,7 +170,7 @@ impl<'a> Candidates<'a> {
             .build()?;
         backend.compute(&batch, &step.loss, Request::value_and_grad(), &mut self.output)?;
         if let Some(queue) = &mut self.queue {
-            queue.enqueue(Pool::new(self.targets.embeddings(dim)).ids(&self.targets.items))?;
+            queue.enqueue(self.targets.pool(dim))?;
         }
         Ok(())
     }

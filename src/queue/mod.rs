@@ -11,7 +11,7 @@ use half::{bf16, f16};
 
 use crate::batch::Pool;
 use crate::embeddings::{DType, Elements, Embeddings};
-use crate::error::{Result, does_not_apply, missing, shape, value};
+use crate::error::{Result, missing, shape, value};
 use ring::Ring;
 
 /// What a [`NegativeQueue`] holds. [`NegativeQueue::new`] checks it.
@@ -108,7 +108,7 @@ impl QueueOptions {
         Ok(())
     }
 
-    /// Whether `rows` of this shape and with these arrays can be enqueued.
+    /// Whether rows of this shape and with these arrays can be enqueued.
     pub(crate) fn check_rows(&self, dim: usize, dtype: DType, ids: bool, log_q: bool) -> Result<()> {
         if dim != self.dim {
             return Err(shape(
@@ -122,10 +122,8 @@ impl QueueOptions {
             return Err(shape("candidates", format!("elements of type {dtype:?}"), rule));
         }
         for (argument, given, stored) in [("candidate_ids", ids, self.ids), ("log_q", log_q, self.log_q)] {
-            match (given, stored) {
-                (false, true) => return Err(missing(argument, "the queue was made to keep them for each row")),
-                (true, false) => return Err(does_not_apply(argument, "the queue was made to keep none")),
-                _ => {}
+            if stored && !given {
+                return Err(missing(argument, "the queue was made to keep them for each row"));
             }
         }
         Ok(())
@@ -169,6 +167,42 @@ impl QueueOptions {
 ///     queue.enqueue(own)?;
 /// }
 /// assert_eq!(queue.len(), 10);
+/// # Ok::<(), catalog_softmax::Error>(())
+/// ```
+///
+/// With a correction, candidates from the batch and from the queue have one log_q, computed anew each step from ids; so the queue
+/// keeps none, and takes the batch's own pool without it:
+///
+/// ```
+/// use catalog_softmax::{Backend, Batch, BatchBuilder, Correction, Cpu, DType, Embeddings, ExactCounts, FrequencyEstimator};
+/// use catalog_softmax::{Loss, NegativeQueue, Pool, QueueOptions, Result, Similarity, union_log_q};
+/// # let step_inputs = |step: u64| {
+/// #     let rows = |phase: u64| (0..4 * 8).map(|i| ((i + 31 * phase) as f32).sin()).collect::<Vec<f32>>();
+/// #     (rows(2 * step), rows(2 * step + 1), (0..4).map(|i| (3 * i + step) % 7).collect::<Vec<u64>>())
+/// # };
+/// let (b, d) = (4, 8);
+/// let mut queue = NegativeQueue::new(QueueOptions::new(10, d, DType::F32).with_ids())?;
+/// let mut frequency = ExactCounts::new();
+/// let loss = Loss::softmax(Similarity::Cosine, 0.1).correction(Correction::LogQ);
+/// for step in 0..5 {
+///     let (queries, items, ids) = step_inputs(step);
+///     frequency.observe(&ids);
+///     // Draws from one popularity: the B − 1 other rows' items, and the queue's.
+///     let log_q = |ids: &[u64]| -> Result<Vec<f32>> {
+///         let popularity = frequency.log_q(ids);
+///         let mut log_q = vec![0.0; ids.len()];
+///         union_log_q(&[((b - 1) as f64, &popularity), (queue.len() as f64, &popularity)], &mut log_q)?;
+///         Ok(log_q)
+///     };
+///     let (own_log_q, queue_log_q) = (log_q(&ids)?, queue.ids().map(log_q).collect::<Result<Vec<_>>>()?);
+///     let own = Pool::new(Embeddings::new(&items, b, d)).ids(&ids).log_q(&own_log_q);
+///     let queued = queue.pools().zip(&queue_log_q).map(|(pool, log_q)| pool.log_q(log_q));
+///     let builder = Batch::in_batch(Embeddings::new(&queries, b, d), own);
+///     let batch = queued.fold(builder, BatchBuilder::pool).build()?;
+///     let output = Cpu::new().value_and_grad(&batch, &loss)?;
+///     queue.enqueue(own)?;
+/// }
+/// # assert_eq!(queue.len(), 10);
 /// # Ok::<(), catalog_softmax::Error>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -257,12 +291,15 @@ impl NegativeQueue {
     /// Copies a pool's rows in, with its ids and log_q where the queue keeps them, over the oldest ones. Every row that was
     /// there is older by 1 after that. Rows go in one by one: of more than `capacity` the last `capacity` stay.
     ///
+    /// What the queue does not keep is not looked at: the batch's own pool can be given as it is.
+    ///
     /// # Errors
     /// Shapes that disagree with the queue's or with each other, another element type, ids or log_q missing where the queue
-    /// keeps them or given where it does not, log_q that is not finite. The queue is then as it was.
+    /// keeps them, log_q that is not finite. The queue is then as it was.
     pub fn enqueue<'a>(&mut self, rows: impl Into<Pool<'a>>) -> Result<()> {
         let rows: Pool<'a> = rows.into();
-        let (candidates, ids, log_q) = (rows.candidates, rows.ids.map(|ids| ids.0), rows.log_q);
+        let ids = rows.ids.map(|ids| ids.0).filter(|_| self.options.ids);
+        let (candidates, log_q) = (rows.candidates, rows.log_q.filter(|_| self.options.log_q));
         candidates.check("candidates")?;
         self.options.check_rows(candidates.dim(), candidates.dtype(), ids.is_some(), log_q.is_some())?;
         let lengths = [("candidate_ids", ids.map(<[u64]>::len)), ("log_q", log_q.map(<[f32]>::len))];

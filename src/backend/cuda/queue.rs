@@ -185,20 +185,21 @@ impl DeviceQueue {
     }
 
     /// Submits copies of a pool's rows, with its ids and log_q where the queue keeps them, over the oldest ones; as
-    /// [`NegativeQueue::enqueue`]. Does not wait. What is copied must stay as it is until the stream has come there. log_q
+    /// [`NegativeQueue::enqueue`], which says what is not looked at. Does not wait. What is copied must stay as it is until the stream has come there. log_q
     /// that is not finite is found by the step that uses it ([`Cuda::fault`]).
     ///
     /// # Errors
     /// Shapes that disagree with the queue's or with each other, another element type or device, ids or log_q missing where
-    /// the queue keeps them or given where it does not: the queue is then as it was. [`Error::Driver`](crate::Error::Driver)
+    /// the queue keeps them: the queue is then as it was. [`Error::Driver`](crate::Error::Driver)
     /// where the driver refuses: the queue is then empty.
     pub fn enqueue(&mut self, cuda: &Cuda, rows: &DevicePool<'_>) -> Result<()> {
         let ordinal = self.check_device(cuda)?;
         let (candidates, options) = (rows.candidates, self.options);
         let from = candidates.checked("candidates", ordinal)?;
         options.check_rows(candidates.dim(), candidates.dtype(), rows.ids.is_some(), rows.log_q.is_some())?;
-        let ids = rows.ids.map_or(Ok(0), |ids| ids.checked("candidate_ids", from.rows, ordinal))?;
-        let log_q = rows.log_q.map_or(Ok(0), |log_q| log_q.checked("log_q", from.rows, ordinal))?;
+        let (ids, log_q) = (rows.ids.filter(|_| options.ids), rows.log_q.filter(|_| options.log_q));
+        let ids = ids.map_or(Ok(0), |ids| ids.checked("candidate_ids", from.rows, ordinal))?;
+        let log_q = log_q.map_or(Ok(0), |log_q| log_q.checked("log_q", from.rows, ordinal))?;
         cuda.driver.bind()?;
         let sources =
             [(from.address, from.stride * options.dtype.size()), (ids, size_of::<u64>()), (log_q, size_of::<f32>())];

@@ -200,6 +200,32 @@ fn what_a_queue_does_not_keep_is_ignored() {
     }
 }
 
+/// What enqueue's docs say of a row that is not finite.
+#[test]
+fn a_row_that_is_nan_spoils_losses_until_it_is_gone() {
+    let inputs = inputs(4, 2, DType::F32);
+    let mut spoiled = inputs.items.to_f32();
+    spoiled[3] = f32::NAN;
+    let losses_are_nan = |queue: &NegativeQueue| {
+        let builder = Batch::in_batch(inputs.queries.view(DIM), inputs.items.view(DIM));
+        let batch = queue.pools().fold(builder, BatchBuilder::pool).build().expect("a valid batch");
+        let output = Cpu::new().value(&batch, &Loss::softmax(Similarity::Cosine, 0.3)).expect("fits");
+        output.loss.iter().map(|loss| loss.is_nan()).collect::<Vec<_>>()
+    };
+    // Overwritten by the third enqueue of two rows, or too old after the second.
+    for (options, steps) in
+        [(QueueOptions::new(6, DIM, DType::F32), 3), (QueueOptions::new(100, DIM, DType::F32).with_max_age(2), 2)]
+    {
+        let mut queue = NegativeQueue::new(options).expect("valid options");
+        queue.enqueue(Embeddings::new(&spoiled, 2, DIM)).expect("elements are not looked at");
+        for _ in 0..steps {
+            assert_eq!(losses_are_nan(&queue), [true, true]);
+            queue.enqueue(inputs.items.view(DIM)).expect("rows that fit");
+        }
+        assert_eq!(losses_are_nan(&queue), [false, false]);
+    }
+}
+
 #[test]
 fn a_queue_from_bytes_says_what_it_was_made_for() {
     let options = QueueOptions::new(8, DIM, DType::Bf16).with_ids().with_max_age(3);

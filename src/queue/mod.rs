@@ -293,6 +293,10 @@ impl NegativeQueue {
     ///
     /// What the queue does not keep is not looked at: the batch's own pool can be given as it is.
     ///
+    /// Elements are not looked at either. Under a loss, one row with a NaN or an infinity makes the lse of each row NaN of which it
+    /// is a negative, and so the loss, in every step until it is overwritten, too old, or [cleared](NegativeQueue::clear). A
+    /// training that skips a step whose loss is not finite has to skip the enqueue, too.
+    ///
     /// # Errors
     /// Shapes that disagree with the queue's or with each other, another element type, ids or log_q missing where the queue
     /// keeps them, log_q that is not finite. The queue is then as it was.

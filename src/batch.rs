@@ -340,7 +340,8 @@ impl<'a> BatchBuilder<'a> {
     }
 
     /// Ids that are no negatives of a row (the user's other positives): those of row i are
-    /// `ids[offsets[i]..offsets[i + 1]]`. `offsets` (B + 1) starts at 0 and never falls.
+    /// `ids[offsets[i]..offsets[i + 1]]`. `offsets` (B + 1) starts at 0 and never falls. Errors call them `exclude_offsets` and
+    /// `exclude_ids`.
     pub fn excluded_ids(mut self, offsets: &'a [i64], ids: impl Into<Ids<'a>>) -> Self {
         self.excluded = Some(Excluded { offsets, ids: ids.into() });
         self
@@ -591,7 +592,7 @@ fn gather<'a, T: Copy>(
     positives.iter().filter_map(|&index| at(index)).collect()
 }
 
-/// `candidates` with one pool, `candidates[2]` with several.
+/// `candidates` with one pool, `pools[2].candidates` with several.
 fn pool_argument(pools: usize, pool: usize, field: &str) -> String {
     if pools == 1 { field.into() } else { format!("pools[{pool}].{field}") }
 }

@@ -7,7 +7,10 @@ pub enum Error {
     /// A shape, length, stride or offset that disagrees with another argument.
     #[error("{argument} has {found}; rule: {rule}")]
     Shape {
-        /// The argument, named as in the builder that took it.
+        /// The argument, by the name that the docs of what took it use: `candidates`, or `pools[1].candidates` of several
+        /// pools; [`Pool::ids`](crate::Pool::ids) takes `candidate_ids`,
+        /// [`excluded_ids`](crate::BatchBuilder::excluded_ids) `exclude_offsets` and `exclude_ids`. What has no
+        /// name is said in words.
         argument: String,
         /// What was found, with its numbers.
         found: String,
@@ -17,12 +20,12 @@ pub enum Error {
     /// A value outside the range that the formulas allow.
     #[error("{argument} is {value}; rule: {rule}")]
     Value {
-        /// The argument, with the position of the first bad element where it is a slice.
+        /// The argument, named as in [`Error::Shape`], with the position of the first bad element where it is a slice.
         argument: String,
         /// The value as given.
         value: String,
-        /// The values that are allowed.
-        rule: &'static str,
+        /// The values that are allowed, with their numbers.
+        rule: String,
     },
     /// An argument that this combination of batch and loss needs.
     #[error("{argument} is missing; rule: {rule}")]
@@ -118,8 +121,8 @@ pub(crate) fn shape(argument: impl Into<String>, found: impl Into<String>, rule:
     Error::Shape { argument: argument.into(), found: found.into(), rule: rule.into() }
 }
 
-pub(crate) fn value(argument: impl Into<String>, value: impl ToString, rule: &'static str) -> Error {
-    Error::Value { argument: argument.into(), value: value.to_string(), rule }
+pub(crate) fn value(argument: impl Into<String>, value: impl ToString, rule: impl Into<String>) -> Error {
+    Error::Value { argument: argument.into(), value: value.to_string(), rule: rule.into() }
 }
 
 pub(crate) fn missing(argument: impl Into<String>, rule: &'static str) -> Error {

@@ -7,11 +7,15 @@ use crate::error::{Result, shape, value};
 use crate::loss::{Loss, Similarity};
 use crate::stats::Request;
 
+/// A row shorter than this has cosine 0 with everything.
+const MIN_NORM: f64 = 1e-12;
+
 /// Mean distance of positive pairs on the unit sphere, `E |x̂ − ŷ|^alpha`: 0 where each pair is one point.
 ///
 /// Row i of `x` (B, D) and of `y` (B, D) are a pair, such as a query and its positive. Wang and Isola, "Understanding
 /// Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere", ICML 2020, equation 1; they
-/// use alpha = 2. A row shorter than 1e-12 has cosine 0 with everything, as under [`Similarity::Cosine`]. In float64.
+/// use alpha = 2. A row shorter than 1e-12 has cosine 0 with everything, as under [`Similarity::Cosine`]; one that is not finite
+/// makes the result NaN. In float64.
 ///
 /// # Errors
 /// Shapes of `x` and `y` that are empty or disagree, and alpha that is not finite and > 0.
@@ -34,9 +38,12 @@ pub fn alignment(x: Embeddings<'_>, y: Embeddings<'_>, alpha: f64) -> Result<f64
     let (mut a, mut b) = (vec![0.0; x.dim()], vec![0.0; x.dim()]);
     let mut sum = 0.0;
     for row in 0..x.rows() {
-        let both = unit_row(x, row, &mut a) & unit_row(y, row, &mut b);
+        let norms = [unit_row(x, row, &mut a), unit_row(y, row, &mut b)];
+        // A row that is not finite is NaN at unit length: it spoils the mean, whatever the other row is.
+        let at_a_right_angle = norms.iter().all(|norm| norm.is_finite()) && norms.iter().any(|&norm| norm < MIN_NORM);
         // Not 2 − 2 cos, which loses the distance of near pairs.
-        let squared = if both { a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() } else { 2.0 };
+        let squared =
+            if at_a_right_angle { 2.0 } else { a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() };
         sum += squared.powf(0.5 * alpha);
     }
     Ok(sum / x.rows() as f64)
@@ -75,7 +82,10 @@ pub fn uniformity<B: Backend + ?Sized>(backend: &mut B, x: Embeddings<'_>, t: f6
         return Err(shape("x", format!("shape ({}, {})", x.rows(), x.dim()), rule));
     }
     let batch = Batch::in_batch(x, x).build()?;
-    let statistics = backend.statistics(&batch, &Loss::softmax(Similarity::Cosine, 0.5 / t), Request::value())?;
+    let loss = Loss::softmax(Similarity::Cosine, 0.5 / t);
+    // All that can be wrong with this loss is a temperature, of which the caller knows nothing.
+    loss.check(&batch).map_err(|_| value("t", t, "finite and > 0, as is 2 log2(e) t in single precision"))?;
+    let statistics = backend.statistics(&batch, &loss, Request::value())?;
     let pairs = x.rows() as f64 * (x.rows() - 1) as f64;
     Ok(log_sum_exp(&statistics.lse) - 2.0 * t - pairs.ln())
 }
@@ -86,13 +96,12 @@ fn log_sum_exp(values: &[f64]) -> f64 {
     max + values.iter().map(|value| (value - max).exp()).sum::<f64>().ln()
 }
 
-/// Row `row` at unit length; false, where it has none.
-fn unit_row(x: Embeddings<'_>, row: usize, out: &mut [f64]) -> bool {
+/// Row `row` at unit length. Returns the length that it had.
+fn unit_row(x: Embeddings<'_>, row: usize, out: &mut [f64]) -> f64 {
     x.widen_row(row, out);
     let norm = out.iter().map(|x| x * x).sum::<f64>().sqrt();
     out.iter_mut().for_each(|x| *x /= norm);
-    // A NaN is a length that there is: it spoils the mean, as it should.
-    norm.is_nan() || norm >= 1e-12
+    norm
 }
 
 fn check_positive(argument: &str, found: f64) -> Result<()> {

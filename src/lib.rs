@@ -76,7 +76,13 @@
 //!
 //! Whoever draws negatives here gets the log_q of what was drawn, and how. A sampled pool comes from a [`Distribution`]:
 //! [`Uniform`], [`Unigram`] (counts with a distortion), [`LogUniform`] (Zipf by rank), or a [`Mixture`] of them. In-batch negatives
-//! are drawn by the data: a [`FrequencyEstimator`] estimates their Q from the stream of ids.
+//! are drawn by the data: a [`FrequencyEstimator`] estimates their Q from the stream of ids. A [`NegativeQueue`] holds candidates of
+//! past steps as further negatives. Where a loss has pools from several such sources, [`union_log_q`] makes their log_q one.
+//!
+//! # Temperature and geometry
+//!
+//! A temperature is fixed, follows a [`TemperatureSchedule`], or is a [`LearnedTemperature`], which takes its gradient from a step's.
+//! What it does to the embeddings shows in [`alignment`] and [`uniformity`].
 //!
 //! # Promises
 //!

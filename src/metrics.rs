@@ -48,8 +48,11 @@ struct Row {
 }
 
 impl Ranking {
-    /// Each row's positive as its one relevant item, at its exact place among all negatives: `above + ties`. A positive
-    /// whose score is NaN has no place.
+    /// Each row's positive as its one relevant item, at its exact place among all negatives: `above + ties`.
+    ///
+    /// A row has no place where its positive's score or its lse is NaN. The latter is so where any of its negatives scores NaN:
+    /// such a negative is neither above nor tied, and nobody has counted it. So one candidate with a NaN leaves all the rows
+    /// without a place of which it is a negative, where a search leaves the candidate out.
     ///
     /// # Errors
     /// [`Error::Missing`](crate::Error::Missing) where the statistics were not asked
@@ -59,9 +62,10 @@ impl Ranking {
             return Err(missing("statistics.rank", "ranks come with Request::with_rank()"));
         };
         let places = rank.above.iter().zip(&rank.ties).map(|(above, ties)| above + ties);
-        let rows = places.zip(&statistics.positive).map(|(place, positive)| {
-            // Nothing is above NaN.
-            let places = if positive.is_nan() { vec![] } else { vec![place] };
+        let scores = statistics.positive.iter().zip(&statistics.lse);
+        let rows = places.zip(scores).map(|(place, (positive, lse))| {
+            // Nothing is above NaN, and NaN is above nothing.
+            let places = if positive.is_nan() || lse.is_nan() { vec![] } else { vec![place] };
             Row { places, relevant: 1 }
         });
         Ok(Ranking { rows: rows.collect() })
@@ -70,7 +74,8 @@ impl Ranking {
     /// Each row's relevant items, candidates `relevant[offsets[i]..offsets[i + 1]]` of row i, at their places in the row's
     /// list. Items outside the list have no place, so metrics of more places than the list's K are those of K. Of items
     /// with equal scores the relevant ones stand last. The list does not show what ties with its last item from outside:
-    /// where that matters, search for more than the metric looks at.
+    /// where that matters, search for more than the metric looks at. An index past the candidates counts as relevant and is
+    /// in no list: a relevant item outside the catalogue is one that is not found.
     ///
     /// # Errors
     /// [`Error`](crate::Error) where offsets (B + 1) do not start at 0, fall, or do not end with the number of items.
@@ -90,6 +95,40 @@ impl Ranking {
         self.rows.extend(other.rows);
     }
 
+    /// Number of rows, those without a relevant item too.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Of each row, the places of the relevant items that have one, ascending, and how many relevant items there are, with or
+    /// without a place. For metrics of single rows, as a confidence interval needs them:
+    ///
+    /// ```
+    /// # use catalog_softmax::metrics::Ranking;
+    /// # use catalog_softmax::{Backend, Batch, Cpu, Embeddings, Loss, Request, Similarity};
+    /// # let x: Vec<f32> = (0..50 * 8).map(|i| ((i * i) as f32).sin()).collect();
+    /// # let y: Vec<f32> = (0..50 * 8).map(|i| x[i] + ((i * 7) as f32).cos()).collect();
+    /// # let batch = Batch::in_batch(Embeddings::new(&x, 50, 8), Embeddings::new(&y, 50, 8)).build()?;
+    /// # let loss = Loss::softmax(Similarity::Cosine, 0.1);
+    /// # let statistics = Cpu::new().statistics(&batch, &loss, Request::value().with_rank())?;
+    /// let ranking = Ranking::of_positives(&statistics)?;
+    /// // One relevant item each: a row without a place has a reciprocal rank of 0.
+    /// let reciprocal = |(places, _): (&[u64], usize)| places.first().map_or(0.0, |&place| 1.0 / (place as f64 + 1.0));
+    /// let (mean, n) = (ranking.mrr(), ranking.len() as f64);
+    /// let variance = ranking.rows().map(|row| (reciprocal(row) - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    /// let standard_error = (variance / n).sqrt();
+    /// # assert!(mean > 0.0 && standard_error > 0.0 && standard_error < 0.1, "{mean} {standard_error}");
+    /// # Ok::<(), catalog_softmax::Error>(())
+    /// ```
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = (&[u64], usize)> {
+        self.rows.iter().map(|row| (&row.places[..], row.relevant))
+    }
+
     /// Recall@K: the share of a row's relevant items that stand among the first `k`. With one relevant item it is the hit
     /// rate.
     ///
@@ -106,8 +145,8 @@ impl Ranking {
     pub fn ndcg_at(&self, k: usize) -> f64 {
         let gain = |place: u64| 1.0 / (place as f64 + 2.0).log2();
         self.mean(|row| {
-            let ideal: f64 = (0..k.min(row.relevant) as u64).map(gain).sum();
-            let found: f64 = row.first(k).map(gain).sum();
+            let ideal = sum((0..k.min(row.relevant) as u64).map(gain));
+            let found = sum(row.first(k).map(gain));
             if ideal == 0.0 { 0.0 } else { found / ideal }
         })
     }
@@ -121,8 +160,13 @@ impl Ranking {
 
     fn mean(&self, metric: impl Fn(&Row) -> f64) -> f64 {
         let rows = || self.rows.iter().filter(|row| row.relevant > 0);
-        rows().map(metric).sum::<f64>() / rows().count() as f64
+        sum(rows().map(metric)) / rows().count() as f64
     }
+}
+
+/// Not `Iterator::sum`, by which nothing adds up to −0.
+fn sum(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(0.0, |sum, value| sum + value)
 }
 
 impl Row {
@@ -171,7 +215,7 @@ impl Recommended {
     }
 
     /// Catalogue coverage (Ge, Delgado-Battenfeld and Jannach, "Beyond Accuracy", RecSys 2010): the share of all items that
-    /// are in some list.
+    /// are in some list. NaN for a catalogue of no items.
     pub fn coverage(&self) -> f64 {
         self.counts.iter().filter(|&&count| count > 0).count() as f64 / self.counts.len() as f64
     }
@@ -193,7 +237,7 @@ impl Recommended {
         let total: u64 = self.counts.iter().sum();
         // An item that is in no list may have a popularity of log 0.
         let there = self.counts.iter().zip(popularity).filter(|(count, _)| **count > 0);
-        let sum: f64 = there.map(|(&count, popularity)| count as f64 * popularity).sum();
+        let sum = sum(there.map(|(&count, popularity)| count as f64 * popularity));
         Ok(sum / total.max(1) as f64)
     }
 }

@@ -67,7 +67,11 @@ pub(crate) fn check_k(k: usize, num_candidates: usize) -> Result<()> {
 /// The best K candidates of each row, by similarity; of equal ones the smaller index comes first.
 ///
 /// A row whose exclusions leave fewer than K candidates has fewer, as has one that is NaN with some or all of them: a
-/// row or a candidate with a NaN or an infinity is never returned, nor is a similarity that overflows to −∞.
+/// row or a candidate with a NaN or an infinity is never returned.
+///
+/// A dot product of finite rows may overflow single precision on its way. What became −∞ or NaN is not returned; what became +∞
+/// is, before all finite similarities, and such ones are equal: the smaller index comes first. [`Reference`](crate::Reference)
+/// scores in float64, where nothing overflows.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct TopK<T = f32> {
@@ -75,7 +79,7 @@ pub struct TopK<T = f32> {
     pub k: usize,
     /// (B, K) index over the candidates of all pools, best first; [`TopK::NONE`] behind the last of a row that has fewer.
     pub indices: Vec<u32>,
-    /// (B, K) similarity, with no temperature; −∞ behind the last of a row that has fewer.
+    /// (B, K) similarity, with no temperature; +∞ where it overflows; −∞ behind the last of a row that has fewer.
     pub scores: Vec<T>,
 }
 
@@ -91,8 +95,8 @@ impl<T: Real> TopK<T> {
         TopK { k, indices: vec![TopK::NONE; b * k], scores }
     }
 
-    /// B.
-    pub(crate) fn num_rows(&self) -> usize {
+    /// B, the number of queries; 0 for lists of no K.
+    pub fn num_rows(&self) -> usize {
         self.indices.len() / self.k.max(1)
     }
 

@@ -36,9 +36,10 @@ pub struct Moments {
 /// Rank of each positive among its negatives by the score `s`, as at serving time (no log_q).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rank {
-    /// Negatives that score strictly above the positive: 0 is the top. Recall@K counts rows with `above < K`.
+    /// Negatives that score strictly above the positive: its place at best, 0 being the top.
     pub above: Vec<u64>,
-    /// Negatives that score exactly as the positive does: a ranking is `above + ties` at its worst.
+    /// Negatives that score exactly as the positive does: `above + ties` is its place at worst, as
+    /// [`metrics`](crate::metrics) count it. Recall@K counts rows with `above + ties < K`.
     pub ties: Vec<u64>,
 }
 

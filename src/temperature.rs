@@ -15,7 +15,7 @@ use crate::output::Gradients;
 /// | [`constant`](TemperatureSchedule::constant) | from |
 /// | [`linear`](TemperatureSchedule::linear) | from + p (to − from) |
 /// | [`cosine`](TemperatureSchedule::cosine) | from + (1 − cos πp)/2 · (to − from) |
-/// | [`exponential`](TemperatureSchedule::exponential) | from · (to/from)^p |
+/// | [`exponential`](TemperatureSchedule::exponential) | from^(1 − p) · to^p |
 ///
 /// ```
 /// use catalog_softmax::{Loss, Similarity, TemperatureSchedule};
@@ -48,6 +48,7 @@ impl TemperatureSchedule {
     /// # Errors
     /// [`Error::Value`](crate::Error::Value) where a temperature is not finite and > 0, here and below.
     pub fn constant(temperature: f64) -> Result<Self> {
+        check_temperature("temperature", temperature)?;
         Self::new(Shape::Linear, temperature, temperature)
     }
 
@@ -98,7 +99,8 @@ impl TemperatureSchedule {
         match shape {
             Shape::Linear => from + progress * (to - from),
             Shape::Cosine => from + 0.5 * (1.0 - (PI * progress).cos()) * (to - from),
-            Shape::Exponential => from * (to / from).powf(progress),
+            // Not `from (to/from)^p`, whose quotient may overflow.
+            Shape::Exponential => from.powf(1.0 - progress) * to.powf(progress),
         }
     }
 }
@@ -129,7 +131,7 @@ impl TemperatureSchedule {
 #[derive(Debug, Clone, PartialEq)]
 pub struct LearnedTemperature {
     log_scale: f64,
-    /// Of `log_scale`.
+    /// Of tau.
     range: RangeInclusive<f64>,
 }
 
@@ -146,26 +148,36 @@ impl LearnedTemperature {
             return Err(value("range", format!("{range:?}"), "the lower end first"));
         }
         if !range.contains(&temperature) {
-            return Err(value("temperature", temperature, "in its range"));
+            return Err(value("temperature", temperature, format!("in its range, {range:?}")));
         }
-        Ok(Self::within(temperature, range))
+        Ok(LearnedTemperature { log_scale: -temperature.ln(), range })
     }
 
     /// CLIP's: started at tau = 0.07, between 0.01 and 1.
     pub fn clip() -> Self {
-        Self::within(0.07, 0.01..=1.0)
+        LearnedTemperature { log_scale: -0.07f64.ln(), range: 0.01..=1.0 }
     }
 
-    fn within(temperature: f64, range: RangeInclusive<f64>) -> Self {
-        LearnedTemperature { log_scale: -temperature.ln(), range: -range.end().ln()..=-range.start().ln() }
-    }
-
-    /// `tau = exp(−s)`, for [`Loss::softmax`](crate::Loss::softmax).
+    /// `tau = exp(−s)`, for [`Loss::softmax`](crate::Loss::softmax): in the range that [`new`](LearnedTemperature::new) got,
+    /// and so taken by it again.
     pub fn temperature(&self) -> f64 {
-        (-self.log_scale).exp()
+        // At an end of the range, the exponential of the logarithm may round to a neighbour.
+        (-self.log_scale).exp().clamp(*self.range.start(), *self.range.end())
     }
 
-    /// `s`, the parameter.
+    /// `s`, the parameter, for a checkpoint: [`set_log_scale`](LearnedTemperature::set_log_scale) of a temperature with the same
+    /// range goes on from it bitwise.
+    ///
+    /// ```
+    /// use catalog_softmax::LearnedTemperature;
+    /// let mut trained = LearnedTemperature::clip();
+    /// trained.set_log_scale(3.21);
+    /// let saved = trained.log_scale();
+    ///
+    /// let mut restored = LearnedTemperature::clip();
+    /// restored.set_log_scale(saved);
+    /// assert_eq!(restored, trained);
+    /// ```
     pub fn log_scale(&self) -> f64 {
         self.log_scale
     }
@@ -173,7 +185,7 @@ impl LearnedTemperature {
     /// Sets `s` to what the optimiser makes of it, clamped to the range. A NaN stays one: the loss refuses it as a
     /// temperature.
     pub fn set_log_scale(&mut self, log_scale: f64) {
-        self.log_scale = log_scale.clamp(*self.range.start(), *self.range.end());
+        self.log_scale = log_scale.clamp(-self.range.end().ln(), -self.range.start().ln());
     }
 
     /// `∂total/∂s = −tau ∂total/∂tau`, from a step's gradients.
@@ -214,6 +226,13 @@ mod tests {
                 }
             }
         }
+        for (from, to) in [(1e-300, 1e300), (1e300, 1e-300)] {
+            let schedule = TemperatureSchedule::exponential(from, to).expect("temperatures");
+            assert!((schedule.at_progress(0.5) - 1.0).abs() < 1e-12);
+            assert_eq!((schedule.at(0, 8), schedule.at(8, 8)), (from, to));
+            let (found, wanted) = (schedule.at(2, 8), from.sqrt());
+            assert!((found / wanted - 1.0).abs() < 1e-12, "{found}, not {wanted}");
+        }
         let constant = TemperatureSchedule::constant(0.07).expect("a temperature");
         assert!((0..20).all(|step| constant.at(step, 10) == 0.07));
     }
@@ -233,10 +252,29 @@ mod tests {
         assert!(learned.temperature().is_nan());
         let clip = LearnedTemperature::clip();
         let s = clip.log_scale();
-        assert!((s - (1.0 / 0.07f64).ln()).abs() < 1e-15 && clip.range.contains(&0.0));
-        assert!((clip.range.end() - 100f64.ln()).abs() < 1e-15, "a scale of at most 100");
+        assert!((s - (1.0 / 0.07f64).ln()).abs() < 1e-15);
+        assert_eq!(clip.range, 0.01..=1.0, "a scale of at most 100");
         let gradients = Gradients::<f32> { d_log_temperature: 3.0, ..Gradients::default() };
         assert_eq!(clip.gradient(&gradients), -3.0);
+    }
+
+    /// In thousands of ranges, of which the logarithms of many ends come back as their neighbours.
+    #[test]
+    fn an_end_of_the_range_is_in_it_and_can_be_given_back() {
+        for i in 1..3000 {
+            let (start, end) = (f64::from(i) * 1e-3, f64::from(i) * 1e-3 + 0.7);
+            let mut learned = LearnedTemperature::new(0.5 * (start + end), start..=end).expect("a range");
+            for (log_scale, wanted) in [(1e9, start), (-1e9, end)] {
+                learned.set_log_scale(log_scale);
+                assert!((learned.temperature() - wanted).abs() < 1e-15 * wanted.max(1.0));
+                assert!((start..=end).contains(&learned.temperature()), "{} in {start}..={end}", learned.temperature());
+                let again = LearnedTemperature::new(learned.temperature(), start..=end).expect("its own temperature");
+                assert!((again.log_scale() - learned.log_scale()).abs() < 1e-15 * (1.0 + learned.log_scale().abs()));
+                let mut restored = LearnedTemperature::new(end, start..=end).expect("a range");
+                restored.set_log_scale(learned.log_scale());
+                assert_eq!(restored, learned);
+            }
+        }
     }
 
     #[test]
@@ -244,13 +282,15 @@ mod tests {
         let message = |error: crate::Error| error.to_string();
         for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             let constant = message(TemperatureSchedule::constant(wrong).expect_err("no temperature"));
-            assert!(constant.starts_with(&format!("from is {wrong}; rule: a temperature")), "{constant}");
+            assert!(constant.starts_with(&format!("temperature is {wrong}; rule: a temperature")), "{constant}");
+            let from = message(TemperatureSchedule::linear(wrong, 0.1).expect_err("no temperature"));
+            assert!(from.starts_with(&format!("from is {wrong}")), "{from}");
             let to = message(TemperatureSchedule::cosine(0.1, wrong).expect_err("no temperature"));
             assert!(to.starts_with(&format!("to is {wrong}")), "{to}");
             let start = message(LearnedTemperature::new(0.1, wrong..=1.0).expect_err("no temperature"));
             assert!(start.starts_with(&format!("range.start is {wrong}")), "{start}");
             let learned = message(LearnedTemperature::new(wrong, 0.01..=1.0).expect_err("no temperature"));
-            assert!(learned.starts_with(&format!("temperature is {wrong}; rule: in its range")), "{learned}");
+            assert_eq!(learned, format!("temperature is {wrong}; rule: in its range, 0.01..=1.0"));
         }
         let empty = message(LearnedTemperature::new(0.5, 1.0..=0.1).expect_err("empty"));
         assert!(empty.starts_with("range is 1.0..=0.1"), "{empty}");

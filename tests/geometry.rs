@@ -91,6 +91,13 @@ fn closed_forms() {
     let spoiled = Embeddings::new(&spoiled[..], 2, 2);
     assert!(alignment(spoiled, x, 2.0).expect("fits").is_nan());
     assert!(uniformity(&mut cpu, spoiled, 2.0).expect("fits").is_nan());
+    // Beside a row of no length, too.
+    let none = [0.0f32, 0.0];
+    for spoiled in [[f32::NAN, 1.0], [1.0, f32::INFINITY], [f32::NEG_INFINITY, 0.0]] {
+        let (spoiled, none) = (Embeddings::new(&spoiled[..], 1, 2), Embeddings::new(&none[..], 1, 2));
+        assert!(alignment(spoiled, none, 2.0).expect("fits").is_nan());
+        assert!(alignment(none, spoiled, 2.0).expect("fits").is_nan());
+    }
 }
 
 #[test]
@@ -106,7 +113,8 @@ fn bad_input_is_an_error() {
         (alignment(two, two, f64::NAN), "alpha is NaN"),
         (uniformity(boxed, two, 0.0), "t is 0; rule: finite and > 0"),
         (uniformity(boxed, two, f64::INFINITY), "t is inf"),
-        (uniformity(boxed, two, 1e300), "temperature is"),
+        (uniformity(boxed, two, 1e300), "t is 1"),
+        (uniformity(boxed, two, 1e-300), "t is 0.0000"),
         (uniformity(boxed, one, 2.0), "x has shape (1, 2); rule: rows >= 2"),
         (uniformity(boxed, Embeddings::new(&x[..0], 0, 2), 2.0), "x has shape (0, 2)"),
     ] {

@@ -3,7 +3,7 @@
 mod common;
 
 use catalog_softmax::metrics::{Ranking, Recommended};
-use catalog_softmax::{Backend, Cpu, DType, Error, Request, Similarity, TopK};
+use catalog_softmax::{Backend, Cpu, DType, Error, Reference, Request, Similarity, TopK};
 use common::generate::{Config, Masking};
 use common::topk::{SearchData, Values};
 
@@ -48,6 +48,8 @@ fn several_relevant_items_by_hand() {
     let gain = |place: f64| 1.0 / (place + 2.0).log2();
     let ideal = gain(0.0) + gain(1.0) + gain(2.0);
     assert!(near(ranking.ndcg_at(5), ((gain(1.0) + gain(3.0)) / ideal + 1.0) / 2.0));
+    assert_eq!(ranking.len(), 3);
+    assert!(ranking.rows().eq([(&[1, 3][..], 3), (&[0, 1], 2), (&[], 0)]));
     // Of two places no list can fill three.
     assert!(near(ranking.ndcg_at(2), (gain(1.0) / (gain(0.0) + gain(1.0)) + 1.0) / 2.0));
 }
@@ -140,20 +142,70 @@ fn a_positive_that_is_nan_is_not_at_the_top() {
     assert_eq!(ranking.recall_at(20), 0.75);
 }
 
+/// As it is printed, too.
+#[test]
+fn nothing_is_0_and_not_minus_0() {
+    // No relevant item in its list, and none at a K of 0.
+    let scores: [&[f32]; 2] = [&[3., 2., 1.], &[3., 2., 1.]];
+    let ranking = Ranking::in_lists(&lists(&scores, 1), &[0, 1, 2], &[1, 2]).unwrap();
+    let popularity = Recommended::new(3).mean_popularity(&[1.0; 3]).unwrap();
+    for found in [ranking.recall_at(1), ranking.ndcg_at(1), ranking.ndcg_at(0), ranking.mrr(), popularity] {
+        assert_eq!(found.to_bits(), 0.0f64.to_bits());
+    }
+}
+
+#[test]
+fn negatives_that_are_nan_flatter_nobody() {
+    let statistics_of = |spoil: fn(&mut [f32])| {
+        let mut problem = Config { similarity: Similarity::Dot, ..Config::new(1, 4, 2) }.problem();
+        problem.queries = problem.queries.map(|q| q.copy_from_slice(&[1.0, 0.0]));
+        problem.positives = common::problem::PositiveData::Index(vec![0]);
+        problem.pools[0].candidates = problem.pools[0].candidates.map(|c| {
+            c.copy_from_slice(&[1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 0.0, 0.0]);
+            spoil(c);
+        });
+        let request = Request::value().with_rank();
+        let (batch, loss) = (problem.batch().unwrap(), &problem.loss);
+        let reference = Reference::new().statistics(&batch, loss, request).unwrap();
+        let cpu = Cpu::new().statistics(&batch, loss, request).unwrap();
+        [Ranking::of_positives(&reference).unwrap(), Ranking::of_positives(&cpu).unwrap()]
+    };
+    for ranking in statistics_of(|_| ()) {
+        assert_eq!(ranking.mrr(), 1.0 / 3.0);
+    }
+    // All negatives, and one that may have been above.
+    for spoil in [|c: &mut [f32]| c[2..].fill(f32::NAN), |c: &mut [f32]| c[4] = f32::NAN] {
+        for ranking in statistics_of(spoil) {
+            assert_eq!((ranking.mrr(), ranking.recall_at(4), ranking.ndcg_at(4)), (0.0, 0.0, 0.0));
+        }
+    }
+}
+
 #[test]
 fn blocks_are_one_ranking() {
     let scores: [&[f32]; 2] = [&[3., 2., 1.], &[1., 2., 3.]];
     let both = Ranking::in_lists(&lists(&scores, 3), &[0, 1, 2], &[1, 0]).unwrap();
     let mut blocks = Ranking::default();
-    assert!(blocks.mrr().is_nan());
+    assert!(blocks.mrr().is_nan() && blocks.is_empty());
     blocks.append(Ranking::in_lists(&lists(&scores[..1], 3), &[0, 1], &[1]).unwrap());
     blocks.append(Ranking::in_lists(&lists(&scores[1..], 3), &[0, 1], &[0]).unwrap());
     assert_eq!(blocks, both);
+    assert_eq!((blocks.len(), blocks.is_empty()), (2, false));
+}
+
+/// A relevant item outside the catalogue is one that is not found.
+#[test]
+fn a_relevant_index_past_the_candidates_is_not_found() {
+    let scores: [&[f32]; 1] = [&[3., 2., 1.]];
+    let ranking = Ranking::in_lists(&lists(&scores, 3), &[0, 3], &[0, 7, u32::MAX]).unwrap();
+    assert!(near(ranking.recall_at(3), 1.0 / 3.0));
+    assert!(ranking.rows().eq([(&[0][..], 3)]));
 }
 
 #[test]
 fn coverage_and_popularity_by_hand() {
     let scores: [&[f32]; 2] = [&[3., 2., 1., 0.], &[3., 0., 2., 1.]];
+    assert!(Recommended::new(0).coverage().is_nan());
     let mut recommended = Recommended::new(4);
     assert_eq!((recommended.coverage(), recommended.mean_popularity(&[1.0; 4]).unwrap()), (0.0, 0.0));
     recommended.add(&lists(&scores, 2)).unwrap();

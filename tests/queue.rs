@@ -3,8 +3,8 @@
 mod common;
 
 use catalog_softmax::{
-    Backend, Batch, BatchBuilder, Correction, Cpu, DType, Embeddings, Error, Loss, NegativeQueue, Output, Pool,
-    QueueOptions, Real, Reference, Request, Similarity,
+    Backend, Batch, BatchBuilder, Correction, Cpu, DType, Embeddings, Error, ExactCounts, FrequencyEstimator, Loss,
+    NegativeQueue, Output, Pool, QueueOptions, Real, Reference, Request, Similarity,
 };
 use common::generate::{rng, rows};
 use common::problem::Storage;
@@ -60,8 +60,8 @@ fn wide<T: Real>(values: &[T]) -> Vec<f64> {
 fn a_loss_with_a_queue_is_the_loss_with_one_concatenated_pool() {
     // Three steps of five rows are young enough and leave slots free; or the ring is full, and its pool the whole memory.
     for (dtype, correction, options, most) in [
-        (DType::F32, Correction::LogQ, QueueOptions::new(17, DIM, DType::F32).max_age(3), 15),
-        (DType::F16, Correction::CorrectedLogQ, QueueOptions::new(17, DIM, DType::F16).max_age(3), 15),
+        (DType::F32, Correction::LogQ, QueueOptions::new(17, DIM, DType::F32).with_max_age(3), 15),
+        (DType::F16, Correction::CorrectedLogQ, QueueOptions::new(17, DIM, DType::F16).with_max_age(3), 15),
         (DType::Bf16, Correction::LogQNegativesOnly, QueueOptions::new(12, DIM, DType::Bf16), 12),
     ] {
         let options = options.with_ids().with_log_q();
@@ -145,14 +145,17 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
     assert!(
         made(QueueOptions::new(usize::MAX, 4, DType::F32)).starts_with("queue has shape (18446744073709551615, 4)")
     );
-    assert!(made(QueueOptions::new(4, 4, DType::F32).max_age(0)).starts_with("max_age is 0; rule: >= 1"));
+    // 16 PB, which the process cannot address.
+    let huge = made(QueueOptions::new(4_000_000_000, 1 << 20, DType::F32).with_ids());
+    assert_eq!(huge, "queue has shape (4000000000, 1048576); rule: what memory holds, at 4194312 bytes for each row");
+    assert!(made(QueueOptions::new(4, 4, DType::F32).with_max_age(0)).starts_with("max_age is 0; rule: >= 1"));
 
     let Inputs { items, ids, log_q, .. } = &inputs(3, 5, DType::F32);
     let mut queue = NegativeQueue::new(QueueOptions::new(8, DIM, DType::F32).with_ids().with_log_q()).expect("valid");
     let candidates = items.view(DIM);
     let whole = Pool::new(candidates).ids(ids).log_q(log_q);
     queue.enqueue(whole).expect("rows that fit");
-    let before = queue.save();
+    let before = queue.to_bytes();
     let narrow = items.strided_view(DIM - 1, 1);
     let half = Storage::new(&items.to_f32(), DType::F16);
     let mut spoiled = log_q.clone();
@@ -170,8 +173,72 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
         let error = message(queue.enqueue(pool));
         assert!(error.starts_with(start), "{error}");
     }
-    assert_eq!(queue.save(), before, "errors leave the queue as it was");
-    let mut bare = NegativeQueue::new(QueueOptions::new(8, DIM, DType::F32)).expect("valid");
-    assert!(message(bare.enqueue(Pool::new(candidates).ids(ids))).starts_with("candidate_ids is given but does not"));
-    assert!(message(bare.enqueue(Pool::new(candidates).log_q(log_q))).starts_with("log_q is given but does not apply"));
+    assert_eq!(queue.to_bytes(), before, "errors leave the queue as it was");
+}
+
+/// Of a batch's own pool a queue takes what it keeps, and does not look at the rest.
+#[test]
+fn what_a_queue_does_not_keep_is_ignored() {
+    let inputs = inputs(3, 5, DType::F32);
+    let candidates = Pool::new(inputs.items.view(DIM));
+    let (ids, log_q) = (&inputs.ids, &inputs.log_q);
+    let options = QueueOptions::new(8, DIM, DType::F32);
+    let spoiled = [f32::NAN; 2];
+    for (options, exact, more) in [
+        (options, candidates, vec![candidates.ids(ids), candidates.log_q(log_q), inputs.pool().log_q(&spoiled)]),
+        (options.with_ids(), candidates.ids(ids), vec![inputs.pool(), inputs.pool().log_q(&spoiled)]),
+        (options.with_log_q(), candidates.log_q(log_q), vec![inputs.pool(), inputs.pool().ids(&ids[..2])]),
+    ] {
+        let enqueued = |pool| {
+            let mut queue = NegativeQueue::new(options).expect("valid options");
+            queue.enqueue(pool).expect("rows that fit");
+            queue.to_bytes()
+        };
+        for pool in more {
+            assert_eq!(enqueued(pool), enqueued(exact));
+        }
+    }
+}
+
+/// What enqueue's docs say of a row that is not finite.
+#[test]
+fn a_row_that_is_nan_spoils_losses_until_it_is_gone() {
+    let inputs = inputs(4, 2, DType::F32);
+    let mut spoiled = inputs.items.to_f32();
+    spoiled[3] = f32::NAN;
+    let losses_are_nan = |queue: &NegativeQueue| {
+        let builder = Batch::in_batch(inputs.queries.view(DIM), inputs.items.view(DIM));
+        let batch = queue.pools().fold(builder, BatchBuilder::pool).build().expect("a valid batch");
+        let output = Cpu::new().value(&batch, &Loss::softmax(Similarity::Cosine, 0.3)).expect("fits");
+        output.loss.iter().map(|loss| loss.is_nan()).collect::<Vec<_>>()
+    };
+    // Overwritten by the third enqueue of two rows, or too old after the second.
+    for (options, steps) in
+        [(QueueOptions::new(6, DIM, DType::F32), 3), (QueueOptions::new(100, DIM, DType::F32).with_max_age(2), 2)]
+    {
+        let mut queue = NegativeQueue::new(options).expect("valid options");
+        queue.enqueue(Embeddings::new(&spoiled, 2, DIM)).expect("elements are not looked at");
+        for _ in 0..steps {
+            assert_eq!(losses_are_nan(&queue), [true, true]);
+            queue.enqueue(inputs.items.view(DIM)).expect("rows that fit");
+        }
+        assert_eq!(losses_are_nan(&queue), [false, false]);
+    }
+}
+
+#[test]
+fn a_queue_from_bytes_says_what_it_was_made_for() {
+    let options = QueueOptions::new(8, DIM, DType::Bf16).with_ids().with_max_age(3);
+    assert_eq!((options.capacity(), options.dim(), options.dtype()), (8, DIM, DType::Bf16));
+    assert_eq!((options.keeps_ids(), options.keeps_log_q(), options.max_age()), (true, false, Some(3)));
+    let other = QueueOptions::new(8, DIM, DType::Bf16).with_log_q();
+    assert_eq!((other.keeps_ids(), other.keeps_log_q(), other.max_age()), (false, true, None));
+    for options in [options, other] {
+        let queue = NegativeQueue::new(options).expect("valid options");
+        let again = NegativeQueue::from_bytes(&queue.to_bytes()).expect("bytes of a moment ago");
+        assert_eq!((queue.options(), again.options()), (options, options));
+    }
+    // Bytes of another kind.
+    let error = NegativeQueue::from_bytes(&ExactCounts::new().to_bytes()).expect_err("no queue").to_string();
+    assert!(error.starts_with("bytes is something else; rule: a NegativeQueue as to_bytes returned it"), "{error}");
 }

@@ -136,3 +136,17 @@ fn the_next_float_is_above_the_threshold() {
         assert_eq!(top.row(0).0, wanted);
     }
 }
+
+/// What overflows f32 upwards comes first, by index; downwards it does not come. In float64 nothing overflows.
+#[test]
+fn overflowed_dot_products_are_first_or_nowhere() {
+    let mut data = SearchData::new(1, &[6], 1, DType::F32, Values::Whole, false);
+    data.queries = Storage::F32(vec![3e38]);
+    data.pools[0].0 = Storage::F32(vec![10.0, 1.0, 20.0, -10.0, 0.0, -1.0]);
+    let top = data.top_k(&mut Cpu::new(), 6);
+    let inf = f32::INFINITY;
+    assert_eq!(top.row(0), (&[0, 2, 1, 4, 5][..], &[inf, inf, 3e38, 0.0, -3e38][..]));
+    assert_eq!((top.indices[5], top.scores[5], top.num_rows()), (TopK::NONE, -inf, 1));
+    let exact = Reference::new().top_k(&data.search(), Similarity::Dot, 6).expect("a valid k");
+    assert_eq!(exact.row(0).0, [2, 0, 1, 4, 5, 3]);
+}

@@ -97,7 +97,7 @@ impl<'a> Candidates<'a> {
 
     /// What steps leave for later ones, for a checkpoint between epochs: the queue and the frequencies, as bytes.
     pub fn save(&self) -> [Vec<u8>; 2] {
-        let queue = self.queue.as_ref().map(NegativeQueue::save);
+        let queue = self.queue.as_ref().map(NegativeQueue::to_bytes);
         let frequencies = self.frequencies.as_ref().map(Frequencies::save);
         [queue.unwrap_or_default(), frequencies.unwrap_or_default()]
     }
@@ -105,7 +105,7 @@ impl<'a> Candidates<'a> {
     /// Goes on from what [`save`](Candidates::save) returned for the same objective.
     pub fn restore(&mut self, [queue, frequencies]: &[Vec<u8>; 2]) -> Fallible<()> {
         if let Some(own) = &mut self.queue {
-            *own = NegativeQueue::restore(queue)?;
+            *own = NegativeQueue::from_bytes(queue)?;
         }
         if let Some(own) = &mut self.frequencies {
             own.restore(self.objective.log_q, frequencies)?;
@@ -170,7 +170,7 @@ impl<'a> Candidates<'a> {
             .build()?;
         backend.compute(&batch, &step.loss, Request::value_and_grad(), &mut self.output)?;
         if let Some(queue) = &mut self.queue {
-            queue.enqueue(Pool::new(self.targets.embeddings(dim)).ids(&self.targets.items))?;
+            queue.enqueue(self.targets.pool(dim))?;
         }
         Ok(())
     }

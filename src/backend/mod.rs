@@ -22,8 +22,8 @@ use stream::Stream;
 
 /// Computes losses, statistics and gradients of batches. A backend keeps its workspace between calls.
 ///
-/// Implemented by [`Reference`](crate::Reference) (float64, plain loops: the specification) and [`Cpu`](crate::Cpu).
-/// The same inputs on the same machine give bitwise the same outputs, whatever the number of threads.
+/// Implemented by [`Reference`](crate::Reference) (float64, plain loops: the specification), [`Cpu`](crate::Cpu) and, with the
+/// feature `cuda`, `Cuda`. The same inputs on the same machine give bitwise the same outputs, whatever the number of threads.
 ///
 /// ```
 /// use catalog_softmax::{Backend, Batch, Cpu, Embeddings, Loss, Similarity};

@@ -11,7 +11,7 @@ use half::{bf16, f16};
 
 use crate::batch::Pool;
 use crate::embeddings::{DType, Elements, Embeddings};
-use crate::error::{Result, does_not_apply, missing, shape, value};
+use crate::error::{Result, missing, shape, value};
 use ring::Ring;
 
 /// What a [`NegativeQueue`] holds. [`NegativeQueue::new`] checks it.
@@ -46,9 +46,39 @@ impl QueueOptions {
 
     /// Rows are used for `max_age` steps, >= 1: those of the latest enqueue have age 1 in the step that follows, and each
     /// enqueue adds 1. With several enqueues in one optimiser step, count accordingly.
-    pub fn max_age(mut self, max_age: u64) -> Self {
+    pub fn with_max_age(mut self, max_age: u64) -> Self {
         self.max_age = Some(max_age);
         self
+    }
+
+    /// Rows that the queue can hold.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// D, the width of the embeddings.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The element type of the embeddings.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Whether the queue keeps an id for each row.
+    pub fn keeps_ids(&self) -> bool {
+        self.ids
+    }
+
+    /// Whether the queue keeps a log_q for each row.
+    pub fn keeps_log_q(&self) -> bool {
+        self.log_q
+    }
+
+    /// For how many steps rows are used, where there is a bound.
+    pub fn max_age(&self) -> Option<u64> {
+        self.max_age
     }
 
     /// Bytes of a row in each array: embeddings, ids, log_q; 0 for what the queue does not keep.
@@ -78,7 +108,7 @@ impl QueueOptions {
         Ok(())
     }
 
-    /// Whether `rows` of this shape and with these arrays can be enqueued.
+    /// Whether rows of this shape and with these arrays can be enqueued.
     pub(crate) fn check_rows(&self, dim: usize, dtype: DType, ids: bool, log_q: bool) -> Result<()> {
         if dim != self.dim {
             return Err(shape(
@@ -92,10 +122,8 @@ impl QueueOptions {
             return Err(shape("candidates", format!("elements of type {dtype:?}"), rule));
         }
         for (argument, given, stored) in [("candidate_ids", ids, self.ids), ("log_q", log_q, self.log_q)] {
-            match (given, stored) {
-                (false, true) => return Err(missing(argument, "the queue was made to keep them for each row")),
-                (true, false) => return Err(does_not_apply(argument, "the queue was made to keep none")),
-                _ => {}
+            if stored && !given {
+                return Err(missing(argument, "the queue was made to keep them for each row"));
             }
         }
         Ok(())
@@ -127,7 +155,7 @@ impl QueueOptions {
 /// #     (rows(2 * step), rows(2 * step + 1), (0..4).map(|i| (3 * i + step) % 7).collect::<Vec<u64>>())
 /// # };
 /// let (b, d) = (4, 8);
-/// let mut queue = NegativeQueue::new(QueueOptions::new(10, d, DType::F32).with_ids().max_age(3))?;
+/// let mut queue = NegativeQueue::new(QueueOptions::new(10, d, DType::F32).with_ids().with_max_age(3))?;
 /// let (mut cpu, loss) = (Cpu::new(), Loss::softmax(Similarity::Cosine, 0.1));
 /// for step in 0..5 {
 ///     let (queries, items, ids) = step_inputs(step);
@@ -139,6 +167,42 @@ impl QueueOptions {
 ///     queue.enqueue(own)?;
 /// }
 /// assert_eq!(queue.len(), 10);
+/// # Ok::<(), catalog_softmax::Error>(())
+/// ```
+///
+/// With a correction, candidates from the batch and from the queue have one log_q, computed anew each step from ids; so the queue
+/// keeps none, and takes the batch's own pool without it:
+///
+/// ```
+/// use catalog_softmax::{Backend, Batch, BatchBuilder, Correction, Cpu, DType, Embeddings, ExactCounts, FrequencyEstimator};
+/// use catalog_softmax::{Loss, NegativeQueue, Pool, QueueOptions, Result, Similarity, union_log_q};
+/// # let step_inputs = |step: u64| {
+/// #     let rows = |phase: u64| (0..4 * 8).map(|i| ((i + 31 * phase) as f32).sin()).collect::<Vec<f32>>();
+/// #     (rows(2 * step), rows(2 * step + 1), (0..4).map(|i| (3 * i + step) % 7).collect::<Vec<u64>>())
+/// # };
+/// let (b, d) = (4, 8);
+/// let mut queue = NegativeQueue::new(QueueOptions::new(10, d, DType::F32).with_ids())?;
+/// let mut frequency = ExactCounts::new();
+/// let loss = Loss::softmax(Similarity::Cosine, 0.1).correction(Correction::LogQ);
+/// for step in 0..5 {
+///     let (queries, items, ids) = step_inputs(step);
+///     frequency.observe(&ids);
+///     // Draws from one popularity: the B − 1 other rows' items, and the queue's.
+///     let log_q = |ids: &[u64]| -> Result<Vec<f32>> {
+///         let popularity = frequency.log_q(ids);
+///         let mut log_q = vec![0.0; ids.len()];
+///         union_log_q(&[((b - 1) as f64, &popularity), (queue.len() as f64, &popularity)], &mut log_q)?;
+///         Ok(log_q)
+///     };
+///     let (own_log_q, queue_log_q) = (log_q(&ids)?, queue.ids().map(log_q).collect::<Result<Vec<_>>>()?);
+///     let own = Pool::new(Embeddings::new(&items, b, d)).ids(&ids).log_q(&own_log_q);
+///     let queued = queue.pools().zip(&queue_log_q).map(|(pool, log_q)| pool.log_q(log_q));
+///     let builder = Batch::in_batch(Embeddings::new(&queries, b, d), own);
+///     let batch = queued.fold(builder, BatchBuilder::pool).build()?;
+///     let output = Cpu::new().value_and_grad(&batch, &loss)?;
+///     queue.enqueue(own)?;
+/// }
+/// # assert_eq!(queue.len(), 10);
 /// # Ok::<(), catalog_softmax::Error>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -155,22 +219,32 @@ impl NegativeQueue {
     /// An empty queue. Its memory is allocated here, and never again.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for a capacity or dim that is 0 or not below 2^32,
-    /// [`Error::Value`](crate::Error::Value) for a `max_age` of 0.
+    /// [`Error::Shape`](crate::Error::Shape) for a capacity or dim that is 0 or not below 2^32, and where memory does not hold the
+    /// queue; [`Error::Value`](crate::Error::Value) for a `max_age` of 0.
     pub fn new(options: QueueOptions) -> Result<Self> {
         options.check()?;
-        Ok(Self::with_ring(options, Ring::new(options.capacity, options.max_age)))
+        Self::with_ring(options, Ring::new(options.capacity, options.max_age))
     }
 
-    pub(crate) fn with_ring(options: QueueOptions, ring: Ring) -> Self {
+    pub(crate) fn with_ring(options: QueueOptions, ring: Ring) -> Result<Self> {
         let capacity = options.capacity;
-        NegativeQueue {
-            options,
-            ring,
-            embeddings: vec![0; (capacity * options.row_bytes()[0]).div_ceil(size_of::<u32>())],
-            ids: vec![0; if options.ids { capacity } else { 0 }],
-            log_q: vec![0.0; if options.log_q { capacity } else { 0 }],
-        }
+        let words = (capacity * options.row_bytes()[0]).div_ceil(size_of::<u32>());
+        let kept = |kept: bool| if kept { capacity } else { 0 };
+        let reserved = || Some((reserve(words)?, reserve(kept(options.ids))?, reserve(kept(options.log_q))?));
+        let Some((mut embeddings, mut ids, mut log_q)) = reserved() else {
+            let row_bytes: usize = options.row_bytes().iter().sum();
+            let rule = format!("what memory holds, at {row_bytes} bytes for each row");
+            return Err(shape("queue", format!("shape ({capacity}, {})", options.dim), rule));
+        };
+        embeddings.resize(words, 0);
+        ids.resize(kept(options.ids), 0);
+        log_q.resize(kept(options.log_q), 0.0);
+        Ok(NegativeQueue { options, ring, embeddings, ids, log_q })
+    }
+
+    /// What the queue was made to hold. After [`from_bytes`](NegativeQueue::from_bytes), compare it with what you need.
+    pub fn options(&self) -> QueueOptions {
+        self.options
     }
 
     /// Rows that the queue can hold.
@@ -217,12 +291,19 @@ impl NegativeQueue {
     /// Copies a pool's rows in, with its ids and log_q where the queue keeps them, over the oldest ones. Every row that was
     /// there is older by 1 after that. Rows go in one by one: of more than `capacity` the last `capacity` stay.
     ///
+    /// What the queue does not keep is not looked at: the batch's own pool can be given as it is.
+    ///
+    /// Elements are not looked at either. Under a loss, one row with a NaN or an infinity makes the lse of each row NaN of which it
+    /// is a negative, and so the loss, in every step until it is overwritten, too old, or [cleared](NegativeQueue::clear). A
+    /// training that skips a step whose loss is not finite has to skip the enqueue, too.
+    ///
     /// # Errors
     /// Shapes that disagree with the queue's or with each other, another element type, ids or log_q missing where the queue
-    /// keeps them or given where it does not, log_q that is not finite. The queue is then as it was.
+    /// keeps them, log_q that is not finite. The queue is then as it was.
     pub fn enqueue<'a>(&mut self, rows: impl Into<Pool<'a>>) -> Result<()> {
         let rows: Pool<'a> = rows.into();
-        let (candidates, ids, log_q) = (rows.candidates, rows.ids.map(|ids| ids.0), rows.log_q);
+        let ids = rows.ids.map(|ids| ids.0).filter(|_| self.options.ids);
+        let (candidates, log_q) = (rows.candidates, rows.log_q.filter(|_| self.options.log_q));
         candidates.check("candidates")?;
         self.options.check_rows(candidates.dim(), candidates.dtype(), ids.is_some(), log_q.is_some())?;
         let lengths = [("candidate_ids", ids.map(<[u64]>::len)), ("log_q", log_q.map(<[f32]>::len))];
@@ -282,4 +363,11 @@ impl NegativeQueue {
         };
         Embeddings::new(elements, rows, dim)
     }
+}
+
+/// An empty vector for `len` elements, if memory holds them.
+fn reserve<T>(len: usize) -> Option<Vec<T>> {
+    let mut vector = Vec::new();
+    vector.try_reserve_exact(len).ok()?;
+    Some(vector)
 }

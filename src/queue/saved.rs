@@ -20,12 +20,13 @@ use crate::error::{Error, Result, shape, value};
 const MAGIC: u64 = u64::from_le_bytes(*b"catqueue");
 const VERSION: u64 = 1;
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
-const ARGUMENT: &str = "the saved queue";
+const ARGUMENT: &str = "bytes";
+const RULE: &str = "a NegativeQueue as to_bytes returned it, on a machine of this byte order";
 
 impl NegativeQueue {
-    /// Options, order, ages and live rows as bytes. A queue restored from them gives bitwise the same pools, in the same
-    /// split, and goes on as this one does. In the machine's byte order.
-    pub fn save(&self) -> Vec<u8> {
+    /// Options, order, ages and live rows. What [`from_bytes`](NegativeQueue::from_bytes) makes of them gives bitwise the same
+    /// pools, in the same split, and goes on as this one does. In the machine's byte order.
+    pub fn to_bytes(&self) -> Vec<u8> {
         let &QueueOptions { capacity, dim, dtype, ids, log_q, max_age } = &self.options;
         let dtype = DTYPES.iter().position(|&known| known == dtype).map_or(u64::MAX, |at| at as u64);
         let arrays = u64::from(ids) | u64::from(log_q) << 1;
@@ -44,36 +45,32 @@ impl NegativeQueue {
         bytes
     }
 
-    /// The queue that [`save`](NegativeQueue::save) wrote.
+    /// A queue from its bytes, with the options that it had ([`options`](NegativeQueue::options)).
     ///
     /// # Errors
-    /// [`Error::Value`] or [`Error::Shape`] where the bytes are no saved queue, of another version or byte order, cut off,
-    /// or damaged.
-    pub fn restore(bytes: &[u8]) -> Result<Self> {
+    /// [`Error::Value`] or [`Error::Shape`] where the bytes are not what `to_bytes` of a queue returned, of another version or
+    /// byte order, cut off, or damaged; where memory does not hold the queue.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let mut reader = Reader { bytes };
         if reader.number()? != MAGIC {
-            return Err(value(
-                ARGUMENT,
-                "something else",
-                "bytes of NegativeQueue::save, of a machine of this byte order",
-            ));
+            return Err(value(ARGUMENT, "something else", RULE));
         }
         let version = reader.number()?;
         if version != VERSION {
-            return Err(value("the saved queue's version", version, "1"));
+            return Err(value(ARGUMENT, format!("of version {version}"), format!("{RULE}, of version {VERSION}")));
         }
         // The sum is looked at before any size is believed.
         let Some((body, sum)) = bytes.split_last_chunk::<8>() else { return Err(cut_off(bytes.len())) };
         if u64::from_ne_bytes(*sum) != checksum(body) {
-            let found = format!("{:#x}", u64::from_ne_bytes(*sum));
-            return Err(value("the saved queue's checksum", found, "that of the bytes before it: they are damaged"));
+            let found = format!("of a checksum {:#x}", u64::from_ne_bytes(*sum));
+            return Err(value(ARGUMENT, found, "the checksum of the bytes before it: they are damaged"));
         }
         let (options, ring) = reader.header()?;
-        let mut queue = Self::with_ring(options, ring);
+        let mut queue = Self::with_ring(options, ring)?;
         queue.read_rows(&mut reader)?;
         match reader.bytes.len() {
             8 => Ok(queue),
-            left => Err(shape(ARGUMENT, format!("{left} bytes after its rows"), "8 bytes, a checksum")),
+            left => Err(shape(ARGUMENT, format!("{left} after the rows"), "8, a checksum")),
         }
     }
 
@@ -136,7 +133,11 @@ impl<'a> Reader<'a> {
 }
 
 fn cut_off(left: usize) -> Error {
-    shape(ARGUMENT, format!("{left} bytes where it goes on"), "all bytes of NegativeQueue::save: it is cut off")
+    shape(
+        ARGUMENT,
+        format!("{left} left where they go on"),
+        "all that NegativeQueue::to_bytes returned: they are cut off",
+    )
 }
 
 /// FNV-1a over words of eight bytes, the last one filled with zeros, rotated so that high bits spread, too. Each step is one

@@ -153,7 +153,7 @@ proptest! {
                 }
                 Action::SaveAndRestore => {
                     let split: Vec<usize> = queue.pools().map(|pool| pool.candidates.rows()).collect();
-                    queue = NegativeQueue::restore(&queue.save()).expect("saved a moment ago");
+                    queue = NegativeQueue::from_bytes(&queue.to_bytes()).expect("saved a moment ago");
                     prop_assert_eq!(split, queue.pools().map(|pool| pool.candidates.rows()).collect::<Vec<_>>());
                 }
                 Action::Clear => {
@@ -170,14 +170,14 @@ proptest! {
 }
 
 fn saved() -> Vec<u8> {
-    let options = QueueOptions::new(7, DIM, DType::F16).with_ids().with_log_q().max_age(3);
+    let options = QueueOptions::new(7, DIM, DType::F16).with_ids().with_log_q().with_max_age(3);
     let mut queue = NegativeQueue::new(options).expect("valid options");
     let mut model = Model { capacity: 7, max_age: Some(3), rows: VecDeque::new(), written: 0, made: 0 };
     for rows in [4, 2, 1, 3] {
         enqueue(&mut queue, &model.make(rows), 0);
     }
     assert_eq!(queue.pools().count(), 2, "it wraps around");
-    queue.save()
+    queue.to_bytes()
 }
 
 #[test]
@@ -187,50 +187,55 @@ fn damaged_bytes_are_errors() {
         for bit in [1, 0x80] {
             let mut damaged = bytes.clone();
             damaged[at] ^= bit;
-            assert!(NegativeQueue::restore(&damaged).is_err(), "bit {bit:#x} of byte {at}");
+            assert!(NegativeQueue::from_bytes(&damaged).is_err(), "bit {bit:#x} of byte {at}");
         }
-        assert!(NegativeQueue::restore(&bytes[..at]).is_err(), "cut off at {at}");
+        assert!(NegativeQueue::from_bytes(&bytes[..at]).is_err(), "cut off at {at}");
     }
     let longer = [&bytes[..], &[0; 8]].concat();
-    assert!(NegativeQueue::restore(&longer).is_err());
+    assert!(NegativeQueue::from_bytes(&longer).is_err());
 }
 
 /// Bytes with a right checksum and a wrong number: what the checks behind it say.
 #[test]
 fn impossible_states_are_errors_before_anything_is_allocated() {
     let bytes = saved();
-    let with = |word: usize, number: u64| {
+    let with = |numbers: &[(usize, u64)]| {
         let mut bytes = bytes.clone();
-        bytes[8 * word..8 * word + 8].copy_from_slice(&number.to_ne_bytes());
+        for &(word, number) in numbers {
+            bytes[8 * word..8 * word + 8].copy_from_slice(&number.to_ne_bytes());
+        }
         let body = bytes.len() - 8;
         let sum = super::saved::checksum(&bytes[..body]);
         bytes[body..].copy_from_slice(&sum.to_ne_bytes());
-        NegativeQueue::restore(&bytes).map(|_| ()).map_err(|error| error.to_string())
+        NegativeQueue::from_bytes(&bytes).map(|_| ()).map_err(|error| error.to_string())
     };
-    assert_eq!(with(4, 7), Ok(()), "nothing changed");
+    assert_eq!(with(&[(4, 7)]), Ok(()), "nothing changed");
+    // 16 PB, which the process cannot address.
+    let huge = with(&[(4, 4_000_000_000), (5, 1 << 20)]).expect_err("too large");
+    assert!(huge.starts_with("queue has shape (4000000000, 1048576); rule: what memory holds"), "{huge}");
     // MAGIC, VERSION, type, arrays, capacity, dim, max_age, next, enqueues, runs; then (2, 2), (3, 1) and (4, 3): the first
     // enqueue has expired.
     for (word, number, message) in [
-        (0, 1, "the saved queue is something else"),
-        (1, 2, "the saved queue's version is 2"),
-        (2, 3, "the saved queue is of elements 3"),
-        (3, 4, "the saved queue is of elements 1 and arrays 4"),
+        (0, 1, "bytes is something else"),
+        (1, 2, "bytes is of version 2"),
+        (2, 3, "bytes is of elements 3"),
+        (3, 4, "bytes is of elements 1 and arrays 4"),
         (4, 0, "queue has shape (0, 3)"),
         (4, u64::MAX, "queue has shape"),
-        (4, 5, "the saved queue is in a state"),
+        (4, 5, "bytes is in a state"),
         (5, 0, "queue has shape (7, 0)"),
-        (5, 4, "the saved queue has"),
-        (6, 2, "the saved queue is in a state"),
-        (7, 7, "the saved queue is in a state"),
-        (8, 2, "the saved queue is in a state"),
-        (8, 40, "the saved queue is in a state"),
-        (9, 2, "the saved queue has"),
-        (9, u64::MAX, "the saved queue has"),
-        (10, 3, "the saved queue is in a state"),
-        (11, 0, "the saved queue is in a state"),
-        (11, u64::MAX, "the saved queue is in a state"),
+        (5, 4, "bytes has"),
+        (6, 2, "bytes is in a state"),
+        (7, 7, "bytes is in a state"),
+        (8, 2, "bytes is in a state"),
+        (8, 40, "bytes is in a state"),
+        (9, 2, "bytes has"),
+        (9, u64::MAX, "bytes has"),
+        (10, 3, "bytes is in a state"),
+        (11, 0, "bytes is in a state"),
+        (11, u64::MAX, "bytes is in a state"),
     ] {
-        let error = with(word, number).expect_err("impossible");
+        let error = with(&[(word, number)]).expect_err("impossible");
         assert!(error.starts_with(message), "word {word} as {number}: {error}");
     }
 }

@@ -56,7 +56,7 @@ where
         let mut options = QueueOptions::new(capacity, dim, dtype);
         options = if keeps.0 { options.with_ids() } else { options };
         options = if keeps.1 { options.with_log_q() } else { options };
-        options = max_age.map_or(options, |max_age| options.max_age(max_age));
+        options = max_age.map_or(options, |max_age| options.with_max_age(max_age));
         let mut host = NegativeQueue::new(options).expect("valid options");
         let mut device = DeviceQueue::new(&cuda, options).expect("memory");
         let bytes = device.device_bytes();
@@ -73,15 +73,15 @@ where
             host.enqueue(both.host(keeps)).expect("rows that fit");
             device.enqueue(&cuda, &both.device(&stream, keeps)).expect("rows that fit");
             let what = format!("{dtype:?}, capacity {capacity}, dim {dim}, enqueue {enqueue}");
-            assert!(device.to_host(&cuda).expect("the device works").save() == host.save(), "{what}");
+            assert!(device.to_host(&cuda).expect("the device works").to_bytes() == host.to_bytes(), "{what}");
             assert_eq!((device.len(), device.pools().count()), (host.len(), host.pools().count()), "{what}");
             assert!(device.ages().eq(host.ages()), "{what}");
             if enqueue == 5 {
                 device = DeviceQueue::from_host(&cuda, &host).expect("memory");
-                assert!(device.to_host(&cuda).expect("the device works").save() == host.save(), "{what}");
+                assert!(device.to_host(&cuda).expect("the device works").to_bytes() == host.to_bytes(), "{what}");
             }
         }
-        assert_eq!(device.device_bytes(), bytes, "allocated once");
+        assert_eq!((device.device_bytes(), device.options()), (bytes, options), "allocated once");
         device.clear();
         assert!(device.is_empty() && device.pools().next().is_none());
     }
@@ -114,7 +114,7 @@ pub fn steps_with_a_queue_give_what_pools_in_host_memory_give(cuda: &mut Cuda) {
         };
         let mut problem = config.problem();
         let dim = problem.dim;
-        let options = QueueOptions::new(capacity, dim, dtype).with_ids().with_log_q().max_age(2);
+        let options = QueueOptions::new(capacity, dim, dtype).with_ids().with_log_q().with_max_age(2);
         let mut queue = NegativeQueue::new(options).expect("valid options");
         // Rows that are too old by the time of the step, so that the others lie behind them and wrap around.
         let old = Storage::new(&rows(&mut rng(9), 60, dim, 1.0), dtype);
@@ -193,7 +193,7 @@ pub fn an_enqueue_neither_waits_nor_allocates(_: &mut Cuda) {
         stream.end_capture(flags).expect("a graph").expect("with nodes").launch().expect("the graph runs");
         on_device.fault().expect("valid input");
         host.enqueue(host_pool(data, 12)).expect("rows that fit");
-        assert!(queue.to_host(&on_device).expect("the device works").save() == host.save());
+        assert!(queue.to_host(&on_device).expect("the device works").to_bytes() == host.to_bytes());
         assert_eq!((on_device.device_bytes(), queue.device_bytes()), bytes);
     }
     assert_eq!(queue.len(), 45);
@@ -213,7 +213,7 @@ pub fn a_queue_that_does_not_fit_is_an_error(_: &mut Cuda) {
     let whole = |n, dim| DevicePool::new(DeviceEmbeddings::new(DeviceSlice::new(&rows, &stream), n, dim));
     let with_ids = |n, dim| whole(n, dim).ids(DeviceSlice::new(&ids, &stream));
     queue.enqueue(&on_device, &with_ids(5, 4)).expect("rows that fit");
-    let before = queue.to_host(&on_device).expect("the device works").save();
+    let before = queue.to_host(&on_device).expect("the device works").to_bytes();
     let halves = DevicePool::new(DeviceEmbeddings::new(DeviceSlice::new(&half, &stream), 5, 4))
         .ids(DeviceSlice::new(&ids, &stream));
     for (pool, start) in [
@@ -222,10 +222,18 @@ pub fn a_queue_that_does_not_fit_is_an_error(_: &mut Cuda) {
         (halves, "candidates has elements of type F16"),
         (with_ids(4, 4), "candidate_ids has length 5; rule: length 4"),
         (whole(5, 4), "candidate_ids is missing"),
-        (with_ids(5, 4).log_q(DeviceSlice::new(&log_q, &stream)), "log_q is given but does not apply"),
     ] {
         let error = message(queue.enqueue(&on_device, &pool).expect_err(start));
         assert!(error.starts_with(start), "{error}");
     }
-    assert!(queue.to_host(&on_device).expect("the device works").save() == before, "errors change nothing");
+    assert!(queue.to_host(&on_device).expect("the device works").to_bytes() == before, "errors change nothing");
+
+    // What it does not keep is not looked at, whatever its length.
+    let too_short = DeviceSlice::new(&log_q, &stream);
+    let mut bare = DeviceQueue::new(&on_device, QueueOptions::new(9, 2, DType::F32)).expect("memory");
+    let mut same = DeviceQueue::new(&on_device, QueueOptions::new(9, 2, DType::F32)).expect("memory");
+    bare.enqueue(&on_device, &with_ids(9, 2).log_q(too_short)).expect("rows that fit");
+    same.enqueue(&on_device, &whole(9, 2)).expect("rows that fit");
+    let [bare, same] = [bare, same].map(|queue| queue.to_host(&on_device).expect("the device works").to_bytes());
+    assert!(bare == same);
 }

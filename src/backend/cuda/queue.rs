@@ -75,7 +75,7 @@ impl DeviceQueue {
         Ok(DeviceQueue { options, ring, arena, arrays })
     }
 
-    /// A queue with the options, rows and ages of one in host memory, such as a restored one.
+    /// A queue with the options, rows and ages of one in host memory, such as one [from bytes](NegativeQueue::from_bytes).
     ///
     /// # Errors
     /// As [`new`](DeviceQueue::new).
@@ -90,14 +90,15 @@ impl DeviceQueue {
         Ok(queue)
     }
 
-    /// The same queue in host memory, to look at or to [`save`](NegativeQueue::save). Waits for the stream of `cuda`.
+    /// The same queue in host memory, to look at or to [keep as bytes](NegativeQueue::to_bytes). Waits for the stream of `cuda`.
     ///
     /// # Errors
-    /// Where `cuda` is on another device; [`Error::Driver`](crate::Error::Driver) where the device failed.
+    /// Where `cuda` is on another device, and where the host's memory does not hold the queue;
+    /// [`Error::Driver`](crate::Error::Driver) where the device failed.
     pub fn to_host(&self, cuda: &Cuda) -> Result<NegativeQueue> {
         self.check_device(cuda)?;
         cuda.driver.bind()?;
-        let mut host = NegativeQueue::with_ring(self.options, self.ring.clone());
+        let mut host = NegativeQueue::with_ring(self.options, self.ring.clone())?;
         for ((&part, row_bytes), bytes) in self.arrays.iter().zip(self.options.row_bytes()).zip(host.arrays_mut()) {
             for slots in self.ring.live().into_iter().filter(|slots| row_bytes > 0 && !slots.is_empty()) {
                 let (start, end) = (slots.start * row_bytes, slots.end * row_bytes);
@@ -105,6 +106,11 @@ impl DeviceQueue {
             }
         }
         Ok(host)
+    }
+
+    /// What the queue was made to hold.
+    pub fn options(&self) -> QueueOptions {
+        self.options
     }
 
     /// Rows that the queue can hold.
@@ -179,20 +185,21 @@ impl DeviceQueue {
     }
 
     /// Submits copies of a pool's rows, with its ids and log_q where the queue keeps them, over the oldest ones; as
-    /// [`NegativeQueue::enqueue`]. Does not wait. What is copied must stay as it is until the stream has come there. log_q
+    /// [`NegativeQueue::enqueue`], which says what is not looked at. Does not wait. What is copied must stay as it is until the stream has come there. log_q
     /// that is not finite is found by the step that uses it ([`Cuda::fault`]).
     ///
     /// # Errors
     /// Shapes that disagree with the queue's or with each other, another element type or device, ids or log_q missing where
-    /// the queue keeps them or given where it does not: the queue is then as it was. [`Error::Driver`](crate::Error::Driver)
+    /// the queue keeps them: the queue is then as it was. [`Error::Driver`](crate::Error::Driver)
     /// where the driver refuses: the queue is then empty.
     pub fn enqueue(&mut self, cuda: &Cuda, rows: &DevicePool<'_>) -> Result<()> {
         let ordinal = self.check_device(cuda)?;
         let (candidates, options) = (rows.candidates, self.options);
         let from = candidates.checked("candidates", ordinal)?;
         options.check_rows(candidates.dim(), candidates.dtype(), rows.ids.is_some(), rows.log_q.is_some())?;
-        let ids = rows.ids.map_or(Ok(0), |ids| ids.checked("candidate_ids", from.rows, ordinal))?;
-        let log_q = rows.log_q.map_or(Ok(0), |log_q| log_q.checked("log_q", from.rows, ordinal))?;
+        let (ids, log_q) = (rows.ids.filter(|_| options.ids), rows.log_q.filter(|_| options.log_q));
+        let ids = ids.map_or(Ok(0), |ids| ids.checked("candidate_ids", from.rows, ordinal))?;
+        let log_q = log_q.map_or(Ok(0), |log_q| log_q.checked("log_q", from.rows, ordinal))?;
         cuda.driver.bind()?;
         let sources =
             [(from.address, from.stride * options.dtype.size()), (ids, size_of::<u64>()), (log_q, size_of::<f32>())];

@@ -11,7 +11,8 @@
 //!
 //! The table has, relative to the length of the full softmax's gradient: the distance of the mean gradient from it (bias,
 //! and what the standard error leaves of the noise), the standard error of the mean, and the standard deviation of one
-//! step's gradient. Draws are those of `tests/common/gradient_bias.rs`, which `tests/gradient_bias.rs` holds to closed forms.
+//! step's gradient. All of that is the query's gradient; a second table has how much of theirs the items get, of which a queue's
+//! rows, without gradient, pass none on. Draws are those of `tests/common/gradient_bias.rs`, which `tests/gradient_bias.rs` holds to closed forms.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ mod common {
     pub mod problem;
 }
 
-use common::gradient_bias::{Catalogue, Measured, Setup, setups};
+use common::gradient_bias::{Catalogue, HEAD, Measured, Setup, setups};
 
 /// Measures the bias of sampled negatives.
 #[derive(Parser)]
@@ -62,6 +63,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let curves: Vec<Curve> = setups(BATCHES[0]).into_iter().enumerate().map(curve).collect();
     print_table(&curves);
+    print_items(&catalogue, args.steps);
     draw(&args.svg, &curves).map_err(|e| format!("{}: {e}", args.svg.display()))?;
     println!("\npicture: {}", args.svg.display());
     Ok(())
@@ -78,6 +80,22 @@ fn print_table(curves: &[Curve]) {
         let cells: Vec<String> = sizes.iter().filter_map(|&b| of(b).map(cell)).collect();
         let noise = of(256).map_or(f64::NAN, |measured| measured.noise);
         println!("| {} | {} | {noise:.3} |", setup.name, cells.join(" | "));
+    }
+}
+
+/// How much of the full softmax's gradient the negative items get.
+fn print_items(catalogue: &Catalogue, steps: usize) {
+    println!(
+        "\n| gradient of the negative items, B = 256 | the {HEAD} most popular ones | the others |\n|---|---|---|"
+    );
+    let names = ["in-batch + uniform, one Q", "+ queue, one Q"];
+    for setup in setups(256).into_iter().filter(|setup| names.contains(&setup.name)) {
+        let queued = setup.pools.len() > 2;
+        for weighted in if queued { &[false, true][..] } else { &[false] } {
+            let [head, tail] = setup.gradient_of_items(catalogue, steps, 256, *weighted);
+            let weights = if *weighted { ", weighted" } else { "" };
+            println!("| {}{weights} | {head:.3} | {tail:.3} |", setup.name);
+        }
     }
 }
 

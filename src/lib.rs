@@ -77,7 +77,8 @@
 //! Whoever draws negatives here gets the log_q of what was drawn, and how. A sampled pool comes from a [`Distribution`]:
 //! [`Uniform`], [`Unigram`] (counts with a distortion), [`LogUniform`] (Zipf by rank), or a [`Mixture`] of them. In-batch negatives
 //! are drawn by the data: a [`FrequencyEstimator`] estimates their Q from the stream of ids. A [`NegativeQueue`] holds candidates of
-//! past steps as further negatives. Where a loss has pools from several such sources, [`union_log_q`] makes their log_q one.
+//! past steps as further negatives. Where a loss has pools from several such sources, [`union_log_q`] makes their log_q one, and
+//! [`union_gradient_weight`] makes up for the gradient that a queue's rows do not have.
 //!
 //! # Temperature and geometry
 //!
@@ -178,4 +179,4 @@ pub use sampling::{Distribution, LogUniform, Mixture, RandomStream, Sample, Unif
 pub use search::{Search, TopK};
 pub use stats::{Moments, Rank, Request, RowStatistics};
 pub use temperature::{LearnedTemperature, TemperatureSchedule};
-pub use union::union_log_q;
+pub use union::{union_gradient_weight, union_log_q};

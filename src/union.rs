@@ -1,4 +1,5 @@
-//! One log_q for the union of several pools of negatives: in-batch, sampled and queued ones in one loss.
+//! One log_q for the union of several pools of negatives: in-batch, sampled and queued ones in one loss; and what a pool without
+//! gradient takes from the items'.
 
 use crate::error::{Result, missing, shape, value};
 
@@ -24,6 +25,9 @@ use crate::error::{Result, missing, shape, value};
 /// * **Probabilities per draw** are what [`Correction::CorrectedLogQ`] needs: give `n_k / n` in place of `n_k`.
 /// * In-batch negatives are B − 1 draws for each row, from the popularity of positives; a queue's rows are draws from the
 ///   popularity at their time, `n_k` being its length now.
+///
+/// A pool without gradient takes part in this, and then the items lack its share of their gradient: see
+/// [`union_gradient_weight`].
 ///
 /// What goes wrong with each pool's own count, `log n_k Q_k(j)`: each pool's sum then estimates the whole catalogue's by
 /// itself, and that of all K pools is K times too large. Weighting pool k by 1/K, or by `n_k / n` (each pool's own
@@ -54,6 +58,55 @@ pub fn union_log_q(pools: &[(f64, &[f32])], out: &mut [f32]) -> Result<()> {
     check(pools, out.len())?;
     for (j, out) in out.iter_mut().enumerate() {
         *out = log_count(pools, j) as f32;
+    }
+    Ok(())
+}
+
+/// What the gradients of candidates are to be multiplied by where some pools of a union have a gradient and some have none.
+///
+/// With one log_q for the union, an item's push away from the queries is divided among the copies of it that all pools are
+/// expected to hold. Those in a pool without gradient, a [queue](crate::NegativeQueue) above all, pass theirs on to nobody. Of
+/// a queue of popular items, much longer than the batch, that is most of the push on them: they stay too near to everything. The
+/// copies that have a gradient make up for the others when each is multiplied by
+///
+/// ```text
+/// weight_j = Σ_k n_k Q_k(j) / Σ_{k with gradient} n_k Q_k(j)          >= 1
+/// ```
+///
+/// The mean over draws is then what it would be if all pools had a gradient, up to a term in 1/n; gradients of the queries and of the temperature need
+/// no weight. `pools` is as in [`union_log_q`], with whether pool k has a gradient. `out` has a weight for each candidate of a
+/// pool that has one, in whichever order they are given.
+///
+/// A positive is no negative: give positives as embeddings of their own
+/// ([`positive_embeddings`](crate::BatchBuilder::positive_embeddings), with their ids, so that in-batch candidates are masked as
+/// ever), and multiply the rows of `d_candidates`, not those of `d_positive_embeddings`.
+///
+/// # Errors
+/// As [`union_log_q`], and [`Error::Value`](crate::Error::Value) for a candidate that no pool with a gradient draws. `out` is then
+/// untouched.
+///
+/// ```
+/// use catalog_softmax::union_gradient_weight;
+/// // A popular item and one of the long tail, in a batch of 256 with 512 uniform draws of 10^6, and a queue of 4096 past targets.
+/// let popularity = [0.01f32.ln(), 1e-7f32.ln()];
+/// let uniform = [1e-6f32.ln(); 2];
+/// let mut weight = [0.0; 2];
+/// let pools = [(255.0, &popularity[..], true), (512.0, &uniform, true), (4096.0, &popularity, false)];
+/// union_gradient_weight(&pools, &mut weight)?;
+/// assert!((weight[0] - 17.1).abs() < 0.1 && (weight[1] - 1.8).abs() < 0.1);
+/// # Ok::<(), catalog_softmax::Error>(())
+/// ```
+pub fn union_gradient_weight(pools: &[(f64, &[f32], bool)], out: &mut [f32]) -> Result<()> {
+    let all: Vec<(f64, &[f32])> = pools.iter().map(|&(draws, log_q, _)| (draws, log_q)).collect();
+    check(&all, out.len())?;
+    let with_gradient = pools.iter().filter(|(_, _, gradient)| *gradient);
+    let with_gradient: Vec<(f64, &[f32])> = with_gradient.map(|&(draws, log_q, _)| (draws, log_q)).collect();
+    if let Some(j) = (0..out.len()).find(|&j| log_count(&with_gradient, j) == f64::NEG_INFINITY) {
+        let rule = "some pool with a gradient draws it";
+        return Err(value(format!("log_q of candidate {j}"), "-inf in all pools with a gradient", rule));
+    }
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = (log_count(&all, j) - log_count(&with_gradient, j)).exp() as f32;
     }
     Ok(())
 }
@@ -113,6 +166,35 @@ mod tests {
         let mut out = [0.0; 2];
         union_log_q(&[(1.0, &tiny), (1.0, &tiny)], &mut out).expect("drawn");
         assert_eq!(out, [-2000.0 + std::f32::consts::LN_2, -3000.0 + std::f32::consts::LN_2]);
+    }
+
+    #[test]
+    fn weights_make_up_for_the_copies_without_gradient() {
+        let q = [[0.5f32, 0.25, 1e-30], [0.1, 0.2, 0.0], [0.3, 0.7, 1e-30]];
+        let log_q = q.map(|row| row.map(f32::ln));
+        let mut out = [0.0; 3];
+        let of = |gradient: [bool; 3]| {
+            let draws = [7.0, 100.0, 50.0];
+            (0..3).map(|k| (draws[k], &log_q[k][..], gradient[k])).collect::<Vec<_>>()
+        };
+        union_gradient_weight(&of([true, true, false]), &mut out).expect("drawn with a gradient");
+        for (found, wanted) in out.iter().zip([28.5 / 13.5, 56.75 / 21.75, 57.0 / 7.0]) {
+            assert!((found / wanted - 1.0).abs() < 4.0 * f32::EPSILON, "{out:?}");
+        }
+        union_gradient_weight(&of([true; 3]), &mut out).expect("drawn with a gradient");
+        assert_eq!(out, [1.0; 3]);
+        for gradient in [[false, true, false], [false; 3]] {
+            let mut out = [7.0; 3];
+            let error = union_gradient_weight(&of(gradient), &mut out).expect_err("none to make up").to_string();
+            let at = if gradient[1] { 2 } else { 0 };
+            assert!(
+                error.starts_with(&format!("log_q of candidate {at} is -inf in all pools with a gradient")),
+                "{error}"
+            );
+            assert_eq!(out, [7.0; 3]);
+        }
+        let error = union_gradient_weight(&[(f64::NAN, &log_q[0], true)], &mut out).expect_err("NaN").to_string();
+        assert!(error.starts_with("pools[0].draws is NaN"), "{error}");
     }
 
     #[test]

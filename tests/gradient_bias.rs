@@ -75,3 +75,23 @@ fn one_q_for_the_union_is_less_noisy_than_weights_of_the_pools() {
     // A standard deviation over 2000 steps has a standard error of a few percent, heavy tails included.
     assert!(union < 0.7 * shares && shares < 0.7 * in_batch, "{union}, {shares}, {in_batch}");
 }
+
+/// One Q for the union is right for the query, but a queue's rows have no gradient, and with them a popular item loses most of its
+/// own. Weights bring it back.
+#[test]
+fn items_get_back_the_gradient_that_a_queue_takes() {
+    let catalogue = Catalogue::new();
+    for name in ["in-batch + uniform, one Q", "+ queue, one Q"] {
+        let setup = setups(256).into_iter().find(|setup| setup.name == name).expect("a set-up of that name");
+        let measure = |weighted| setup.gradient_of_items(&catalogue, 1000, 11, weighted);
+        let (plain, weighted, limit) = (measure(false), measure(true), setup.limit_of_items(&catalogue));
+        println!("{name}: {plain:?} of the full softmax's, {limit:?} expected, {weighted:?} weighted");
+        for part in 0..2 {
+            // The sum over a part of some 100 draws a step is off by a tenth or so: a third of a percent in the mean.
+            assert!((plain[part] / limit[part] - 1.0).abs() < 0.02, "{name}: {plain:?}, not {limit:?}");
+            assert!((weighted[part] - 1.0).abs() < 0.02, "{name}, weighted: {weighted:?}");
+        }
+        let queued = setup.pools.len() > 2;
+        assert!(if queued { limit[0] < 0.3 && limit[1] < 0.9 } else { limit == [1.0; 2] }, "{name}: {limit:?}");
+    }
+}

@@ -12,7 +12,7 @@ use crate::objective::{ExcludedItems, Objective};
 use crate::parameter::RowGradient;
 use crate::sampler::Sampler;
 use crate::split::Split;
-use crate::union::Union;
+use crate::union::{ByPopularity, Union};
 
 /// What a training step gives to the loss.
 pub struct Step<'a> {
@@ -49,6 +49,8 @@ struct Rows {
     embeddings: Vec<f32>,
     /// Empty without a correction.
     log_q: Vec<f32>,
+    /// What their gradients are multiplied by for the queue's rows, which have none; empty for 1.
+    gradient_weight: Vec<f32>,
 }
 
 impl Rows {
@@ -121,13 +123,17 @@ impl<'a> Candidates<'a> {
         backend: &mut dyn Backend<Real = f32>,
         d_items: &mut RowGradient,
     ) -> Fallible<&Output> {
-        if self.objective.negatives.is_some() {
-            self.pools(model, step, backend)?;
-        } else {
-            self.full(model, step, backend)?;
-        }
+        self.score(model, step, backend)?;
         self.scatter(d_items);
         Ok(&self.output)
+    }
+
+    /// The loss and its gradients by row.
+    fn score(&mut self, model: &Model, step: &Step<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
+        match self.objective.negatives {
+            Some(_) => self.pools(model, step, backend),
+            None => self.full(model, step, backend),
+        }
     }
 
     /// Every item is a candidate, in place: candidate j is row j of the table.
@@ -140,7 +146,13 @@ impl<'a> Candidates<'a> {
         Ok(backend.compute(&batch, &step.loss, Request::value_and_grad(), &mut self.output)?)
     }
 
-    /// The targets in-batch or apart, then the drawn pools, then the queue, which has no gradient.
+    /// Whether positives are apart from the pools: where targets are no negatives, and where negatives' gradients have weights,
+    /// which positives' have not. An in-batch candidate is then no negative of its own row by its id.
+    fn positives_apart(&self) -> bool {
+        !self.objective.in_batch() || self.queue.is_some()
+    }
+
+    /// The targets in-batch, then the drawn pools, then the queue, which has no gradient.
     fn pools(&mut self, model: &Model, step: &Step<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
         self.draw(model, step);
         self.set_log_q()?;
@@ -151,11 +163,10 @@ impl<'a> Candidates<'a> {
             Some(log_q) => pool.log_q(log_q),
             None => pool,
         });
-        let mut others = self.drawn.iter().map(|rows| rows.pool(dim)).chain(queued);
-        let builder = if self.objective.in_batch() {
-            Batch::in_batch(queries, self.targets.pool(dim))
-        } else {
-            let first = others.next().ok_or("no pool has a candidate")?;
+        let in_batch = self.objective.in_batch().then(|| self.targets.pool(dim));
+        let mut pools = in_batch.into_iter().chain(self.drawn.iter().map(|rows| rows.pool(dim))).chain(queued);
+        let first = pools.next().ok_or("no pool has a candidate")?;
+        let builder = if self.positives_apart() {
             let builder = Batch::builder(queries, first)
                 .positive_embeddings(self.targets.embeddings(dim))
                 .positive_ids(&self.targets.items);
@@ -163,11 +174,11 @@ impl<'a> Candidates<'a> {
                 Correction::LogQ | Correction::CorrectedLogQ => builder.positive_log_q(&self.targets.log_q),
                 _ => builder,
             }
+        } else {
+            Batch::in_batch(queries, first)
         };
-        let batch = others
-            .fold(builder, BatchBuilder::pool)
-            .excluded_ids(&step.excluded.offsets, &step.excluded.ids)
-            .build()?;
+        let batch =
+            pools.fold(builder, BatchBuilder::pool).excluded_ids(&step.excluded.offsets, &step.excluded.ids).build()?;
         backend.compute(&batch, &step.loss, Request::value_and_grad(), &mut self.output)?;
         if let Some(queue) = &mut self.queue {
             queue.enqueue(self.targets.pool(dim))?;
@@ -194,23 +205,27 @@ impl<'a> Candidates<'a> {
         let Candidates { objective, samplers, queue, frequencies, targets, drawn, queue_log_q, .. } = self;
         let Some(frequencies) = frequencies else { return Ok(()) };
         frequencies.observe(&targets.items);
-        let others_in_batch = if objective.in_batch() { targets.items.len() - 1 } else { 0 };
-        let draws = others_in_batch + queue.as_ref().map_or(0, NegativeQueue::len);
-        let by_popularity = objective.in_batch() || queue.is_some();
+        let in_batch = if objective.in_batch() { targets.items.len() - 1 } else { 0 };
+        let queued = queue.as_ref().map_or(0, NegativeQueue::len);
+        let by_popularity = ByPopularity { in_batch, queued, frequencies };
         let union = Union {
-            by_popularity: by_popularity.then_some((draws, &*frequencies)),
+            by_popularity: (objective.in_batch() || queue.is_some()).then_some(by_popularity),
             samplers,
             counts: objective.log_q_is_of_counts(),
         };
-        for rows in std::iter::once(targets).chain(drawn) {
+        targets.log_q = union.log_q(&targets.items)?;
+        // Of a batch of one row, the target is nobody's negative.
+        targets.gradient_weight = if in_batch > 0 { union.gradient_weight(&targets.items)? } else { Vec::new() };
+        for rows in drawn {
             rows.log_q = union.log_q(&rows.items)?;
+            rows.gradient_weight = union.gradient_weight(&rows.items)?;
         }
         *queue_log_q =
             queue.iter().flat_map(NegativeQueue::ids).map(|ids| union.log_q(ids)).collect::<Fallible<_>>()?;
         Ok(())
     }
 
-    /// Adds up the candidates' gradients by item, in the order of the candidates: an item may have been several.
+    /// Adds up the gradients of candidates and positives by item, in their order: an item may have been several.
     fn scatter(&self, d_items: &mut RowGradient) {
         let Some(gradients) = &self.output.gradients else { return };
         // The queue's pools come last and have no gradient.
@@ -221,11 +236,15 @@ impl<'a> Candidates<'a> {
             .into_iter()
             .chain(&self.drawn)
             .zip(&gradients.d_candidates);
-        let apart = gradients.d_positive_embeddings.as_ref().map(|d_positives| (&self.targets, d_positives));
-        for (rows, d_rows) in pools.chain(apart) {
+        for (rows, d_rows) in pools {
             for (row, &item) in rows.items.iter().enumerate() {
-                d_items.add(item as usize, d_rows.row(row), 1.0);
+                let weight = rows.gradient_weight.get(row).copied().unwrap_or(1.0);
+                d_items.add(item as usize, d_rows.row(row), weight);
             }
+        }
+        let Some(d_positives) = &gradients.d_positive_embeddings else { return };
+        for (row, &item) in self.targets.items.iter().enumerate() {
+            d_items.add(item as usize, d_positives.row(row), 1.0);
         }
     }
 }

@@ -171,11 +171,14 @@ impl QueueOptions {
 /// ```
 ///
 /// With a correction, candidates from the batch and from the queue have one log_q, computed anew each step from ids; so the queue
-/// keeps none, and takes the batch's own pool without it:
+/// keeps none, and takes the batch's own pool without it. The queue's rows then stand for a share of each item's gradient, which
+/// the rows that have one make up for ([`union_gradient_weight`](crate::union_gradient_weight); without it a queue much longer
+/// than the batch leaves popular items with little of the push away from queries, and retrieval suffers: docs/results.md). Positives,
+/// which have no weight, are apart:
 ///
 /// ```
 /// use catalog_softmax::{Backend, Batch, BatchBuilder, Correction, Cpu, DType, Embeddings, ExactCounts, FrequencyEstimator};
-/// use catalog_softmax::{Loss, NegativeQueue, Pool, QueueOptions, Result, Similarity, union_log_q};
+/// use catalog_softmax::{Loss, NegativeQueue, Pool, QueueOptions, Result, Similarity, union_gradient_weight, union_log_q};
 /// # let step_inputs = |step: u64| {
 /// #     let rows = |phase: u64| (0..4 * 8).map(|i| ((i + 31 * phase) as f32).sin()).collect::<Vec<f32>>();
 /// #     (rows(2 * step), rows(2 * step + 1), (0..4).map(|i| (3 * i + step) % 7).collect::<Vec<u64>>())
@@ -197,9 +200,20 @@ impl QueueOptions {
 ///     let (own_log_q, queue_log_q) = (log_q(&ids)?, queue.ids().map(log_q).collect::<Result<Vec<_>>>()?);
 ///     let own = Pool::new(Embeddings::new(&items, b, d)).ids(&ids).log_q(&own_log_q);
 ///     let queued = queue.pools().zip(&queue_log_q).map(|(pool, log_q)| pool.log_q(log_q));
-///     let builder = Batch::in_batch(Embeddings::new(&queries, b, d), own);
+///     let builder = Batch::builder(Embeddings::new(&queries, b, d), own)
+///         .positive_embeddings(Embeddings::new(&items, b, d))
+///         .positive_ids(&ids)
+///         .positive_log_q(&own_log_q);
 ///     let batch = queued.fold(builder, BatchBuilder::pool).build()?;
-///     let output = Cpu::new().value_and_grad(&batch, &loss)?;
+///     let mut gradients = Cpu::new().value_and_grad(&batch, &loss)?.gradients.expect("asked for");
+///
+///     let (popularity, mut weight) = (frequency.log_q(&ids), vec![0.0; b]);
+///     let draws = [((b - 1) as f64, &popularity[..], true), (queue.len() as f64, &popularity, false)];
+///     union_gradient_weight(&draws, &mut weight)?;
+///     for (d_item, weight) in gradients.d_candidates[0].values.chunks_mut(d).zip(weight) {
+///         d_item.iter_mut().for_each(|x| *x *= weight);
+///     }
+///     // Item ids[i] gets row i of d_candidates[0] and row i of d_positive_embeddings.
 ///     queue.enqueue(own)?;
 /// }
 /// # assert_eq!(queue.len(), 10);

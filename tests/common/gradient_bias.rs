@@ -2,8 +2,8 @@
 //! steps, and its limit for many draws, against the gradient of the full softmax.
 
 use catalog_softmax::{
-    Backend, Batch, BatchBuilder, Correction, Cpu, DType, Embeddings, Loss, NegativeQueue, Pool, QueueOptions,
-    Reduction, Reference, Similarity, union_log_q,
+    Backend, Batch, BatchBuilder, Correction, Cpu, DType, Embeddings, Loss, Matrix, NegativeQueue, Pool, QueueOptions,
+    Reduction, Reference, Similarity, union_gradient_weight, union_log_q,
 };
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -13,6 +13,8 @@ use super::generate::{rng, rows};
 /// Items.
 pub const V: usize = 2000;
 pub const DIM: usize = 16;
+/// The most popular items, a twentieth of all.
+pub const HEAD: usize = V / 20;
 /// Of popularity rank 29: Q = 1 / (29 H_V), about 0.004.
 pub const POSITIVE: usize = 28;
 
@@ -24,6 +26,8 @@ pub struct Catalogue {
     cumulative: Vec<f64>,
     /// Gradient of the full softmax by the query.
     pub exact: Vec<f64>,
+    /// P of each item under the full softmax: the gradient of a negative item is P times the query.
+    probability: Vec<f64>,
 }
 
 impl Catalogue {
@@ -52,9 +56,11 @@ impl Catalogue {
         let loss = Loss::softmax(Similarity::Dot, 1.0);
         let output = Reference::new().value_and_grad(&batch, &loss).expect("fits");
         assert!((output.probability[0] - 0.57).abs() < 1e-4, "{}", output.probability[0]);
-        let exact = output.gradients.expect("asked for").d_queries.values;
+        let gradients = output.gradients.expect("asked for");
+        let along_query = |d: &[f64]| d.iter().zip(&query).map(|(&d, &q)| d * f64::from(q)).sum::<f64>() / length;
+        let probability = gradients.d_candidates[0].values.chunks(DIM).map(along_query).collect();
         let log_q = q.iter().map(|q| q.ln() as f32).collect();
-        Catalogue { query, items, log_q, cumulative, exact }
+        Catalogue { query, items, log_q, cumulative, exact: gradients.d_queries.values, probability }
     }
 
     pub fn item(&self, j: usize) -> &[f32] {
@@ -169,8 +175,8 @@ impl Setup {
         let (mut cpu, loss) = (Cpu::new(), self.loss());
         let (mut sum, mut squares) = ([0.0; DIM], [0.0; DIM]);
         for _ in 0..steps {
-            let gradient = self.step(catalogue, &log_q, &loss, &mut cpu, &mut rng);
-            for (k, &d) in gradient.iter().enumerate() {
+            let step = self.step(catalogue, &log_q, &loss, &mut cpu, &mut rng);
+            for (k, &d) in step.d_query.iter().enumerate() {
                 sum[k] += f64::from(d);
                 squares[k] += f64::from(d).powi(2);
             }
@@ -183,14 +189,7 @@ impl Setup {
         Measured { error: catalogue.error(&mean), mean, standard_error: noise / count.sqrt(), noise }
     }
 
-    fn step(
-        &self,
-        catalogue: &Catalogue,
-        log_q: &[Vec<f32>],
-        loss: &Loss,
-        cpu: &mut Cpu,
-        rng: &mut StdRng,
-    ) -> Vec<f32> {
+    fn step(&self, catalogue: &Catalogue, log_q: &[Vec<f32>], loss: &Loss, cpu: &mut Cpu, rng: &mut StdRng) -> Step {
         let drawn: Vec<Drawn> = self
             .pools
             .iter()
@@ -219,7 +218,58 @@ impl Setup {
             builder = builder.positive_log_q(positive_log_q);
         }
         let output = cpu.value_and_grad(&builder.build().expect("a valid batch"), loss).expect("fits");
-        output.gradients.expect("asked for").d_queries.values
+        let gradients = output.gradients.expect("asked for");
+        Step { d_query: gradients.d_queries.values, d_pools: gradients.d_candidates, drawn }
+    }
+
+    /// How much of the full softmax's gradient the negative items get, the [`HEAD`] most popular ones and the others: the mean
+    /// over steps of their gradients' sum along the query, relative to that of the full softmax. With `weighted`, candidates'
+    /// gradients are multiplied by their [`union_gradient_weight`].
+    pub fn gradient_of_items(&self, catalogue: &Catalogue, steps: usize, seed: u64, weighted: bool) -> [f64; 2] {
+        let mut rng = rng(seed);
+        let (log_q, weight) = (self.log_q(catalogue), self.weight(catalogue));
+        let (mut cpu, loss) = (Cpu::new(), self.loss());
+        let length = dot(&catalogue.query, &catalogue.query);
+        let mut sums = [0.0; 2];
+        for _ in 0..steps {
+            let step = self.step(catalogue, &log_q, &loss, &mut cpu, &mut rng);
+            let fresh = step.drawn.iter().zip(&self.pools).filter(|(_, (source, _))| *source != Source::Queue);
+            for ((drawn, _), d_pool) in fresh.zip(&step.d_pools) {
+                for (&id, d) in drawn.ids.iter().zip(d_pool.values.chunks(DIM)) {
+                    let weight = if weighted { f64::from(weight[id as usize]) } else { 1.0 };
+                    sums[usize::from(id >= HEAD as u64)] += weight * dot(d, &catalogue.query) / length;
+                }
+            }
+        }
+        let negatives = (0..V).filter(|&j| j != POSITIVE);
+        let (head, tail): (Vec<usize>, Vec<usize>) = negatives.partition(|&j| j < HEAD);
+        let exact = [head, tail].map(|items| items.into_iter().map(|j| catalogue.probability[j]).sum::<f64>());
+        [0, 1].map(|part| sums[part] / steps as f64 / exact[part])
+    }
+
+    fn weight(&self, catalogue: &Catalogue) -> Vec<f32> {
+        let distributions: Vec<_> =
+            self.pools.iter().map(|&(source, _)| self.distribution(catalogue, source)).collect();
+        let pools = self.pools.iter().zip(&distributions);
+        let pools: Vec<(f64, &[f32], bool)> =
+            pools.map(|(&(source, n), log_q)| (n as f64, &log_q[..], source != Source::Queue)).collect();
+        let mut weight = vec![0.0; V];
+        union_gradient_weight(&pools, &mut weight).expect("every item is drawn with a gradient");
+        weight
+    }
+
+    /// What [`gradient_of_items`](Setup::gradient_of_items) tends to without weights: the share of draws that have a gradient,
+    /// in the mean over items by their probability.
+    pub fn limit_of_items(&self, catalogue: &Catalogue) -> [f64; 2] {
+        let weight = self.weight(catalogue);
+        [0..HEAD, HEAD..V].map(|items| {
+            let (mut reached, mut whole) = (0.0, 0.0);
+            for j in items.filter(|&j| j != POSITIVE) {
+                reached += catalogue.probability[j] / f64::from(weight[j]);
+                whole += catalogue.probability[j];
+            }
+            reached / whole
+        })
     }
 
     /// What the gradient tends to for many draws in these proportions, by enumeration: sums over negatives are their
@@ -250,6 +300,14 @@ impl Setup {
     }
 }
 
+/// Gradients of a step.
+struct Step {
+    d_query: Vec<f32>,
+    /// Of the pools in order; a queue's have none.
+    d_pools: Vec<Matrix<f32>>,
+    drawn: Vec<Drawn>,
+}
+
 /// One pool's draws.
 struct Drawn {
     items: Vec<f32>,
@@ -272,7 +330,7 @@ impl Drawn {
     }
 
     fn pool(&self) -> Pool<'_> {
-        let pool = Pool::new(Embeddings::new(&self.items, self.ids.len(), DIM)).ids(&self.ids).without_gradient();
+        let pool = Pool::new(Embeddings::new(&self.items, self.ids.len(), DIM)).ids(&self.ids);
         self.log_q.as_ref().map_or(pool, |log_q| pool.log_q(log_q))
     }
 }

@@ -20,8 +20,8 @@ fn objective(list: &str, log_q: LogQ, correction: Correction) -> Objective {
 }
 
 /// Loss and item gradient of the second of two steps, in which item 1 is a target twice. The first one, with another model,
-/// fills the queue.
-fn step(objective: &Objective, model: &Model, queries: &[f32], d_items: &mut RowGradient) -> f64 {
+/// fills the queue. Weights of the gradient are left out unless `weighted`.
+fn step(objective: &Objective, model: &Model, queries: &[f32], weighted: bool, d_items: &mut RowGradient) -> f64 {
     let split = split();
     let mut excluded = ExcludedItems::default();
     excluded.set([&[0u32, 4][..], &[2], &[]].into_iter());
@@ -30,7 +30,21 @@ fn step(objective: &Objective, model: &Model, queries: &[f32], d_items: &mut Row
     candidates.start_epoch(3, 0);
     let step = Step { queries, targets: &TARGETS, excluded: &excluded, loss: objective.loss(0.5) };
     candidates.compute(&earlier, &step, &mut Cpu::new(), &mut RowGradient::of(&model.items)).unwrap();
-    candidates.compute(model, &step, &mut Cpu::new(), d_items).unwrap().total
+    candidates.score(model, &step, &mut Cpu::new()).unwrap();
+    if !weighted {
+        let Candidates { targets, drawn, .. } = &mut candidates;
+        std::iter::once(targets).chain(drawn).for_each(|rows| rows.gradient_weight.clear());
+    }
+    candidates.scatter(d_items);
+    candidates.output.total
+}
+
+fn by_item(d_items: &RowGradient) -> [f32; 24] {
+    let mut gradient = [0.0; 24];
+    for (row, d_row) in d_items.iter() {
+        gradient[row * 4..row * 4 + 4].copy_from_slice(d_row);
+    }
+    gradient
 }
 
 /// Also that the queue's rows are constants: were their gradient scattered, it would be there and not in the differences.
@@ -49,21 +63,43 @@ fn the_item_gradient_agrees_with_finite_differences() {
     ];
     for objective in presets.chain(pools) {
         let mut d_items = RowGradient::of(&model.items);
-        step(&objective, &model, &queries, &mut d_items);
-        let mut gradient = [0.0f32; 24];
-        for (row, d_row) in d_items.iter() {
-            gradient[row * 4..row * 4 + 4].copy_from_slice(d_row);
-        }
-        for (at, &expected) in gradient.iter().enumerate() {
+        step(&objective, &model, &queries, false, &mut d_items);
+        for (at, &expected) in by_item(&d_items).iter().enumerate() {
             let moved = |by: f32| {
                 let mut model = model.clone();
                 model.items.values[at] += by;
-                step(&objective, &model, &queries, &mut RowGradient::of(&model.items))
+                step(&objective, &model, &queries, false, &mut RowGradient::of(&model.items))
             };
             let found = (moved(5e-3) - moved(-5e-3)) / 1e-2;
             assert!((found - f64::from(expected)).abs() < 2e-3, "{} [{at}]: {found} {expected}", objective.name);
         }
     }
+}
+
+/// Item 2, a target in neither step, is expected among 2 draws in-batch, 3 in the queue and 70 uniform ones: all but the queue's have
+/// a gradient. Of item 1, a target twice, the positives' part has no weight.
+#[test]
+fn negatives_make_up_for_the_queue_s_gradient() {
+    let mut rng = StdRng::seed_from_u64(9);
+    let model = Model::new(6, 4, 0.5, &mut rng);
+    let queries = Model::new(3, 4, 0.5, &mut rng).items.values;
+    let gradients = |list: &str, weighted: bool| {
+        let mut d_items = RowGradient::of(&model.items);
+        step(&objective(list, LogQ::Exact, Correction::LogQ), &model, &queries, weighted, &mut d_items);
+        by_item(&d_items)
+    };
+    let queued = "in-batch,uniform:70,queue:8";
+    let (plain, weighted) = (gradients(queued, false), gradients(queued, true));
+    let with_gradient = 2.0 * 2.0 / 7.0 + 70.0 / 6.0;
+    let weight = (with_gradient + 3.0 * 2.0 / 7.0) / with_gradient;
+    for (plain, weighted) in plain[8..12].iter().zip(&weighted[8..12]) {
+        assert!(*plain != 0.0 && (weighted - weight * plain).abs() < 1e-6, "{plain} {weighted} {weight}");
+    }
+    let target = |gradient: &[f32; 24]| gradient[4..8].iter().map(|d| d * d).sum::<f32>();
+    let whole = weight * weight * target(&plain);
+    assert!((target(&weighted) / whole - 1.0).abs() > 1e-3, "{plain:?} {weighted:?}");
+    let without = "in-batch,uniform:70";
+    assert_eq!(gradients(without, true), gradients(without, false));
 }
 
 /// log_q is one thing over all pools: with n draws in the union, exp(lse) / n, or exp(lse) with expected counts, estimates the

@@ -272,6 +272,15 @@ fn an_id_in_a_batch_has_the_inclusion_probability() {
 }
 
 #[test]
+fn an_id_that_is_in_nearly_every_batch_is_not_certain() {
+    let mut counts = ExactCounts::new();
+    counts.observe(&[3, 1, 1, 1, 1, 1, 1, 1]);
+    // 0.875^512 = 2e-30.
+    let ratio = f64::from(counts.log_q_deduplicated(&[3], 512)[0]) / -0.875f64.powi(512);
+    assert!((ratio - 1.0).abs() < f64::from(f32::EPSILON), "{ratio}");
+}
+
+#[test]
 fn an_id_that_was_never_seen_is_as_if_it_came_next() {
     fn check(mut estimator: impl FrequencyEstimator) {
         assert_eq!(estimator.log_q(&[1, 2]), [0.0, 0.0], "nothing observed");

@@ -259,6 +259,18 @@ fn inclusion_is_stable_for_rare_ids_and_many_draws() {
     }
 }
 
+/// What is all but certain stays below certain: 0.875^512 = 2e-30, which f32 holds.
+#[test]
+fn nothing_that_may_be_missed_is_certain() {
+    let sample = Rare(0.125).draw_deduplicated(512, &mut RandomStream::new(20, 0));
+    assert_log_ratio(sample.log_q_of(&Rare(0.125), &[0]).expect("may be drawn")[0], -0.875f64.powi(512));
+}
+
+/// Two logarithms near 0, each to its own last bits.
+fn assert_log_ratio(log_q: f32, wanted: f64) {
+    assert!((f64::from(log_q) / wanted - 1.0).abs() < f64::from(f32::EPSILON), "{log_q}, not {wanted}");
+}
+
 /// Probability of each set of `k` ids under draws until there are k distinct ones, by enumerating the orders.
 fn successive_sets(q: &[f64], k: usize) -> BTreeMap<Vec<u64>, f64> {
     let mut sets = BTreeMap::new();

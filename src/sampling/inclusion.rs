@@ -14,14 +14,45 @@ pub(crate) enum Inclusion {
 }
 
 impl Inclusion {
-    /// Natural logarithm of the event's probability for an id with `probability` Q per draw. Exact to rounding for any Q in
-    /// (0, 1]: neither `1 − Q` nor `1 − (1 − Q)^n` is ever rounded to 1.
+    /// Natural logarithm of the event's probability for an id with `probability` Q per draw, to the rounding of f64 for any Q
+    /// in (0, 1]: neither `1 − Q` nor `1 − (1 − Q)^n` is ever rounded to 1.
     pub(crate) fn log(self, probability: f64) -> f64 {
         match self {
             Inclusion::PerDraw => probability.ln(),
-            Inclusion::AmongDraws(draws) => (-(draws * (-probability).ln_1p()).exp_m1()).ln(),
-            Inclusion::Before(time) => (-(-probability * time).exp_m1()).ln(),
+            Inclusion::AmongDraws(draws) => log_1m_exp(-draws * (-probability).ln_1p()),
+            Inclusion::Before(time) => log_1m_exp(probability * time),
             Inclusion::Always(inclusion) => inclusion.ln(),
+        }
+    }
+}
+
+/// `log(1 − exp(−x))` for x > 0. Below log 2 the difference cancels, above it the logarithm is near 0, and each form is exact
+/// where the other is not (Mächler, "Accurately Computing log(1 − exp(−|a|))", 2012).
+fn log_1m_exp(x: f64) -> f64 {
+    if x <= std::f64::consts::LN_2 { (-(-x).exp_m1()).ln() } else { (-(-x).exp()).ln_1p() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Inclusion;
+
+    /// By series: log(1 − p) = −p − p²/2 − ... with p = (1 − Q)^n or exp(−Q t) small, and log(1 − exp(−x)) = log x − x/2 + x²/24
+    /// with x small. Relative to the logarithm, which is what the corrections divide by.
+    #[test]
+    fn logarithms_are_exact_near_certain_and_near_impossible() {
+        for (inclusion, q, wanted) in [
+            // 0.875^512 = 2.03e-30, and 0.5^60.
+            (Inclusion::AmongDraws(512.0), 0.125, -0.875f64.powi(512)),
+            (Inclusion::AmongDraws(60.0), 0.5, -0.5f64.powi(60)),
+            (Inclusion::AmongDraws(1e6), 1e-12, 1e-6f64.ln() - 0.5e-6),
+            (Inclusion::AmongDraws(1.0), 1e-300, 1e-300f64.ln()),
+            (Inclusion::AmongDraws(1.0), 0.5, 0.5f64.ln()),
+            (Inclusion::AmongDraws(3.0), 1.0, 0.0),
+            (Inclusion::Before(512.0), 0.125, -(-64.0f64).exp()),
+            (Inclusion::Before(1e-9), 1.0, 1e-9f64.ln() - 0.5e-9),
+        ] {
+            let log = inclusion.log(q);
+            assert!((log - wanted).abs() <= 1e-12 * wanted.abs(), "{inclusion:?} of {q}: {log}, not {wanted}");
         }
     }
 }

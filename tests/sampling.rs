@@ -522,11 +522,17 @@ fn ids_without_a_log_q_are_rejected() {
         assert_eq!(error_of(sampler.draw_distinct(11, &mut random)), names("count", "11 distinct ids"), "{name}");
         // Empty, and no id can be in it.
         let distinct = sampler.draw_distinct(0, &mut random).expect("none is few enough");
-        for sample in [sampler.draw(0, &mut random), sampler.draw_deduplicated(0, &mut random), distinct] {
+        let deduplicated = sampler.draw_deduplicated(0, &mut random);
+        for sample in [&sampler.draw(0, &mut random), &deduplicated, &distinct] {
             assert!(sample.ids.is_empty() && sample.log_q.is_empty());
         }
-        assert!(sampler.draw_deduplicated(0, &mut random).log_q_of(&*sampler, &[3]).is_err(), "{name}");
+        for sample in [deduplicated, distinct] {
+            assert_eq!(error_of(sample.log_q_of(&*sampler, &[3])), names("ids[0]", "3"), "{name}");
+        }
     }
+    // Nor a certain one.
+    let one = Uniform::new(1).expect("some items");
+    assert_eq!(error_of(one.draw_deduplicated(0, &mut random).log_q_of(&one, &[0])), names("ids[0]", "0"));
     let some = unigram(&[1.0, 0.0, 2.0], 0.0);
     let sample = some.draw(4, &mut random);
     for result in [some.log_q(&[0, 2, 1]), sample.log_q_of(&some, &[0, 2, 1])] {

@@ -63,7 +63,7 @@ pub trait FrequencyEstimator {
     /// that holds each distinct id of such a batch once. `batch_size` counts the draws before repetitions were removed, and is
     /// at least 1. As an expected count it serves every correction but [`CorrectedLogQ`](crate::Correction::CorrectedLogQ).
     fn log_q_deduplicated(&self, ids: &[u64], batch_size: usize) -> Vec<f32> {
-        let inclusion = Inclusion::AmongDraws(batch_size.max(1) as f64);
+        let inclusion = Inclusion::among_draws(batch_size.max(1));
         ids.iter().map(|&id| inclusion.log(self.probability(id)) as f32).collect()
     }
 

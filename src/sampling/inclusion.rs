@@ -5,7 +5,7 @@
 pub(crate) enum Inclusion {
     /// One draw is the id: Q.
     PerDraw,
-    /// The id is among this many independent draws: `1 − (1 − Q)^n`.
+    /// The id is among this many independent draws, 1 at least: `1 − (1 − Q)^n`.
     AmongDraws(f64),
     /// The id's first time, exponential of rate Q, is before this one: `1 − exp(−Q t)`.
     Before(f64),
@@ -14,6 +14,11 @@ pub(crate) enum Inclusion {
 }
 
 impl Inclusion {
+    /// No id is in a sample of no draws, not even one with Q = 1.
+    pub(crate) fn among_draws(draws: usize) -> Self {
+        if draws == 0 { Inclusion::Always(0.0) } else { Inclusion::AmongDraws(draws as f64) }
+    }
+
     /// Natural logarithm of the event's probability for an id with `probability` Q per draw, to the rounding of f64 for any Q
     /// in (0, 1]: neither `1 − Q` nor `1 − (1 − Q)^n` is ever rounded to 1.
     pub(crate) fn log(self, probability: f64) -> f64 {

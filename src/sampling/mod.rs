@@ -103,7 +103,7 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
     /// This is an expected count, of an id's appearances in the sample (0 or 1), and no probability per draw: it serves every
     /// correction but [`CorrectedLogQ`](crate::Correction::CorrectedLogQ), which needs [`draw`](Distribution::draw).
     fn draw_deduplicated(&self, draws: usize, random: &mut RandomStream) -> Sample {
-        let mut sample = Sample::with_capacity(draws, Inclusion::AmongDraws(draws as f64));
+        let mut sample = Sample::with_capacity(draws, Inclusion::among_draws(draws));
         let mut seen = FxHashSet::with_capacity_and_hasher(draws, FxBuildHasher);
         for_each_draw(self, draws, random, |id, probability| {
             if seen.insert(id) {

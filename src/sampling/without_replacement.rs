@@ -6,6 +6,9 @@ use super::{BLOCK, Distribution, Inclusion, RandomStream, Sample};
 
 /// `count` is at most the distribution's support.
 pub(super) fn draw<D: Distribution + ?Sized>(distribution: &D, count: usize, random: &mut RandomStream) -> Sample {
+    if count == 0 {
+        return Sample::with_capacity(0, Inclusion::Always(0.0));
+    }
     if count == distribution.support() as usize {
         return all(distribution);
     }

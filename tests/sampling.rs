@@ -469,6 +469,17 @@ fn streams_and_seeds_are_independent() {
     assert_eq!(numbers.collect::<std::collections::HashSet<u64>>().len(), 100_000);
 }
 
+#[test]
+fn a_clone_repeats_the_stream() {
+    let mut random = RandomStream::new(5, 1);
+    // Anywhere in one of the generator's blocks.
+    for _ in 0..70 {
+        let mut clone = random.clone();
+        (0..100).for_each(|_| assert_eq!(random.next_u64(), clone.next_u64()));
+        random.next_u64();
+    }
+}
+
 /// An error's argument and what was found; every error has a rule.
 fn error_of<T: std::fmt::Debug>(result: Result<T>) -> (String, String) {
     match result {

@@ -166,6 +166,11 @@ fn what_hardly_ever_comes_has_a_log_q_all_the_same() {
         assert_eq!(extreme.support(), 3);
         assert!(extreme.log_q(&[0, 1, 2]).expect("all are drawn").iter().all(|log_q| log_q.is_finite()));
     }
+    // And what nearly always comes has one below 0, as the corrected logQ needs it.
+    let common = unigram(&[1e9, 1.0, 0.0], 1.0);
+    assert_eq!(common.log_q(&[0]), Ok(vec![-f32::EPSILON / 2.0]));
+    let sample = common.draw(1000, &mut RandomStream::new(1, 2));
+    assert_eq!(common.log_q(&sample.ids), Ok(sample.log_q));
     let one = unigram(&[3.0], 0.75);
     assert_eq!((one.draw_one(&mut RandomStream::new(1, 1)), one.log_q(&[0])), ((0, 1.0), Ok(vec![0.0])));
 }

@@ -166,6 +166,13 @@ fn what_hardly_ever_comes_has_a_log_q_all_the_same() {
         assert_eq!(extreme.support(), 3);
         assert!(extreme.log_q(&[0, 1, 2]).expect("all are drawn").iter().all(|log_q| log_q.is_finite()));
     }
+    // Nor does the ratio of two counts, where its power is no extreme: 10^(−400 · 0.001), and 10^(620 · −0.001) of the smallest.
+    for (counts, distortion, ratio) in
+        [([1e-200, 1e200], 0.001, 10f64.powf(-0.4)), ([1e308, 1e-312], -0.001, 10f64.powf(-0.62))]
+    {
+        let q = unigram(&counts, distortion).probability(0);
+        assert!((q - ratio / (1.0 + ratio)).abs() < 1e-7, "{counts:?}^{distortion}: {q}");
+    }
     // And what nearly always comes has one below 0, as the corrected logQ needs it.
     let common = unigram(&[1e9, 1.0, 0.0], 1.0);
     assert_eq!(common.log_q(&[0]), Ok(vec![-f32::EPSILON / 2.0]));

@@ -85,9 +85,14 @@ fn weights(counts: &[f64], distortion: f64) -> Result<Vec<f64>> {
     if !distortion.is_finite() {
         return Err(value("distortion", distortion, "finite"));
     }
-    let power = |ratio| if distortion == 1.0 { ratio } else { libm::pow(ratio, distortion) };
+    let power = |count: f64| match count / reference {
+        ratio if distortion == 1.0 => ratio,
+        ratio if ratio.is_normal() => libm::pow(ratio, distortion),
+        // A ratio outside f64's range may have a power well inside it.
+        _ => libm::exp(distortion * (libm::log(count) - libm::log(reference))),
+    };
     // What underflows is rare beyond measure, and not never.
-    let weight = |&count: &f64| if count > 0.0 { power(count / reference).max(f64::MIN_POSITIVE) } else { 0.0 };
+    let weight = |&count: &f64| if count > 0.0 { power(count).max(f64::MIN_POSITIVE) } else { 0.0 };
     Ok(counts.iter().map(weight).collect())
 }
 

@@ -532,8 +532,59 @@ fn mixtures_that_are_none_are_rejected() {
     }
     let mixture = Mixture::new(vec![(1.0, uniform(5)), (1.0, uniform(6))]);
     assert_eq!(error_of(mixture), names("components[1]", "6 items"));
-    // A share that f64 does not hold would be a log_q of −∞ where only that component draws.
-    assert_eq!(error_of(Mixture::new(vec![(1e300, uniform(5)), (1e-300, uniform(5))])).0, "components[1].weight");
+    // No draw of 53 bits would choose it, and it would count in the support all the same. The weight is the caller's own.
+    for (large, small, text) in [
+        (1e300, 2e-300, format!("{}", 2e-300)),
+        (1.0, 5e-324, format!("{}", 5e-324)),
+        (8.0, 4e-16, format!("{}", 4e-16)),
+    ] {
+        let mixture = Mixture::new(vec![(small, uniform(5)), (large, uniform(5))]);
+        assert_eq!(error_of(mixture), names("components[0].weight", &text));
+    }
+}
+
+/// A distribution of the caller's own that always draws its last item.
+#[derive(Debug)]
+struct Last(u32);
+
+impl Distribution for Last {
+    fn num_items(&self) -> u32 {
+        self.0
+    }
+    fn support(&self) -> u32 {
+        1
+    }
+    fn probability(&self, id: u64) -> f64 {
+        f64::from(u8::from(id + 1 == u64::from(self.0)))
+    }
+    fn draw_one(&self, _: &mut RandomStream) -> (u64, f64) {
+        (u64::from(self.0) - 1, 1.0)
+    }
+}
+
+/// Shares are what 53 bits make of them, the smallest one too, wherever it stands.
+#[test]
+fn every_component_has_a_share_of_the_draws() {
+    let least = 2f64.powi(-53);
+    let popular = || -> Box<dyn Distribution> { Box::new(unigram(&[1.0, 0.0, 0.0], 1.0)) };
+    for rare_first in [false, true] {
+        let mut components: Vec<(f64, Box<dyn Distribution>)> =
+            vec![(1.0, popular()), (1.25 * least, Box::new(Last(3)))];
+        if rare_first {
+            components.reverse();
+        }
+        let mixture = Mixture::new(components).expect("a share of 2^-53 or more");
+        let probabilities = [0, 1, 2].map(|id| mixture.probability(id));
+        assert_eq!((probabilities, mixture.support()), ([1.0 - least, 0.0, least], 2));
+        let both = mixture.draw_distinct(2, &mut RandomStream::new(4, 0)).expect("two ids");
+        assert_eq!((both.ids, both.log_q), (vec![0, 2], vec![0.0, 0.0]));
+        // The one that always comes, but for one draw of 2^53.
+        let one = mixture.draw_distinct(1, &mut RandomStream::new(4, 0)).expect("two ids");
+        assert_eq!(one.ids, [0]);
+    }
+    // Thirds are no multiples of 2^-53, and sum to 1 all the same.
+    let thirds = Mixture::new((0..3).map(|_| (0.1, popular())).collect()).expect("valid");
+    assert_eq!(thirds.probability(0), 1.0);
 }
 
 #[test]

@@ -543,22 +543,58 @@ fn mixtures_that_are_none_are_rejected() {
     }
 }
 
-/// A distribution of the caller's own that always draws its last item.
+/// A distribution of the caller's own that always draws its last item, and says how many it draws.
 #[derive(Debug)]
-struct Last(u32);
+struct Last {
+    items: u32,
+    support: u32,
+}
 
 impl Distribution for Last {
     fn num_items(&self) -> u32 {
-        self.0
+        self.items
+    }
+    fn support(&self) -> u32 {
+        self.support
+    }
+    fn probability(&self, id: u64) -> f64 {
+        f64::from(u8::from(id + 1 == u64::from(self.items)))
+    }
+    fn draw_one(&self, _: &mut RandomStream) -> (u64, f64) {
+        (u64::from(self.items) - 1, 1.0)
+    }
+}
+
+#[test]
+fn a_support_that_is_another_is_found() {
+    let mut random = RandomStream::new(4, 0);
+    let found = || names("distribution", "1 of 5 ids with a probability > 0");
+    for count in [1, 2, 3] {
+        assert_eq!(error_of(Last { items: 5, support: 3 }.draw_distinct(count, &mut random)), found(), "{count}");
+    }
+    let distinct = Last { items: 5, support: 1 }.draw_distinct(1, &mut random).expect("one id");
+    assert_eq!((distinct.ids, distinct.log_q), (vec![4], vec![0.0]));
+    // One too few, where all are asked for: there are more.
+    let error = error_of(Fewer.draw_distinct(1, &mut random));
+    assert_eq!(error, names("distribution", "2 of 2 ids with a probability > 0"));
+}
+
+/// A coin that says it has one side.
+#[derive(Debug)]
+struct Fewer;
+
+impl Distribution for Fewer {
+    fn num_items(&self) -> u32 {
+        2
     }
     fn support(&self) -> u32 {
         1
     }
     fn probability(&self, id: u64) -> f64 {
-        f64::from(u8::from(id + 1 == u64::from(self.0)))
+        if id < 2 { 0.5 } else { 0.0 }
     }
-    fn draw_one(&self, _: &mut RandomStream) -> (u64, f64) {
-        (u64::from(self.0) - 1, 1.0)
+    fn draw_one(&self, random: &mut RandomStream) -> (u64, f64) {
+        (u64::from(random.below(2)), 0.5)
     }
 }
 
@@ -569,7 +605,7 @@ fn every_component_has_a_share_of_the_draws() {
     let popular = || -> Box<dyn Distribution> { Box::new(unigram(&[1.0, 0.0, 0.0], 1.0)) };
     for rare_first in [false, true] {
         let mut components: Vec<(f64, Box<dyn Distribution>)> =
-            vec![(1.0, popular()), (1.25 * least, Box::new(Last(3)))];
+            vec![(1.0, popular()), (1.25 * least, Box::new(Last { items: 3, support: 1 }))];
         if rare_first {
             components.reverse();
         }

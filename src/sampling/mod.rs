@@ -128,10 +128,11 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
     /// tries one pass over the catalogue.
     ///
     /// # Errors
-    /// `count` past the number of ids that can be drawn.
+    /// `count` past the number of ids that can be drawn; a [`support`](Distribution::support) that is not that number, where it
+    /// comes to light.
     fn draw_distinct(&self, count: usize, random: &mut RandomStream) -> Result<Sample> {
         check_distinct(count, self.support())?;
-        Ok(without_replacement::draw(self, count, random))
+        without_replacement::draw(self, count, random)
     }
 }
 

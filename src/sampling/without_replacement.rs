@@ -3,11 +3,16 @@
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use super::{BLOCK, Distribution, Inclusion, RandomStream, Sample};
+use crate::error::{Error, Result, shape};
 
 /// `count` is at most the distribution's support.
-pub(super) fn draw<D: Distribution + ?Sized>(distribution: &D, count: usize, random: &mut RandomStream) -> Sample {
+pub(super) fn draw<D: Distribution + ?Sized>(
+    distribution: &D,
+    count: usize,
+    random: &mut RandomStream,
+) -> Result<Sample> {
     if count == 0 {
-        return Sample::with_capacity(0, Inclusion::Always(0.0));
+        return Ok(Sample::with_capacity(0, Inclusion::Always(0.0)));
     }
     if count == distribution.support() as usize {
         return all(distribution);
@@ -36,13 +41,22 @@ pub(super) fn draw<D: Distribution + ?Sized>(distribution: &D, count: usize, ran
     if first.len() <= count {
         time = finish(distribution, time, &seen, count + 1 - first.len(), &mut first, random);
     }
+    if first.len() <= count {
+        return Err(other_support(distribution, first.len()));
+    }
     let mut sample = Sample::with_capacity(count, Inclusion::Before(time));
     first[..count].iter().for_each(|&(id, probability)| sample.push(id, probability));
-    sample
+    Ok(sample)
+}
+
+/// A distribution of the caller's own may count other ids than have a probability.
+fn other_support<D: Distribution + ?Sized>(distribution: &D, found: usize) -> Error {
+    let found = format!("{found} of {} ids with a probability > 0", distribution.num_items());
+    shape("distribution", found, format!("{}, as its support() says", distribution.support()))
 }
 
 /// Every id that can be drawn.
-fn all<D: Distribution + ?Sized>(distribution: &D) -> Sample {
+fn all<D: Distribution + ?Sized>(distribution: &D) -> Result<Sample> {
     let mut sample = Sample::with_capacity(distribution.support() as usize, Inclusion::Always(1.0));
     for id in 0..u64::from(distribution.num_items()) {
         let probability = distribution.probability(id);
@@ -50,7 +64,10 @@ fn all<D: Distribution + ?Sized>(distribution: &D) -> Sample {
             sample.push(id, probability);
         }
     }
-    sample
+    if sample.ids.len() != distribution.support() as usize {
+        return Err(other_support(distribution, sample.ids.len()));
+    }
+    Ok(sample)
 }
 
 /// Adds the next `missing` ids and returns the last one's time. The tail of a skewed distribution would take tries without

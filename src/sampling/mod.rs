@@ -113,7 +113,8 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
         sample
     }
 
-    /// Exactly `count` distinct ids: draws until there are so many, in the order in which they came.
+    /// Exactly `count` distinct ids: draws until there are so many, in the order in which they came. All ids that can be drawn
+    /// come without a draw, in ascending order; [`Uniform`] shuffles them.
     ///
     /// A fixed size leaves no simple inclusion probabilities. TensorFlow's candidate samplers take `1 − (1 − Q)^tries`
     /// (`range_sampler.cc`), an approximation, since the number of tries depends on what was drawn. Here log_q is the

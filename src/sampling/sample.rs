@@ -9,7 +9,8 @@ use crate::error::{Result, value};
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Sample {
-    /// Drawn ids, in the order in which they came: indices into the catalogue.
+    /// Drawn ids, indices into the catalogue: in the order in which they came. [`draw_distinct`](Distribution::draw_distinct) says
+    /// in which order all of them do.
     pub ids: Vec<u64>,
     /// Natural logarithm of the sampling probability of each, for [`Pool::log_q`](crate::Pool::log_q). Finite.
     pub log_q: Vec<f32>,

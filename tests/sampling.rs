@@ -347,6 +347,40 @@ fn distinct_ids_come_with_weights_that_correct_exactly() {
     check_distinct(&unigram(&skewed, 1.0), 3, &successive_sets(&powers(&skewed, 1.0), 3));
 }
 
+/// Of ids in the sample and of others, log_q_of says what, on average over samples, is the probability to be in one: by 5 standard
+/// errors, which are small enough to reject 5%.
+#[test]
+fn beside_distinct_ids_every_id_has_its_inclusion_probability() {
+    const TRIALS: usize = 40_000;
+    let counts = [40.0, 20.0, 10.0, 5.0, 3.0, 2.0, 1.0];
+    let (popularity, q) = (unigram(&counts, 1.0), powers(&counts, 1.0));
+    let ids: Vec<u64> = (0..7).collect();
+    // Five are seldom found by N tries, so that the times of the last one and of the next come from the pass over the catalogue.
+    for k in [1, 2, 5] {
+        let mut wanted = [0.0; 7];
+        for (set, chance) in successive_sets(&q, k) {
+            set.iter().for_each(|&id| wanted[id as usize] += chance);
+        }
+        let mut random = RandomStream::new(22, k as u64);
+        let (mut sum, mut squares) = ([0.0; 7], [0.0; 7]);
+        for _ in 0..TRIALS {
+            let sample = popularity.draw_distinct(k, &mut random).expect("enough ids");
+            let log_q = sample.log_q_of(&popularity, &ids).expect("all may be drawn");
+            for (id, log_q) in log_q.iter().enumerate() {
+                let inclusion = f64::from(*log_q).exp();
+                sum[id] += inclusion;
+                squares[id] += inclusion * inclusion;
+            }
+        }
+        for (id, wanted) in wanted.iter().enumerate() {
+            let mean = sum[id] / TRIALS as f64;
+            let error = ((squares[id] / TRIALS as f64 - mean * mean) / TRIALS as f64).sqrt();
+            assert!(5.0 * error < 0.05 * wanted, "{k} ids, id {id}: {error} is too rough");
+            assert!((mean - wanted).abs() < 5.0 * error, "{k} ids, id {id}: {mean} ± {error}, not {wanted}");
+        }
+    }
+}
+
 /// Past the blocks in which draws are made, where sets cannot be enumerated: the sum of 1/inclusion over the sample counts the
 /// catalogue, by 5 standard errors.
 #[test]

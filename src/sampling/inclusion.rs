@@ -7,8 +7,9 @@ pub(crate) enum Inclusion {
     PerDraw,
     /// The id is among this many independent draws, 1 at least: `1 − (1 − Q)^n`.
     AmongDraws(f64),
-    /// The id's first time, exponential of rate Q, is before this one: `1 − exp(−Q t)`.
-    Before(f64),
+    /// The id's first time, exponential of rate Q, is before the one that bounds the sample: `1 − exp(−Q t)`. Which that is
+    /// depends on the others alone: with k of them in the sample, the last one's; with k − 1, the next one's.
+    Before { last: f64, next: f64 },
     /// The same probability for every id.
     Always(f64),
 }
@@ -22,10 +23,15 @@ impl Inclusion {
     /// Natural logarithm of the event's probability for an id with `probability` Q per draw, to the rounding of f64 for any Q
     /// in (0, 1]: neither `1 − Q` nor `1 − (1 − Q)^n` is ever rounded to 1.
     pub(crate) fn log(self, probability: f64) -> f64 {
+        self.log_of(probability, true)
+    }
+
+    /// The same for an id that is or is not in the sample, which [`log`](Inclusion::log) takes it to be.
+    pub(crate) fn log_of(self, probability: f64, drawn: bool) -> f64 {
         match self {
             Inclusion::PerDraw => probability.ln(),
             Inclusion::AmongDraws(draws) => log_1m_exp(-draws * (-probability).ln_1p()),
-            Inclusion::Before(time) => log_1m_exp(probability * time),
+            Inclusion::Before { last, next } => log_1m_exp(probability * if drawn { next } else { last }),
             Inclusion::Always(inclusion) => inclusion.ln(),
         }
     }
@@ -53,8 +59,8 @@ mod tests {
             (Inclusion::AmongDraws(1.0), 1e-300, 1e-300f64.ln()),
             (Inclusion::AmongDraws(1.0), 0.5, 0.5f64.ln()),
             (Inclusion::AmongDraws(3.0), 1.0, 0.0),
-            (Inclusion::Before(512.0), 0.125, -(-64.0f64).exp()),
-            (Inclusion::Before(1e-9), 1.0, 1e-9f64.ln() - 0.5e-9),
+            (Inclusion::Before { last: 9.0, next: 512.0 }, 0.125, -(-64.0f64).exp()),
+            (Inclusion::Before { last: 0.0, next: 1e-9 }, 1.0, 1e-9f64.ln() - 0.5e-9),
         ] {
             let log = inclusion.log(q);
             assert!((log - wanted).abs() <= 1e-12 * wanted.abs(), "{inclusion:?} of {q}: {log}, not {wanted}");

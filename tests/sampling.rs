@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use catalog_softmax::{Distribution, Error, LogUniform, Mixture, RandomStream, Result, Uniform, Unigram};
+use catalog_softmax::{Distribution, Error, LogUniform, Mixture, RandomStream, Result, Uniform, Unigram, union_log_q};
 use common::statistics::{chi_square, critical, draws_to_see_five_percent, five_percent_off};
 use proptest::prelude::*;
 
@@ -682,6 +682,13 @@ fn ids_without_a_log_q_are_rejected() {
     for result in [some.log_q(&[0, 2, 1]), sample.log_q_of(&some, &[0, 2, 1])] {
         assert_eq!(error_of(result), names("ids[2]", "1"));
     }
+    // Beside other pools they have one: -inf, which a union takes.
+    let popularity = some.log_probabilities(&[0, 1, 2, 3]);
+    assert_eq!(popularity, [0.5f32.ln(), f32::NEG_INFINITY, 0.5f32.ln(), f32::NEG_INFINITY]);
+    let uniform = Uniform::new(4).expect("some items").log_probabilities(&[0, 1, 2, 3]);
+    let mut copies = [0.0; 4];
+    union_log_q(&[(6.0, &popularity), (4.0, &uniform)], &mut copies).expect("the uniform draws all");
+    copies.iter().zip([4.0, 1.0, 4.0, 1.0]).for_each(|(&log_q, copies)| assert_log_close(log_q, copies, "a union"));
     assert_eq!(error_of(some.draw_distinct(3, &mut random)), names("count", "3 distinct ids"));
     let both = Mixture::new(vec![(1.0, Box::new(some.clone())), (1.0, Box::new(some))]).expect("valid");
     assert_eq!((both.support(), error_of(both.log_q(&[1]))), (2, names("ids[0]", "1")));

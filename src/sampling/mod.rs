@@ -90,6 +90,23 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
         ids.iter().zip(0..).map(|(&id, i)| Ok(checked_probability(self, id, i)?.ln() as f32)).collect()
     }
 
+    /// log Q of each id, per draw, and −∞ of one that is never drawn or is past N: what [`union_log_q`](crate::union_log_q) takes,
+    /// where another pool may draw it. A pool of its own takes [`log_q`](Distribution::log_q).
+    ///
+    /// ```
+    /// use catalog_softmax::{Distribution, Unigram, Uniform, union_log_q};
+    /// let (popularity, uniform) = (Unigram::new(&[3.0, 1.0, 0.0, 0.0], 1.0)?, Uniform::new(4)?);
+    /// // Draws of both, 8 and 4: expected copies of an item that is popular and of one that was never seen.
+    /// let ids = [0, 3];
+    /// let mut log_q = [0.0; 2];
+    /// union_log_q(&[(8.0, &popularity.log_probabilities(&ids)), (4.0, &uniform.log_probabilities(&ids))], &mut log_q)?;
+    /// assert!((log_q[0] - 7.0f32.ln()).abs() < 1e-6 && log_q[1].abs() < 1e-6);
+    /// # Ok::<(), catalog_softmax::Error>(())
+    /// ```
+    fn log_probabilities(&self, ids: &[u64]) -> Vec<f32> {
+        ids.iter().map(|&id| self.probability(id).ln() as f32).collect()
+    }
+
     /// `draws` independent draws, with repetitions. log_q is log Q.
     fn draw(&self, draws: usize, random: &mut RandomStream) -> Sample {
         let mut sample = Sample::with_capacity(draws, Inclusion::PerDraw);

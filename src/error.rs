@@ -21,8 +21,8 @@ pub enum Error {
         argument: String,
         /// The value as given.
         value: String,
-        /// The values that are allowed.
-        rule: &'static str,
+        /// The values that are allowed, with their numbers.
+        rule: String,
     },
     /// An argument that this combination of batch and loss needs.
     #[error("{argument} is missing; rule: {rule}")]
@@ -118,8 +118,8 @@ pub(crate) fn shape(argument: impl Into<String>, found: impl Into<String>, rule:
     Error::Shape { argument: argument.into(), found: found.into(), rule: rule.into() }
 }
 
-pub(crate) fn value(argument: impl Into<String>, value: impl ToString, rule: &'static str) -> Error {
-    Error::Value { argument: argument.into(), value: value.to_string(), rule }
+pub(crate) fn value(argument: impl Into<String>, value: impl ToString, rule: impl Into<String>) -> Error {
+    Error::Value { argument: argument.into(), value: value.to_string(), rule: rule.into() }
 }
 
 pub(crate) fn missing(argument: impl Into<String>, rule: &'static str) -> Error {

@@ -25,7 +25,9 @@ fn check(what: &str, error: &Error, wanted: Wanted) {
         (Error::Shape { argument, found, rule }, Shape(name, value)) if argument == name && found.contains(value) => {
             rule.as_str()
         }
-        (Error::Value { argument, value, rule }, Value(name, text)) if argument == name && value == text => rule,
+        (Error::Value { argument, value, rule }, Value(name, text)) if argument == name && value == text => {
+            rule.as_str()
+        }
         (Error::Missing { argument, rule }, Missing(name)) if argument == name => rule,
         (Error::DoesNotApply { argument, rule }, DoesNotApply(name)) if argument == name => rule,
         _ => panic!("{what}: wanted {wanted:?}, got {error:?}"),

@@ -663,6 +663,8 @@ fn ids_without_a_log_q_are_rejected() {
     for (name, sampler, _) in samplers(10) {
         assert_eq!(error_of(sampler.log_q(&[9, 10])), names("ids[1]", "10"), "{name}");
         assert_eq!(error_of(sampler.log_q(&[u64::MAX])).0, "ids[0]", "{name}");
+        let message = sampler.log_q(&[10]).expect_err("past the end").to_string();
+        assert_eq!(message, "ids[0] is 10; rule: below 10 (num_items)", "{name}");
         assert_eq!(error_of(sampler.draw_distinct(11, &mut random)), names("count", "11 distinct ids"), "{name}");
         // Empty, and no id can be in it.
         let distinct = sampler.draw_distinct(0, &mut random).expect("none is few enough");

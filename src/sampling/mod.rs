@@ -176,8 +176,9 @@ fn for_each_draw<D: Distribution + ?Sized>(
 /// Q of `ids[i]`, where it has a logarithm.
 fn checked_probability<D: Distribution + ?Sized>(distribution: &D, id: u64, i: usize) -> Result<f64> {
     let probability = distribution.probability(id);
-    if id >= u64::from(distribution.num_items()) {
-        return Err(value(format!("ids[{i}]"), id, "below num_items"));
+    let num_items = distribution.num_items();
+    if id >= u64::from(num_items) {
+        return Err(value(format!("ids[{i}]"), id, format!("below {num_items} (num_items)")));
     }
     if probability > 0.0 {
         Ok(probability)

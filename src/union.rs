@@ -13,7 +13,8 @@ use crate::error::{Result, missing, shape, value};
 /// ```
 ///
 /// Call it for the candidates of each pool, always with all the distributions: it is the same number for an item in every
-/// pool. `log Q_k` may be −∞ for an item that pool k never draws, as long as another pool draws it.
+/// pool. `log Q_k` may be −∞ for an item that pool k never draws, as long as another pool draws it:
+/// [`Distribution::log_probabilities`](crate::Distribution::log_probabilities) has such.
 ///
 /// With these, `Σ_negatives exp(s − log_q)` estimates the softmax's sum over the catalogue once, at the least variance of
 /// such weights up to a term in 1/n: the deterministic mixture, or balance heuristic (Veach and Guibas, "Optimally

@@ -61,11 +61,15 @@ fn exact_counts_are_the_shares_of_the_stream() {
     assert_eq!(counts.probability(7), 1.0 / 50_001.0);
 }
 
-/// The estimator's definition in f64 and without hashing: gaps of each id, averaged with the rate max(α, 1/k).
+/// The estimator's definition in f64 and without hashing, 1/Q of each id: n/k while k <= 1/α, then the average of the gaps with
+/// the rate max(α, 1/k).
 fn mean_gaps(stream: &[u64], alpha: f64) -> HashMap<u64, f64> {
     let mut positions: HashMap<u64, Vec<usize>> = HashMap::new();
     stream.iter().zip(1..).for_each(|(&id, t)| positions.entry(id).or_default().push(t));
     let mean = |times: &Vec<usize>| {
+        if times.len() as f64 <= 1.0 / alpha {
+            return stream.len() as f64 / times.len() as f64;
+        }
         let starts = std::iter::once(&0).chain(times);
         let gaps = times.iter().zip(starts).map(|(t, before)| (t - before) as f64);
         gaps.zip(1..).fold(0.0, |mean, (gap, k)| {
@@ -74,6 +78,40 @@ fn mean_gaps(stream: &[u64], alpha: f64) -> HashMap<u64, f64> {
         })
     };
     positions.iter().map(|(&id, times)| (id, mean(times))).collect()
+}
+
+/// Until an id has come up 1/α times, whatever the order of batches.
+#[test]
+fn the_first_estimates_are_shares_in_any_order() {
+    let distinct: Vec<u64> = (0..512).map(id_of_rank).collect();
+    let repeated: Vec<u64> = (0..512).map(|i| id_of_rank(i % 7 * (i % 3))).collect();
+    for batch in [distinct, repeated] {
+        let reversed: Vec<u64> = batch.iter().rev().copied().collect();
+        let mut sorted = batch.clone();
+        sorted.sort_unstable();
+        for batch in [&batch, &reversed, &sorted] {
+            let (mut counts, mut estimator) = (ExactCounts::new(), gaps(1 << 22, 2, 1e-3, 5));
+            for _ in 0..2 {
+                counts.observe(batch);
+                estimator.observe(batch);
+                assert_eq!(estimator.log_q(batch), counts.log_q(batch));
+                assert!(estimator.log_q(batch).iter().all(|&log_q| log_q < 0.0));
+            }
+        }
+    }
+    // An id that stays away has a smaller share with each further one; after 1/α appearances, here 4, its own gap.
+    let mut estimator = gaps(1 << 22, 2, 0.25, 5);
+    estimator.observe(&[1, 2, 1, 2, 1, 2]);
+    assert_eq!(estimator.probability(1), 0.5);
+    estimator.observe(&[3, 3, 3, 3]);
+    assert_eq!(estimator.probability(1), 0.3);
+    // Gaps of 1, 2 and 2 of the first three appearances, a fourth one of 6: a mean of 11/4, and then 0.75 · 11/4 + 0.25 · 1.
+    estimator.observe(&[1]);
+    assert_eq!(estimator.probability(1), 4.0 / 11.0);
+    estimator.observe(&[1]);
+    assert_eq!(estimator.probability(1), 1.0 / (0.75 * 2.75 + 0.25));
+    estimator.observe(&[3; 100]);
+    assert_eq!(estimator.probability(1), 1.0 / (0.75 * 2.75 + 0.25));
 }
 
 #[test]
@@ -272,6 +310,15 @@ fn an_id_in_a_batch_has_the_inclusion_probability() {
 }
 
 #[test]
+fn an_id_that_is_in_nearly_every_batch_is_not_certain() {
+    let mut counts = ExactCounts::new();
+    counts.observe(&[3, 1, 1, 1, 1, 1, 1, 1]);
+    // 0.875^512 = 2e-30.
+    let ratio = f64::from(counts.log_q_deduplicated(&[3], 512)[0]) / -0.875f64.powi(512);
+    assert!((ratio - 1.0).abs() < f64::from(f32::EPSILON), "{ratio}");
+}
+
+#[test]
 fn an_id_that_was_never_seen_is_as_if_it_came_next() {
     fn check(mut estimator: impl FrequencyEstimator) {
         assert_eq!(estimator.log_q(&[1, 2]), [0.0, 0.0], "nothing observed");
@@ -384,6 +431,10 @@ fn forged_states_are_rejected() {
         rejects::<GapEstimator>(&with(&gaps, 38, alpha.to_bits()));
     }
     rejects::<GapEstimator>(&with(&gaps, 46, 201));
+    // The last cell's appearances, beside its gap: more of them than ids.
+    let at = gaps.len() - 16;
+    let cell = u64::from_le_bytes(gaps[at..at + 8].try_into().expect("8 bytes"));
+    rejects::<GapEstimator>(&with(&gaps, at, cell & !0xffff_ffff | 201));
 }
 
 #[test]
@@ -407,7 +458,7 @@ fn options_out_of_range_are_rejected() {
     }
     // More than any machine has.
     let (argument, _, rule) = error_of(CountMin::new(1 << 40, 64, 0).map(|_| ()));
-    assert!(argument == "width" && rule.contains("memory"), "{argument}: {rule}");
+    assert_eq!((argument.as_str(), rule.as_str()), ("width", "the cells of 64 (depth) hash functions fit in memory"));
     for alpha in [0.0, -0.1, 1.1, f64::NAN, 1e-5] {
         assert_eq!(error_of(GapEstimator::new(1, 1, alpha, 0).map(|_| ())).0, "alpha");
     }

@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use catalog_softmax::{Distribution, Error, LogUniform, Mixture, RandomStream, Result, Uniform, Unigram};
+use catalog_softmax::{Distribution, Error, LogUniform, Mixture, RandomStream, Result, Uniform, Unigram, union_log_q};
 use common::statistics::{chi_square, critical, draws_to_see_five_percent, five_percent_off};
 use proptest::prelude::*;
 
@@ -166,6 +166,18 @@ fn what_hardly_ever_comes_has_a_log_q_all_the_same() {
         assert_eq!(extreme.support(), 3);
         assert!(extreme.log_q(&[0, 1, 2]).expect("all are drawn").iter().all(|log_q| log_q.is_finite()));
     }
+    // Nor does the ratio of two counts, where its power is no extreme: 10^(−400 · 0.001), and 10^(620 · −0.001) of the smallest.
+    for (counts, distortion, ratio) in
+        [([1e-200, 1e200], 0.001, 10f64.powf(-0.4)), ([1e308, 1e-312], -0.001, 10f64.powf(-0.62))]
+    {
+        let q = unigram(&counts, distortion).probability(0);
+        assert!((q - ratio / (1.0 + ratio)).abs() < 1e-7, "{counts:?}^{distortion}: {q}");
+    }
+    // And what nearly always comes has one below 0, as the corrected logQ needs it.
+    let common = unigram(&[1e9, 1.0, 0.0], 1.0);
+    assert_eq!(common.log_q(&[0]), Ok(vec![-f32::EPSILON / 2.0]));
+    let sample = common.draw(1000, &mut RandomStream::new(1, 2));
+    assert_eq!(common.log_q(&sample.ids), Ok(sample.log_q));
     let one = unigram(&[3.0], 0.75);
     assert_eq!((one.draw_one(&mut RandomStream::new(1, 1)), one.log_q(&[0])), ((0, 1.0), Ok(vec![0.0])));
 }
@@ -259,6 +271,18 @@ fn inclusion_is_stable_for_rare_ids_and_many_draws() {
     }
 }
 
+/// What is all but certain stays below certain: 0.875^512 = 2e-30, which f32 holds.
+#[test]
+fn nothing_that_may_be_missed_is_certain() {
+    let sample = Rare(0.125).draw_deduplicated(512, &mut RandomStream::new(20, 0));
+    assert_log_ratio(sample.log_q_of(&Rare(0.125), &[0]).expect("may be drawn")[0], -0.875f64.powi(512));
+}
+
+/// Two logarithms near 0, each to its own last bits.
+fn assert_log_ratio(log_q: f32, wanted: f64) {
+    assert!((f64::from(log_q) / wanted - 1.0).abs() < f64::from(f32::EPSILON), "{log_q}, not {wanted}");
+}
+
 /// Probability of each set of `k` ids under draws until there are k distinct ones, by enumerating the orders.
 fn successive_sets(q: &[f64], k: usize) -> BTreeMap<Vec<u64>, f64> {
     let mut sets = BTreeMap::new();
@@ -321,6 +345,40 @@ fn distinct_ids_come_with_weights_that_correct_exactly() {
     // So skewed that in about half of the samples N tries do not find four ids, and the pass over the catalogue does.
     let skewed = [30.0, 30.0, 3.0, 2.0, 2.0, 2.0];
     check_distinct(&unigram(&skewed, 1.0), 3, &successive_sets(&powers(&skewed, 1.0), 3));
+}
+
+/// Of ids in the sample and of others, log_q_of says what, on average over samples, is the probability to be in one: by 5 standard
+/// errors, which are small enough to reject 5%.
+#[test]
+fn beside_distinct_ids_every_id_has_its_inclusion_probability() {
+    const TRIALS: usize = 40_000;
+    let counts = [40.0, 20.0, 10.0, 5.0, 3.0, 2.0, 1.0];
+    let (popularity, q) = (unigram(&counts, 1.0), powers(&counts, 1.0));
+    let ids: Vec<u64> = (0..7).collect();
+    // Five are seldom found by N tries, so that the times of the last one and of the next come from the pass over the catalogue.
+    for k in [1, 2, 5] {
+        let mut wanted = [0.0; 7];
+        for (set, chance) in successive_sets(&q, k) {
+            set.iter().for_each(|&id| wanted[id as usize] += chance);
+        }
+        let mut random = RandomStream::new(22, k as u64);
+        let (mut sum, mut squares) = ([0.0; 7], [0.0; 7]);
+        for _ in 0..TRIALS {
+            let sample = popularity.draw_distinct(k, &mut random).expect("enough ids");
+            let log_q = sample.log_q_of(&popularity, &ids).expect("all may be drawn");
+            for (id, log_q) in log_q.iter().enumerate() {
+                let inclusion = f64::from(*log_q).exp();
+                sum[id] += inclusion;
+                squares[id] += inclusion * inclusion;
+            }
+        }
+        for (id, wanted) in wanted.iter().enumerate() {
+            let mean = sum[id] / TRIALS as f64;
+            let error = ((squares[id] / TRIALS as f64 - mean * mean) / TRIALS as f64).sqrt();
+            assert!(5.0 * error < 0.05 * wanted, "{k} ids, id {id}: {error} is too rough");
+            assert!((mean - wanted).abs() < 5.0 * error, "{k} ids, id {id}: {mean} ± {error}, not {wanted}");
+        }
+    }
 }
 
 /// Past the blocks in which draws are made, where sets cannot be enumerated: the sum of 1/inclusion over the sample counts the
@@ -457,6 +515,17 @@ fn streams_and_seeds_are_independent() {
     assert_eq!(numbers.collect::<std::collections::HashSet<u64>>().len(), 100_000);
 }
 
+#[test]
+fn a_clone_repeats_the_stream() {
+    let mut random = RandomStream::new(5, 1);
+    // Anywhere in one of the generator's blocks.
+    for _ in 0..70 {
+        let mut clone = random.clone();
+        (0..100).for_each(|_| assert_eq!(random.next_u64(), clone.next_u64()));
+        random.next_u64();
+    }
+}
+
 /// An error's argument and what was found; every error has a rule.
 fn error_of<T: std::fmt::Debug>(result: Result<T>) -> (String, String) {
     match result {
@@ -497,8 +566,95 @@ fn mixtures_that_are_none_are_rejected() {
     }
     let mixture = Mixture::new(vec![(1.0, uniform(5)), (1.0, uniform(6))]);
     assert_eq!(error_of(mixture), names("components[1]", "6 items"));
-    // A share that f64 does not hold would be a log_q of −∞ where only that component draws.
-    assert_eq!(error_of(Mixture::new(vec![(1e300, uniform(5)), (1e-300, uniform(5))])).0, "components[1].weight");
+    // No draw of 53 bits would choose it, and it would count in the support all the same. The weight is the caller's own.
+    for (large, small, text) in [
+        (1e300, 2e-300, format!("{}", 2e-300)),
+        (1.0, 5e-324, format!("{}", 5e-324)),
+        (8.0, 4e-16, format!("{}", 4e-16)),
+    ] {
+        let mixture = Mixture::new(vec![(small, uniform(5)), (large, uniform(5))]);
+        assert_eq!(error_of(mixture), names("components[0].weight", &text));
+    }
+}
+
+/// A distribution of the caller's own that always draws its last item, and says how many it draws.
+#[derive(Debug)]
+struct Last {
+    items: u32,
+    support: u32,
+}
+
+impl Distribution for Last {
+    fn num_items(&self) -> u32 {
+        self.items
+    }
+    fn support(&self) -> u32 {
+        self.support
+    }
+    fn probability(&self, id: u64) -> f64 {
+        f64::from(u8::from(id + 1 == u64::from(self.items)))
+    }
+    fn draw_one(&self, _: &mut RandomStream) -> (u64, f64) {
+        (u64::from(self.items) - 1, 1.0)
+    }
+}
+
+#[test]
+fn a_support_that_is_another_is_found() {
+    let mut random = RandomStream::new(4, 0);
+    let found = || names("distribution", "1 of 5 ids with a probability > 0");
+    for count in [1, 2, 3] {
+        assert_eq!(error_of(Last { items: 5, support: 3 }.draw_distinct(count, &mut random)), found(), "{count}");
+    }
+    let distinct = Last { items: 5, support: 1 }.draw_distinct(1, &mut random).expect("one id");
+    assert_eq!((distinct.ids, distinct.log_q), (vec![4], vec![0.0]));
+    // One too few, where all are asked for: there are more.
+    let error = error_of(Fewer.draw_distinct(1, &mut random));
+    assert_eq!(error, names("distribution", "2 of 2 ids with a probability > 0"));
+}
+
+/// A coin that says it has one side.
+#[derive(Debug)]
+struct Fewer;
+
+impl Distribution for Fewer {
+    fn num_items(&self) -> u32 {
+        2
+    }
+    fn support(&self) -> u32 {
+        1
+    }
+    fn probability(&self, id: u64) -> f64 {
+        if id < 2 { 0.5 } else { 0.0 }
+    }
+    fn draw_one(&self, random: &mut RandomStream) -> (u64, f64) {
+        (u64::from(random.below(2)), 0.5)
+    }
+}
+
+/// Shares are what 53 bits make of them, the smallest one too, wherever it stands.
+#[test]
+fn every_component_has_a_share_of_the_draws() {
+    let least = 2f64.powi(-53);
+    let popular = || -> Box<dyn Distribution> { Box::new(unigram(&[1.0, 0.0, 0.0], 1.0)) };
+    for rare_first in [false, true] {
+        let mut components: Vec<(f64, Box<dyn Distribution>)> =
+            vec![(1.0, popular()), (1.25 * least, Box::new(Last { items: 3, support: 1 }))];
+        if rare_first {
+            components.reverse();
+        }
+        let mixture = Mixture::new(components).expect("a share of 2^-53 or more");
+        let probabilities = [0, 1, 2].map(|id| mixture.probability(id));
+        assert_eq!((probabilities, mixture.support()), ([1.0 - least, 0.0, least], 2));
+        let both = mixture.draw_distinct(2, &mut RandomStream::new(4, 0)).expect("two ids");
+        assert_eq!((both.ids, both.log_q), (vec![0, 2], vec![0.0, 0.0]));
+        // The one that always comes, but for one draw of 2^53.
+        let one = mixture.draw_distinct(1, &mut RandomStream::new(4, 0)).expect("two ids");
+        assert_eq!(one.ids, [0]);
+    }
+    // Thirds are no multiples of 2^-53, and sum to 1 all the same.
+    let thirds = Mixture::new((0..3).map(|_| (0.1, popular())).collect()).expect("valid");
+    assert_eq!(thirds.probability(0), 1.0);
 }
 
 #[test]
@@ -507,19 +663,34 @@ fn ids_without_a_log_q_are_rejected() {
     for (name, sampler, _) in samplers(10) {
         assert_eq!(error_of(sampler.log_q(&[9, 10])), names("ids[1]", "10"), "{name}");
         assert_eq!(error_of(sampler.log_q(&[u64::MAX])).0, "ids[0]", "{name}");
+        let message = sampler.log_q(&[10]).expect_err("past the end").to_string();
+        assert_eq!(message, "ids[0] is 10; rule: below 10 (num_items)", "{name}");
         assert_eq!(error_of(sampler.draw_distinct(11, &mut random)), names("count", "11 distinct ids"), "{name}");
         // Empty, and no id can be in it.
         let distinct = sampler.draw_distinct(0, &mut random).expect("none is few enough");
-        for sample in [sampler.draw(0, &mut random), sampler.draw_deduplicated(0, &mut random), distinct] {
+        let deduplicated = sampler.draw_deduplicated(0, &mut random);
+        for sample in [&sampler.draw(0, &mut random), &deduplicated, &distinct] {
             assert!(sample.ids.is_empty() && sample.log_q.is_empty());
         }
-        assert!(sampler.draw_deduplicated(0, &mut random).log_q_of(&*sampler, &[3]).is_err(), "{name}");
+        for sample in [deduplicated, distinct] {
+            assert_eq!(error_of(sample.log_q_of(&*sampler, &[3])), names("ids[0]", "3"), "{name}");
+        }
     }
+    // Nor a certain one.
+    let one = Uniform::new(1).expect("some items");
+    assert_eq!(error_of(one.draw_deduplicated(0, &mut random).log_q_of(&one, &[0])), names("ids[0]", "0"));
     let some = unigram(&[1.0, 0.0, 2.0], 0.0);
     let sample = some.draw(4, &mut random);
     for result in [some.log_q(&[0, 2, 1]), sample.log_q_of(&some, &[0, 2, 1])] {
         assert_eq!(error_of(result), names("ids[2]", "1"));
     }
+    // Beside other pools they have one: -inf, which a union takes.
+    let popularity = some.log_probabilities(&[0, 1, 2, 3]);
+    assert_eq!(popularity, [0.5f32.ln(), f32::NEG_INFINITY, 0.5f32.ln(), f32::NEG_INFINITY]);
+    let uniform = Uniform::new(4).expect("some items").log_probabilities(&[0, 1, 2, 3]);
+    let mut copies = [0.0; 4];
+    union_log_q(&[(6.0, &popularity), (4.0, &uniform)], &mut copies).expect("the uniform draws all");
+    copies.iter().zip([4.0, 1.0, 4.0, 1.0]).for_each(|(&log_q, copies)| assert_log_close(log_q, copies, "a union"));
     assert_eq!(error_of(some.draw_distinct(3, &mut random)), names("count", "3 distinct ids"));
     let both = Mixture::new(vec![(1.0, Box::new(some.clone())), (1.0, Box::new(some))]).expect("valid");
     assert_eq!((both.support(), error_of(both.log_q(&[1]))), (2, names("ids[0]", "1")));

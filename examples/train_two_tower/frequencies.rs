@@ -30,10 +30,7 @@ const SEED: u64 = 7;
 pub enum Frequencies<'a> {
     /// (N) log Q of each item.
     Exact(&'a [f32]),
-    Estimated {
-        estimator: Box<dyn FrequencyEstimator>,
-        started: bool,
-    },
+    Estimated(Box<dyn FrequencyEstimator>),
 }
 
 impl<'a> Frequencies<'a> {
@@ -45,17 +42,12 @@ impl<'a> Frequencies<'a> {
             LogQ::Streaming => Box::new(GapEstimator::new(WIDTH, 2, ALPHA, SEED)?),
             LogQ::CountMin => Box::new(CountMin::new(WIDTH, 4, SEED)?),
         };
-        Ok(Some(Frequencies::Estimated { estimator, started: false }))
+        Ok(Some(Frequencies::Estimated(estimator)))
     }
 
     /// Takes the targets of a batch in, before their log_q is asked for.
     pub fn observe(&mut self, targets: &[u64]) {
-        if let Frequencies::Estimated { estimator, started } = self {
-            // Without a past, the first id of all has a gap of 1, so that Q = 1. The first batch serves as its own past.
-            if !*started {
-                estimator.observe(targets);
-                *started = true;
-            }
+        if let Frequencies::Estimated(estimator) = self {
             estimator.observe(targets);
         }
     }
@@ -64,7 +56,7 @@ impl<'a> Frequencies<'a> {
     pub fn log_q(&self, items: &[u64]) -> Vec<f32> {
         match self {
             Frequencies::Exact(log_q) => items.iter().map(|&item| log_q[item as usize]).collect(),
-            Frequencies::Estimated { estimator, .. } => estimator.log_q(items),
+            Frequencies::Estimated(estimator) => estimator.log_q(items),
         }
     }
 
@@ -72,18 +64,17 @@ impl<'a> Frequencies<'a> {
     pub fn save(&self) -> Vec<u8> {
         match self {
             Frequencies::Exact(_) => Vec::new(),
-            Frequencies::Estimated { estimator, .. } => estimator.to_bytes(),
+            Frequencies::Estimated(estimator) => estimator.to_bytes(),
         }
     }
 
-    /// Goes on from what [`save`](Frequencies::save) returned after a step at least.
+    /// Goes on from what [`save`](Frequencies::save) returned.
     pub fn restore(&mut self, log_q: LogQ, bytes: &[u8]) -> Fallible<()> {
-        if let Frequencies::Estimated { estimator, started } = self {
+        if let Frequencies::Estimated(estimator) = self {
             *estimator = match log_q {
                 LogQ::CountMin => Box::new(CountMin::from_bytes(bytes)?),
                 _ => Box::new(GapEstimator::from_bytes(bytes)?),
             };
-            *started = true;
         }
         Ok(())
     }
@@ -119,7 +110,7 @@ mod tests {
         for log_q in [LogQ::Streaming, LogQ::CountMin] {
             let mut frequencies = Frequencies::new(log_q, &[]).unwrap().unwrap();
             frequencies.observe(&[5, 6, 7]);
-            assert!(frequencies.log_q(&[5, 6, 7]).iter().all(|&log_q| log_q < 0.0));
+            assert_eq!(frequencies.log_q(&[5, 6, 7]), [(1.0f64 / 3.0).ln() as f32; 3], "{log_q:?}");
         }
     }
 }

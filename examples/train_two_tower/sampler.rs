@@ -47,11 +47,10 @@ impl Sampler {
 
     /// log Q of each item per draw, −∞ for one that is never drawn.
     pub fn log_q(&self, items: &[u64]) -> Vec<f32> {
-        let log_q = |&item: &u64| {
-            let id = self.ranking.as_ref().map_or(item, |ranking| u64::from(ranking.rank_of_item[item as usize]));
-            self.distribution.probability(id).ln() as f32
-        };
-        items.iter().map(log_q).collect()
+        match &self.ranking {
+            None => self.distribution.log_probabilities(items),
+            Some(ranking) => self.distribution.log_probabilities(&ranking.ranks(items)),
+        }
     }
 }
 
@@ -63,6 +62,10 @@ impl Ranking {
         let mut rank_of_item = vec![0; popularity.len()];
         item_of_rank.iter().zip(0..).for_each(|(&item, rank)| rank_of_item[item as usize] = rank);
         Ranking { item_of_rank, rank_of_item }
+    }
+
+    fn ranks(&self, items: &[u64]) -> Vec<u64> {
+        items.iter().map(|&item| u64::from(self.rank_of_item[item as usize])).collect()
     }
 }
 

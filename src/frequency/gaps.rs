@@ -17,18 +17,28 @@ use crate::error::{Result, value};
 /// cell shortens the gaps there, so that the longest mean is the one with the fewest collisions. 16 bytes for each of
 /// `depth · width` cells.
 ///
-/// Two things are not as in the paper:
+/// Three things are not as in the paper:
 /// 1. A step is one id, not one batch. Then `1/B` is Q per draw, whatever the batch sizes, an id that comes up in every batch
 ///    can be told from one that comes up in it many times, and the paper's own quantity, the probability to be in a batch, is
 ///    [`log_q_deduplicated`](FrequencyEstimator::log_q_deduplicated).
 /// 2. The rate is `max(α, 1/k)` at a cell's k-th appearance, so that the first `1/α` gaps count alike. The start of the stream
-///    counts as the appearance before the first. Every estimate of the gap is then unbiased from the first appearance on, where
-///    the paper's depends on what B starts from.
+///    counts as the appearance before the first, so that nothing depends on what B starts from.
+/// 3. While `k <= 1/α`, Q is the share of the ids so far, in place of `1/B = k/A`:
+///
+///    ```text
+///    Q(id) = min_h k[h(id)] / n        after n ids
+///    ```
+///
+///    The gap since the last appearance counts, too. What [`ExactCounts`](super::ExactCounts) would say, collisions aside, it does
+///    not depend on the order within a batch; k/A would make 1, 1/2, 1/3, ... of a first batch of distinct ids.
+///
+/// From then on the order counts, and ids are taken to come in a random one: a run of one id, as in a batch that is sorted, is a
+/// run of gaps of 1.
 ///
 /// The noise of an estimate after many appearances: the mean gap has a relative variance of `α/2 · (1 − Q)`, so log Q has a
 /// standard deviation of `sqrt(α/2)` (7% at α = 0.01) and a bias of `+α/4`; after k < 1/α appearances it is `sqrt(1/k)`. When Q
 /// changes, a mature estimate's distance to the new mean gap falls by `1 − α` at each appearance: the time constant is `1/α`
-/// appearances, `1/(α Q)` ids. An id that does not come up any more keeps its estimate.
+/// appearances, `1/(α Q)` ids. A mature estimate of an id that does not come up any more stays as it is; a share falls as `1/n`.
 ///
 /// ```
 /// use catalog_softmax::{FrequencyEstimator, GapEstimator};
@@ -70,6 +80,12 @@ impl GapEstimator {
         check_alpha(alpha)?;
         Ok(GapEstimator { cells: hashes.empty_cells()?, hashes, alpha, draws: 0 })
     }
+
+    /// Q of the ids that share a cell, where there are any.
+    fn probability_of(&self, cell: &Cell) -> f64 {
+        let appearances = f64::from(cell.appearances);
+        if 1.0 / appearances >= self.alpha { appearances / self.draws as f64 } else { 1.0 / f64::from(cell.gap) }
+    }
 }
 
 fn check_alpha(alpha: f64) -> Result<()> {
@@ -92,15 +108,15 @@ impl FrequencyEstimator for GapEstimator {
     }
 
     fn probability(&self, id: u64) -> f64 {
-        let mut longest = 0.0f32;
+        let mut least = 1.0f64;
         for index in self.hashes.cells(id) {
             let cell = &self.cells[index];
             if cell.appearances == 0 {
                 return unseen(self.draws);
             }
-            longest = longest.max(cell.gap);
+            least = least.min(self.probability_of(cell));
         }
-        1.0 / f64::from(longest)
+        least
     }
 
     fn to_bytes(&self) -> Vec<u8> {
@@ -132,8 +148,12 @@ fn read_cell(reader: &mut Reader<'_>, draws: u64) -> Result<Cell> {
     let cell = Cell { last, gap: f32::from_bits((rest >> 32) as u32), appearances: rest as u32 };
     let possible = match cell.appearances {
         0 => last == 0 && rest == 0,
-        // A mean of gaps, from 1 to the whole stream, rounded.
-        _ => (1..=draws).contains(&last) && cell.gap >= 1.0 && f64::from(cell.gap) <= 1.001 * draws as f64,
+        // One appearance at a time; a mean of gaps, from 1 to the whole stream, rounded.
+        appearances => {
+            (u64::from(appearances)..=draws).contains(&last)
+                && cell.gap >= 1.0
+                && f64::from(cell.gap) <= 1.001 * draws as f64
+        }
     };
     if possible { Ok(cell) } else { Err(corrupt(format!("a cell of {cell:?} after {draws} ids"))) }
 }

@@ -44,7 +44,8 @@ impl Hashes {
     pub(super) fn empty_cells<T: Clone + Default>(&self) -> Result<Vec<T>> {
         let mut cells = Vec::new();
         if cells.try_reserve_exact(self.num_cells()).is_err() {
-            return Err(value("width", self.width, "depth · width cells must fit in memory"));
+            let rule = format!("the cells of {} (depth) hash functions fit in memory", self.depth());
+            return Err(value("width", self.width, rule));
         }
         cells.resize(self.num_cells(), T::default());
         Ok(cells)

@@ -41,8 +41,11 @@ use crate::sampling::Inclusion;
 ///
 /// **First observe, then log_q**, as in Yi et al. 2019. The batch's own ids have then all been seen, and each log_q rests on
 /// data; the other way round a new id had none, though it is a candidate now. The price is that an id is looked at because it has
-/// just come up: its share of n counts has the expectation `Q + (1 − Q)/n`, about twice Q for an id that is seen once in n. Gaps
-/// have no such bias: the one that an appearance ends is as long as any other.
+/// just come up: its share of n counts has the expectation `Q + (1 − Q)/n`, about twice Q for an id that is seen once in n, and
+/// too high by about 1/k of itself after k appearances. All three have this bias, the gap estimator until it is below alpha.
+///
+/// **The first batch** has nothing beside it, so that each of its ids has its share of that batch. Where it holds one id, in one row or
+/// in all, Q is 1 and log_q 0, which [`CorrectedLogQ`](crate::Correction::CorrectedLogQ) refuses.
 ///
 /// **An id that was never seen** gets the Q that it would have had as the next one in the stream, `1/(n + 1)` after n ids: what
 /// `observe` would make of it, and a bound, since an id of a greater Q would likely have been seen. With nothing observed that is
@@ -63,7 +66,7 @@ pub trait FrequencyEstimator {
     /// that holds each distinct id of such a batch once. `batch_size` counts the draws before repetitions were removed, and is
     /// at least 1. As an expected count it serves every correction but [`CorrectedLogQ`](crate::Correction::CorrectedLogQ).
     fn log_q_deduplicated(&self, ids: &[u64], batch_size: usize) -> Vec<f32> {
-        let inclusion = Inclusion::AmongDraws(batch_size.max(1) as f64);
+        let inclusion = Inclusion::among_draws(batch_size.max(1));
         ids.iter().map(|&id| inclusion.log(self.probability(id)) as f32).collect()
     }
 

@@ -12,6 +12,9 @@ use crate::error::{Result, shape, value};
 /// whichever component an id came from. For instance popular and uniform negatives in one pool (mixed negative sampling, Yang
 /// et al., "Mixed Negative Sampling for Learning Two-tower Neural Networks in Recommendations", WWW 2020).
 ///
+/// A component is chosen by 53 random bits, so shares `w_c` are rounded to multiples of 2^-53 that sum to 1, and the
+/// probabilities are those of what is drawn.
+///
 /// ```
 /// use catalog_softmax::{Distribution, Mixture, Unigram, Uniform};
 /// let popularity = Unigram::new(&[3.0, 1.0, 0.0, 0.0], 1.0)?;
@@ -29,9 +32,9 @@ pub struct Mixture {
 
 #[derive(Debug)]
 struct Component {
-    /// Its share of the draws.
+    /// Its share of the draws, a multiple of 2^-53.
     weight: f64,
-    /// Sum of the shares up to its own.
+    /// Sum of the shares up to its own, 1 in the end.
     end: f64,
     distribution: Box<dyn Distribution>,
 }
@@ -40,7 +43,8 @@ impl Mixture {
     /// Components with their weights, which need not sum to 1. Looks at each id once if no component alone draws them all.
     ///
     /// # Errors
-    /// No component, a weight that is not finite and > 0, and components over different numbers of items.
+    /// No component, a weight that is not finite and > 0 or whose share of the draws is below 2^-53, and components over different
+    /// numbers of items.
     pub fn new(components: Vec<(f64, Box<dyn Distribution>)>) -> Result<Self> {
         let Some((_, first)) = components.first() else {
             return Err(shape("components", "none", "at least one"));
@@ -59,23 +63,14 @@ impl Mixture {
                 ));
             }
         }
-        // Shares of the largest weight cannot overflow.
-        let largest = components.iter().fold(0.0, |largest: f64, (weight, _)| largest.max(*weight));
-        let total: f64 = components.iter().map(|(weight, _)| weight / largest).sum();
+        let weights: Vec<f64> = components.iter().map(|&(weight, _)| weight).collect();
         let mut end = 0.0;
-        let components = components.into_iter().enumerate().map(|(c, (weight, distribution))| {
-            let weight = weight / largest / total;
-            if weight == 0.0 {
-                return Err(value(
-                    format!("components[{c}].weight"),
-                    weight,
-                    "a share of the draws that is > 0 in f64",
-                ));
-            }
+        let with_share = |((_, distribution), weight): ((f64, Box<dyn Distribution>), f64)| {
             end += weight;
-            Ok(Component { weight, end, distribution })
-        });
-        let mut mixture = Mixture { components: components.collect::<Result<_>>()?, num_items, support: 0 };
+            Component { weight, end, distribution }
+        };
+        let components: Vec<Component> = components.into_iter().zip(shares(&weights)?).map(with_share).collect();
+        let mut mixture = Mixture { components, num_items, support: 0 };
         let largest = mixture.components.iter().map(|c| c.distribution.support()).max();
         mixture.support = match largest {
             Some(support) if support == num_items => support,
@@ -83,6 +78,29 @@ impl Mixture {
         };
         Ok(mixture)
     }
+}
+
+/// Each weight's share of the 2^53 numbers that choose a component, so that their sum is 1 exactly.
+fn shares(weights: &[f64]) -> Result<Vec<f64>> {
+    const NUMBERS: u64 = 1 << 53;
+    // Relative to the largest weight, so that the sum cannot overflow.
+    let largest = weights.iter().copied().fold(0.0, f64::max);
+    let total: f64 = weights.iter().map(|weight| weight / largest).sum();
+    let numbers = |(c, &weight): (usize, &f64)| match weight / largest / total * NUMBERS as f64 {
+        numbers if numbers >= 1.0 => Ok(numbers.round() as u64),
+        _ => Err(value(
+            format!("components[{c}].weight"),
+            weight,
+            "at least 2^-53 of all weights' sum, to be drawn at all",
+        )),
+    };
+    let mut numbers: Vec<u64> = weights.iter().enumerate().map(numbers).collect::<Result<_>>()?;
+    // Rounding moved each share by half a number and some ulps, which the largest does not notice.
+    let sum: u64 = numbers.iter().sum();
+    if let Some(largest) = numbers.iter_mut().max() {
+        *largest = *largest + NUMBERS - sum;
+    }
+    Ok(numbers.iter().map(|&numbers| numbers as f64 / NUMBERS as f64).collect())
 }
 
 impl Distribution for Mixture {
@@ -125,9 +143,8 @@ impl Mixture {
     /// The component of the next draw.
     fn choose(&self, random: &mut RandomStream) -> usize {
         let share = random.unit();
-        // Counted without a branch that no one could predict. Rounding may leave the last end short of 1, so it has no say.
-        let (_, others) = self.components.split_last().expect("a mixture has a component");
-        others.iter().filter(|c| share >= c.end).count()
+        // Counted without a branch that no one could predict. The last end is 1, past any share.
+        self.components.iter().filter(|c| share >= c.end).count()
     }
 
     /// [`probability`](Distribution::probability) of an id that component `chosen` drew with this Q, which need not be looked

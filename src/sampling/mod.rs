@@ -90,6 +90,23 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
         ids.iter().zip(0..).map(|(&id, i)| Ok(checked_probability(self, id, i)?.ln() as f32)).collect()
     }
 
+    /// log Q of each id, per draw, and −∞ of one that is never drawn or is past N: what [`union_log_q`](crate::union_log_q) takes,
+    /// where another pool may draw it. A pool of its own takes [`log_q`](Distribution::log_q).
+    ///
+    /// ```
+    /// use catalog_softmax::{Distribution, Unigram, Uniform, union_log_q};
+    /// let (popularity, uniform) = (Unigram::new(&[3.0, 1.0, 0.0, 0.0], 1.0)?, Uniform::new(4)?);
+    /// // Draws of both, 8 and 4: expected copies of an item that is popular and of one that was never seen.
+    /// let ids = [0, 3];
+    /// let mut log_q = [0.0; 2];
+    /// union_log_q(&[(8.0, &popularity.log_probabilities(&ids)), (4.0, &uniform.log_probabilities(&ids))], &mut log_q)?;
+    /// assert!((log_q[0] - 7.0f32.ln()).abs() < 1e-6 && log_q[1].abs() < 1e-6);
+    /// # Ok::<(), catalog_softmax::Error>(())
+    /// ```
+    fn log_probabilities(&self, ids: &[u64]) -> Vec<f32> {
+        ids.iter().map(|&id| self.probability(id).ln() as f32).collect()
+    }
+
     /// `draws` independent draws, with repetitions. log_q is log Q.
     fn draw(&self, draws: usize, random: &mut RandomStream) -> Sample {
         let mut sample = Sample::with_capacity(draws, Inclusion::PerDraw);
@@ -103,7 +120,7 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
     /// This is an expected count, of an id's appearances in the sample (0 or 1), and no probability per draw: it serves every
     /// correction but [`CorrectedLogQ`](crate::Correction::CorrectedLogQ), which needs [`draw`](Distribution::draw).
     fn draw_deduplicated(&self, draws: usize, random: &mut RandomStream) -> Sample {
-        let mut sample = Sample::with_capacity(draws, Inclusion::AmongDraws(draws as f64));
+        let mut sample = Sample::with_capacity(draws, Inclusion::among_draws(draws));
         let mut seen = FxHashSet::with_capacity_and_hasher(draws, FxBuildHasher);
         for_each_draw(self, draws, random, |id, probability| {
             if seen.insert(id) {
@@ -113,7 +130,8 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
         sample
     }
 
-    /// Exactly `count` distinct ids: draws until there are so many, in the order in which they came.
+    /// Exactly `count` distinct ids: draws until there are so many, in the order in which they came. All ids that can be drawn
+    /// come without a draw, in ascending order; [`Uniform`] shuffles them.
     ///
     /// A fixed size leaves no simple inclusion probabilities. TensorFlow's candidate samplers take `1 − (1 − Q)^tries`
     /// (`range_sampler.cc`), an approximation, since the number of tries depends on what was drawn. Here log_q is the
@@ -128,10 +146,11 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
     /// tries one pass over the catalogue.
     ///
     /// # Errors
-    /// `count` past the number of ids that can be drawn.
+    /// `count` past the number of ids that can be drawn; a [`support`](Distribution::support) that is not that number, where it
+    /// comes to light.
     fn draw_distinct(&self, count: usize, random: &mut RandomStream) -> Result<Sample> {
         check_distinct(count, self.support())?;
-        Ok(without_replacement::draw(self, count, random))
+        without_replacement::draw(self, count, random)
     }
 }
 
@@ -157,8 +176,9 @@ fn for_each_draw<D: Distribution + ?Sized>(
 /// Q of `ids[i]`, where it has a logarithm.
 fn checked_probability<D: Distribution + ?Sized>(distribution: &D, id: u64, i: usize) -> Result<f64> {
     let probability = distribution.probability(id);
-    if id >= u64::from(distribution.num_items()) {
-        return Err(value(format!("ids[{i}]"), id, "below num_items"));
+    let num_items = distribution.num_items();
+    if id >= u64::from(num_items) {
+        return Err(value(format!("ids[{i}]"), id, format!("below {num_items} (num_items)")));
     }
     if probability > 0.0 {
         Ok(probability)

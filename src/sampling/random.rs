@@ -17,8 +17,16 @@ use chacha20::rand_core::{Rng, SeedableRng};
 /// assert_ne!(of_worker(0), of_worker(1));
 /// # Ok::<(), catalog_softmax::Error>(())
 /// ```
+///
+/// A clone goes on with the same numbers: it repeats draws, and is no second stream.
 #[derive(Debug)]
 pub struct RandomStream(ChaCha8Rng);
+
+impl Clone for RandomStream {
+    fn clone(&self) -> Self {
+        RandomStream(ChaCha8Rng::deserialize_state(&self.0.serialize_state()))
+    }
+}
 
 impl RandomStream {
     /// Stream number `stream` of `seed`, at its start.

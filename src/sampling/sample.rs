@@ -1,5 +1,7 @@
 //! What a draw returns.
 
+use rustc_hash::FxHashSet;
+
 use super::{Distribution, Inclusion, checked_probability};
 use crate::error::{Result, value};
 
@@ -9,7 +11,8 @@ use crate::error::{Result, value};
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Sample {
-    /// Drawn ids, in the order in which they came: indices into the catalogue.
+    /// Drawn ids, indices into the catalogue: in the order in which they came. [`draw_distinct`](Distribution::draw_distinct) says
+    /// in which order all of them do.
     pub ids: Vec<u64>,
     /// Natural logarithm of the sampling probability of each, for [`Pool::log_q`](crate::Pool::log_q). Finite.
     pub log_q: Vec<f32>,
@@ -30,11 +33,21 @@ impl Sample {
     /// log_q of any other ids in the same terms, e.g. of the positives: log Q beside a sample with repetitions, the
     /// probability to be in the sample beside a deduplicated one. `distribution` is the one that was drawn from.
     ///
+    /// Beside distinct ids it is the conditional probability that [`draw_distinct`](Distribution::draw_distinct) describes: for an
+    /// id of the sample that of `log_q`, for any other one `1 − exp(−Q t)` with t the first time of the last id that was taken,
+    /// since it would have had to come before that one. Over samples, the mean of `exp(log_q)` is each id's probability to be in one.
+    ///
     /// # Errors
     /// An id past N, and one that is never drawn or, in a sample of no draws, cannot have been: its log_q would be −∞.
     pub fn log_q_of<D: Distribution + ?Sized>(&self, distribution: &D, ids: &[u64]) -> Result<Vec<f32>> {
+        let drawn: FxHashSet<u64> = match self.inclusion {
+            Inclusion::Before { .. } => self.ids.iter().copied().collect(),
+            // Elsewhere the ids that were drawn are no exception.
+            _ => FxHashSet::default(),
+        };
         let log_q = |(i, &id): (usize, &u64)| {
-            let log_q = self.inclusion.log(checked_probability(distribution, id, i)?) as f32;
+            let probability = checked_probability(distribution, id, i)?;
+            let log_q = self.inclusion.log_of(probability, drawn.contains(&id)) as f32;
             if log_q == f32::NEG_INFINITY {
                 return Err(value(format!("ids[{i}]"), id, "an id that can be in the sample; this one has no draws"));
             }

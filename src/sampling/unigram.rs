@@ -11,7 +11,9 @@ use crate::error::{Result, shape, value};
 /// 1991) of 16 bytes for each item, 160 MB for 1e7, and while it is built 8 more; a draw with its Q reads one cache line.
 ///
 /// The table is built in integers: shares of the draws are multiples of `2^-32 / N`, at least one for each count above 0, and
-/// [`probability`](Distribution::probability) is the table's own (as f32, to a relative 6e-8), so that log_q fits what is drawn.
+/// [`probability`](Distribution::probability) is the table's own, so that log_q fits what is drawn. Cells hold it as f32, to a
+/// relative 6e-8, and below 1 where anything else can be drawn: of an item with nearly all of the draws `1 − Q` is known to 6e-8
+/// and no better.
 /// It differs from the formula by a relative `2^-33 / (N Q)`, nothing to notice unless an item is a million times rarer than
 /// the average; one unit is the least that a rarer item can have, and the most frequent item makes up for it.
 ///
@@ -52,15 +54,18 @@ impl Unigram {
     /// No counts or more than 2^32 − 1, one that is negative, NaN or infinite, none above 0, a distortion that is not finite.
     pub fn new(counts: &[f64], distortion: f64) -> Result<Self> {
         let units = units(weights(counts, distortion)?);
+        let support = units.iter().filter(|&&units| units > 0).count() as u32;
         let share = 1.0 / (FULL as f64 * units.len() as f64);
-        let probability = |id: usize| (units[id] as f64 * share) as f32;
+        // Rounding makes no item certain that is not: log(1 − Q) is part of the corrected logQ.
+        let most = if support == 1 { 1.0 } else { 1f32.next_down() };
+        let probability = |id: usize| ((units[id] as f64 * share) as f32).min(most);
         let mut cells: Vec<Cell> = (0..units.len())
             .map(|id| Cell { threshold: u32::MAX, alias: id as u32, own: probability(id), other: probability(id) })
             .collect();
         fill(&units, |id, threshold, alias| {
             cells[id] = Cell { threshold, alias: alias as u32, own: probability(id), other: probability(alias) };
         });
-        Ok(Unigram { support: units.iter().filter(|&&units| units > 0).count() as u32, cells })
+        Ok(Unigram { cells, support })
     }
 }
 
@@ -80,9 +85,14 @@ fn weights(counts: &[f64], distortion: f64) -> Result<Vec<f64>> {
     if !distortion.is_finite() {
         return Err(value("distortion", distortion, "finite"));
     }
-    let power = |ratio| if distortion == 1.0 { ratio } else { libm::pow(ratio, distortion) };
+    let power = |count: f64| match count / reference {
+        ratio if distortion == 1.0 => ratio,
+        ratio if ratio.is_normal() => libm::pow(ratio, distortion),
+        // A ratio outside f64's range may have a power well inside it.
+        _ => libm::exp(distortion * (libm::log(count) - libm::log(reference))),
+    };
     // What underflows is rare beyond measure, and not never.
-    let weight = |&count: &f64| if count > 0.0 { power(count / reference).max(f64::MIN_POSITIVE) } else { 0.0 };
+    let weight = |&count: &f64| if count > 0.0 { power(count).max(f64::MIN_POSITIVE) } else { 0.0 };
     Ok(counts.iter().map(weight).collect())
 }
 

@@ -3,43 +3,79 @@
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use super::{BLOCK, Distribution, Inclusion, RandomStream, Sample};
+use crate::error::{Error, Result, shape};
 
 /// `count` is at most the distribution's support.
-pub(super) fn draw<D: Distribution + ?Sized>(distribution: &D, count: usize, random: &mut RandomStream) -> Sample {
+pub(super) fn draw<D: Distribution + ?Sized>(
+    distribution: &D,
+    count: usize,
+    random: &mut RandomStream,
+) -> Result<Sample> {
     if count == distribution.support() as usize {
         return all(distribution);
     }
-    // Ids with their Q in the order of their first times; the last one only ends the sample.
-    let mut first: Vec<(u64, f64)> = Vec::with_capacity(count + 1);
-    let mut seen = FxHashSet::with_capacity_and_hasher(count + 1, FxBuildHasher);
-    let mut tries = 0;
+    let Tries { mut first, seen, all, to_last } = tries(distribution, count, random);
+    // Which ids come does not depend on when: the times between the tries can be drawn afterwards, and only their sums matter.
+    let mut last = random.sum_of_exponentials(to_last);
+    let mut next = last + random.sum_of_exponentials(all - to_last);
+    if first.len() <= count {
+        match finish(distribution, next, &seen, count + 1 - first.len(), &mut first, random)[..] {
+            [.., before, end] => (last, next) = (before, end),
+            [end] => next = end,
+            [] => {}
+        }
+    }
+    if first.len() <= count {
+        return Err(other_support(distribution, first.len()));
+    }
+    let mut sample = Sample::with_capacity(count, Inclusion::Before { last, next });
+    first[..count].iter().for_each(|&(id, probability)| sample.push(id, probability));
+    Ok(sample)
+}
+
+/// What up to N tries bring.
+struct Tries {
+    /// Ids with their Q in the order of their first times; the one after the last of the sample only ends it.
+    first: Vec<(u64, f64)>,
+    /// The same ids.
+    seen: FxHashSet<u64>,
+    all: usize,
+    /// Tries up to the last id of the sample, 0 where that has not come.
+    to_last: usize,
+}
+
+fn tries<D: Distribution + ?Sized>(distribution: &D, count: usize, random: &mut RandomStream) -> Tries {
+    let seen = FxHashSet::with_capacity_and_hasher(count + 1, FxBuildHasher);
+    let mut tries = Tries { first: Vec::with_capacity(count + 1), seen, all: 0, to_last: 0 };
     let most = distribution.num_items() as usize;
-    while first.len() <= count && tries < most {
+    while tries.all < most {
         let mut block = [(0, 0.0); BLOCK];
-        let block = &mut block[..BLOCK.min(most - tries)];
+        let block = &mut block[..BLOCK.min(most - tries.all)];
         distribution.draw_into(block, random);
         for &(id, probability) in block.iter() {
-            tries += 1;
-            if seen.insert(id) {
-                first.push((id, probability));
-            }
-            if first.len() > count {
-                break;
+            tries.all += 1;
+            if tries.seen.insert(id) {
+                tries.first.push((id, probability));
+                match tries.first.len() {
+                    found if found == count => tries.to_last = tries.all,
+                    // The rest of the block is as if it had not been drawn: where to stop depends on what came before it.
+                    found if found > count => return tries,
+                    _ => {}
+                }
             }
         }
     }
-    // Which ids come does not depend on when: the times between the tries can be drawn afterwards, and only their sum matters.
-    let mut time = random.sum_of_exponentials(tries);
-    if first.len() <= count {
-        time = finish(distribution, time, &seen, count + 1 - first.len(), &mut first, random);
-    }
-    let mut sample = Sample::with_capacity(count, Inclusion::Before(time));
-    first[..count].iter().for_each(|&(id, probability)| sample.push(id, probability));
-    sample
+    tries
+}
+
+/// A distribution of the caller's own may count other ids than have a probability.
+fn other_support<D: Distribution + ?Sized>(distribution: &D, found: usize) -> Error {
+    let found = format!("{found} of {} ids with a probability > 0", distribution.num_items());
+    shape("distribution", found, format!("{}, as its support() says", distribution.support()))
 }
 
 /// Every id that can be drawn.
-fn all<D: Distribution + ?Sized>(distribution: &D) -> Sample {
+fn all<D: Distribution + ?Sized>(distribution: &D) -> Result<Sample> {
     let mut sample = Sample::with_capacity(distribution.support() as usize, Inclusion::Always(1.0));
     for id in 0..u64::from(distribution.num_items()) {
         let probability = distribution.probability(id);
@@ -47,10 +83,13 @@ fn all<D: Distribution + ?Sized>(distribution: &D) -> Sample {
             sample.push(id, probability);
         }
     }
-    sample
+    if sample.ids.len() != distribution.support() as usize {
+        return Err(other_support(distribution, sample.ids.len()));
+    }
+    Ok(sample)
 }
 
-/// Adds the next `missing` ids and returns the last one's time. The tail of a skewed distribution would take tries without
+/// Adds the next `missing` ids and returns their times. The tail of a skewed distribution would take tries without
 /// end; but an exponential variable forgets that it was waited for, so each id that was not seen until `time` has its first
 /// time an exponential variable of rate Q later, and the earliest ones are next.
 fn finish<D: Distribution + ?Sized>(
@@ -60,7 +99,7 @@ fn finish<D: Distribution + ?Sized>(
     missing: usize,
     first: &mut Vec<(u64, f64)>,
     random: &mut RandomStream,
-) -> f64 {
+) -> Vec<f64> {
     let mut waiting: Vec<(f64, u64, f64)> = Vec::new();
     for id in (0..u64::from(distribution.num_items())).filter(|id| !seen.contains(id)) {
         let probability = distribution.probability(id);
@@ -75,5 +114,5 @@ fn finish<D: Distribution + ?Sized>(
     }
     waiting.sort_unstable_by(order);
     first.extend(waiting.iter().map(|&(_, id, probability)| (id, probability)));
-    waiting.last().map_or(time, |&(last, _, _)| last)
+    waiting.iter().map(|&(time, _, _)| time).collect()
 }

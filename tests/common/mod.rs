@@ -10,6 +10,7 @@ pub mod naive;
 #[cfg(feature = "cuda")]
 pub mod on_device;
 pub mod problem;
+pub mod samplers;
 pub mod statistics;
 pub mod suite;
 pub mod tolerance;

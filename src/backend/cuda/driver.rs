@@ -94,7 +94,6 @@ const KERNELS: &[(&[u8], &[Name])] = names! {
     STREAM_SM80: "stream_statistics_f16", "stream_statistics_bf16", "stream_statistics_f32", "stream_statistics_tf32",
         "stream_detail_f16", "stream_detail_bf16", "stream_detail_f32", "stream_detail_tf32",
         "stream_paired_f16", "stream_paired_bf16", "stream_paired_f32", "stream_paired_tf32",
-        "stream_topk_f16", "stream_topk_bf16", "stream_topk_f32", "stream_topk_tf32",
         "stream_expected_1_f16", "stream_expected_1_bf16", "stream_expected_1_f32", "stream_expected_1_tf32",
         "stream_expected_2_f16", "stream_expected_2_bf16", "stream_expected_2_f32", "stream_expected_2_tf32",
         "stream_expected_4_f16", "stream_expected_4_bf16", "stream_expected_4_f32", "stream_expected_4_tf32",
@@ -103,7 +102,7 @@ const KERNELS: &[(&[u8], &[Name])] = names! {
         "stream_gradient_4_f16", "stream_gradient_4_bf16", "stream_gradient_4_f32", "stream_gradient_4_tf32";
     POSITIVES: "gather_positives", "query_gradient_f16", "query_gradient_bf16", "query_gradient_f32";
     MERGE: "merge_rows", "merge_expected", "finish_gradient_f16", "finish_gradient_bf16", "finish_gradient_f32";
-    TOPK: "merge_topk";
+    TOPK: "stream_topk_f16", "stream_topk_bf16", "stream_topk_f32", "stream_topk_tf32", "merge_topk";
     EPILOGUE: "epilogue", "finish_temperature";
     SYMMETRIC: "swap_positives", "swap_weights", "average_rows", "average_f32", "average_f64";
 };

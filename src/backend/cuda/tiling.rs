@@ -3,13 +3,13 @@
 use super::driver::Limits;
 use crate::embeddings::DType;
 
-/// Stationary rows of a block, streamed rows of a tile (`stream_sm80.cu`).
+/// Stationary rows of a block, streamed rows of a tile (`tile_stream.cuh`).
 pub(super) const BLOCK_X: usize = 128;
 pub(super) const BLOCK_Y: usize = 64;
 const STAGES: usize = 3;
 /// Bytes of a row that are copied at a time.
 const CHUNK_BYTES: usize = 128;
-/// `SharedStorage` in `stream_sm80.cu`.
+/// `SharedStorage` in `tile_stream.cuh`.
 const STORAGE_BYTES: usize = 2048;
 /// Bound of the memory for partial outputs, unless one split alone needs more.
 const MAX_PARTIAL_BYTES: usize = 256 << 20;

@@ -12,7 +12,8 @@
 //! The table has, relative to the length of the full softmax's gradient: the distance of the mean gradient from it (bias,
 //! and what the standard error leaves of the noise), the standard error of the mean, and the standard deviation of one
 //! step's gradient. All of that is the query's gradient; a second table has how much of theirs the items get, of which a queue's
-//! rows, without gradient, pass none on. Draws are those of `tests/common/gradient_bias.rs`, which `tests/gradient_bias.rs` holds to closed forms.
+//! rows, without gradient, pass none on. Draws are those of `tests/common/gradient_bias.rs`, which `tests/gradient_bias.rs` holds
+//! to closed forms.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@ use super::{FrequencyEstimator, unseen};
 use crate::error::{Result, value};
 
 /// The streaming frequency estimator of Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
-/// Recommendations", RecSys 2019, section 4, algorithms 2 and 3. With `t` the number of ids so far, each id that comes up does
+/// Recommendations", RecSys 2019, with several hash functions. With `t` the number of ids so far, each id that comes up does
 ///
 /// ```text
 /// B[h(id)] ← (1 − α) B[h(id)] + α (t − A[h(id)])        the mean gap between appearances

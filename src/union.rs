@@ -57,9 +57,8 @@ use crate::error::{Result, missing, shape, value};
 /// ```
 pub fn union_log_q(pools: &[(f64, &[f32])], out: &mut [f32]) -> Result<()> {
     check(pools, out.len())?;
-    for (j, out) in out.iter_mut().enumerate() {
-        *out = log_count(pools, j) as f32;
-    }
+    let log_counts = log_counts(pools, out.len(), "all pools", "some pool draws it")?;
+    out.iter_mut().zip(log_counts).for_each(|(out, log_count)| *out = log_count as f32);
     Ok(())
 }
 
@@ -102,14 +101,22 @@ pub fn union_gradient_weight(pools: &[(f64, &[f32], bool)], out: &mut [f32]) -> 
     check(&all, out.len())?;
     let with_gradient = pools.iter().filter(|(_, _, gradient)| *gradient);
     let with_gradient: Vec<(f64, &[f32])> = with_gradient.map(|&(draws, log_q, _)| (draws, log_q)).collect();
-    if let Some(j) = (0..out.len()).find(|&j| log_count(&with_gradient, j) == f64::NEG_INFINITY) {
-        let rule = "some pool with a gradient draws it";
-        return Err(value(format!("log_q of candidate {j}"), "-inf in all pools with a gradient", rule));
-    }
-    for (j, out) in out.iter_mut().enumerate() {
-        *out = (log_count(&all, j) - log_count(&with_gradient, j)).exp() as f32;
+    let all = log_counts(&all, out.len(), "all pools", "some pool draws it")?;
+    let rule = "some pool with a gradient draws it";
+    let with_gradient = log_counts(&with_gradient, out.len(), "all pools with a gradient", rule)?;
+    for (out, (all, with_gradient)) in out.iter_mut().zip(all.into_iter().zip(with_gradient)) {
+        *out = (all - with_gradient).exp() as f32;
     }
     Ok(())
+}
+
+/// [`log_count`] of each candidate, or the first one that none of these pools draws, said of `pools_name`.
+fn log_counts(pools: &[(f64, &[f32])], candidates: usize, pools_name: &str, rule: &str) -> Result<Vec<f64>> {
+    let log_count = |j| match log_count(pools, j) {
+        f64::NEG_INFINITY => Err(value(format!("log_q of candidate {j}"), format!("-inf in {pools_name}"), rule)),
+        log_count => Ok(log_count),
+    };
+    (0..candidates).map(log_count).collect()
 }
 
 /// `log Σ_k n_k Q_k(j)`, relative to the largest term: probabilities of 10^-300 are no zeros.
@@ -139,10 +146,7 @@ fn check(pools: &[(f64, &[f32])], candidates: usize) -> Result<()> {
             ));
         }
     }
-    match (0..candidates).find(|&j| log_count(pools, j) == f64::NEG_INFINITY) {
-        Some(j) => Err(value(format!("log_q of candidate {j}"), "-inf in all pools", "some pool draws it")),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -213,15 +213,16 @@ impl<'a> Candidates<'a> {
             samplers,
             counts: objective.log_q_is_of_counts(),
         };
-        targets.log_q = union.log_q(&targets.items)?;
+        let copies = union.of(&targets.items);
+        targets.log_q = copies.log_q()?;
         // Of a batch of one row, the target is nobody's negative.
-        targets.gradient_weight = if in_batch > 0 { union.gradient_weight(&targets.items)? } else { Vec::new() };
+        targets.gradient_weight = if in_batch > 0 { copies.gradient_weight()? } else { Vec::new() };
         for rows in drawn {
-            rows.log_q = union.log_q(&rows.items)?;
-            rows.gradient_weight = union.gradient_weight(&rows.items)?;
+            let copies = union.of(&rows.items);
+            (rows.log_q, rows.gradient_weight) = (copies.log_q()?, copies.gradient_weight()?);
         }
         *queue_log_q =
-            queue.iter().flat_map(NegativeQueue::ids).map(|ids| union.log_q(ids)).collect::<Fallible<_>>()?;
+            queue.iter().flat_map(NegativeQueue::ids).map(|ids| union.of(ids).log_q()).collect::<Fallible<_>>()?;
         Ok(())
     }
 

@@ -33,41 +33,62 @@ pub struct ByPopularity<'a> {
 }
 
 impl Union<'_> {
-    /// What the gradients of candidates of these items are to be multiplied by, for what the queue's rows stand for: nothing (an
-    /// empty list) without a queue.
-    pub fn gradient_weight(&self, items: &[u64]) -> Fallible<Vec<f32>> {
-        let Some(ByPopularity { in_batch, queued, frequencies }) = self.by_popularity else { return Ok(Vec::new()) };
-        if queued == 0 {
-            return Ok(Vec::new());
+    /// What is expected of these items in each pool.
+    pub fn of(&self, items: &[u64]) -> Copies {
+        let mut pools = Vec::new();
+        if let Some(ByPopularity { in_batch, queued, frequencies }) = self.by_popularity {
+            let log_q = frequencies.log_q(items);
+            if queued > 0 {
+                pools.push(Pool { draws: queued, log_q: log_q.clone(), gradient: false });
+            }
+            pools.push(Pool { draws: in_batch, log_q, gradient: true });
         }
-        let popularity = frequencies.log_q(items);
-        let sampled: Vec<(usize, Vec<f32>)> =
-            self.samplers.iter().map(|sampler| (sampler.draws, sampler.log_q(items))).collect();
-        let mut pools = vec![(in_batch as f64, &popularity[..], true), (queued as f64, &popularity, false)];
-        pools.extend(sampled.iter().map(|(draws, log_q)| (*draws as f64, &log_q[..], true)));
-        let mut weight = vec![0.0; items.len()];
-        union_gradient_weight(&pools, &mut weight)?;
-        Ok(weight)
+        pools.extend(self.samplers.iter().map(|s| Pool { draws: s.draws, log_q: s.log_q(items), gradient: true }));
+        Copies { pools, counts: self.counts, items: items.len() }
     }
+}
 
-    /// log Q of each item, whichever pool it is in.
-    pub fn log_q(&self, items: &[u64]) -> Fallible<Vec<f32>> {
-        let by_popularity = self
-            .by_popularity
-            .map(|ByPopularity { in_batch, queued, frequencies }| (in_batch + queued, frequencies.log_q(items)));
-        let sampled = self.samplers.iter().map(|sampler| (sampler.draws, sampler.log_q(items)));
-        let pools: Vec<(usize, Vec<f32>)> = by_popularity.into_iter().chain(sampled).collect();
-        let total: usize = pools.iter().map(|&(draws, _)| draws).sum();
+/// Some items in each of the pools.
+pub struct Copies {
+    pools: Vec<Pool>,
+    counts: bool,
+    items: usize,
+}
+
+struct Pool {
+    draws: usize,
+    /// log Q of each item per draw.
+    log_q: Vec<f32>,
+    gradient: bool,
+}
+
+impl Copies {
+    /// log Q of each item in the union, whichever pool it is in.
+    pub fn log_q(&self) -> Fallible<Vec<f32>> {
+        let total: usize = self.pools.iter().map(|pool| pool.draws).sum();
         let share = |draws: usize| match (total, self.counts) {
             // A batch of one row has no in-batch negatives: with no other pool, nothing is drawn. log_q need only be finite.
             (0, _) => 1.0,
             (_, true) => draws as f64,
             (_, false) => draws as f64 / total as f64,
         };
-        let pools: Vec<(f64, &[f32])> = pools.iter().map(|(draws, log_q)| (share(*draws), &log_q[..])).collect();
-        let mut out = vec![0.0; items.len()];
+        let pools: Vec<(f64, &[f32])> = self.pools.iter().map(|pool| (share(pool.draws), &pool.log_q[..])).collect();
+        let mut out = vec![0.0; self.items];
         union_log_q(&pools, &mut out)?;
         Ok(out)
+    }
+
+    /// What the gradients of candidates of these items are to be multiplied by, for what the queue's rows stand for: nothing (an
+    /// empty list) without a queue.
+    pub fn gradient_weight(&self) -> Fallible<Vec<f32>> {
+        if self.pools.iter().all(|pool| pool.gradient) {
+            return Ok(Vec::new());
+        }
+        let pools: Vec<(f64, &[f32], bool)> =
+            self.pools.iter().map(|pool| (pool.draws as f64, &pool.log_q[..], pool.gradient)).collect();
+        let mut weight = vec![0.0; self.items];
+        union_gradient_weight(&pools, &mut weight)?;
+        Ok(weight)
     }
 }
 
@@ -88,7 +109,7 @@ mod tests {
         let q_of = |counts| -> Vec<f64> {
             let by_popularity = ByPopularity { in_batch: 15, queued: 35, frequencies: &frequencies };
             let union = Union { by_popularity: Some(by_popularity), samplers: &samplers, counts };
-            union.log_q(&[0, 1, 2, 3]).unwrap().iter().map(|&l| f64::from(l).exp()).collect()
+            union.of(&[0, 1, 2, 3]).log_q().unwrap().iter().map(|&l| f64::from(l).exp()).collect()
         };
         let (q, copies) = (q_of(false), q_of(true));
         // Of 100 draws: 50 by popularity, 20 of all four items alike, 30 of the three that are ever taken.
@@ -102,7 +123,7 @@ mod tests {
         let union = Union { by_popularity: Some(by_popularity), samplers: &samplers, counts: false };
         // Of the 45, 30, 20 and 5 copies of each item, 21, 10.5, 3.5 and 0 are in the queue.
         let expected = [45.0 / 24.0, 30.0 / 19.5, 20.0 / 16.5, 1.0];
-        for (found, expected) in union.gradient_weight(&[0, 1, 2, 3]).unwrap().iter().zip(expected) {
+        for (found, expected) in union.of(&[0, 1, 2, 3]).gradient_weight().unwrap().iter().zip(expected) {
             assert!((found - expected).abs() < 1e-5, "{found} {expected}");
         }
     }
@@ -115,8 +136,9 @@ mod tests {
         for draws in [511, 0] {
             let by_popularity = ByPopularity { in_batch: draws, queued: 0, frequencies: &frequencies };
             let union = Union { by_popularity: Some(by_popularity), samplers: &[], counts: false };
-            assert!(union.gradient_weight(&[1, 0]).unwrap().is_empty());
-            assert_eq!(union.log_q(&[1, 0]).unwrap(), [exact[1], exact[0]]);
+            let copies = union.of(&[1, 0]);
+            assert_eq!(copies.log_q().unwrap(), [exact[1], exact[0]]);
+            assert!(copies.gradient_weight().unwrap().is_empty());
         }
     }
 }

@@ -91,8 +91,7 @@ fn print_items(catalogue: &Catalogue, steps: usize) {
     );
     let names = ["in-batch + uniform, one Q", "+ queue, one Q"];
     for setup in setups(256).into_iter().filter(|setup| names.contains(&setup.name)) {
-        let queued = setup.pools.len() > 2;
-        for weighted in if queued { &[false, true][..] } else { &[false] } {
+        for weighted in if setup.is_queued() { &[false, true][..] } else { &[false] } {
             let [head, tail] = setup.gradient_of_items(catalogue, steps, 256, *weighted);
             let weights = if *weighted { ", weighted" } else { "" };
             println!("| {}{weights} | {head:.3} | {tail:.3} |", setup.name);

@@ -91,7 +91,9 @@ fn items_get_back_the_gradient_that_a_queue_takes() {
             assert!((plain[part] / limit[part] - 1.0).abs() < 0.02, "{name}: {plain:?}, not {limit:?}");
             assert!((weighted[part] - 1.0).abs() < 0.02, "{name}, weighted: {weighted:?}");
         }
-        let queued = setup.pools.len() > 2;
-        assert!(if queued { limit[0] < 0.3 && limit[1] < 0.9 } else { limit == [1.0; 2] }, "{name}: {limit:?}");
+        assert!(
+            if setup.is_queued() { limit[0] < 0.3 && limit[1] < 0.9 } else { limit == [1.0; 2] },
+            "{name}: {limit:?}"
+        );
     }
 }

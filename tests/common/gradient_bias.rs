@@ -129,6 +129,11 @@ impl Setup {
         self.pools.iter().map(|&(_, n)| n as f64).sum()
     }
 
+    /// Whether a queue is among the pools.
+    pub fn is_queued(&self) -> bool {
+        self.pools.iter().any(|&(source, _)| source == Source::Queue)
+    }
+
     /// Natural log of the probability with which a source draws each item.
     fn distribution(&self, catalogue: &Catalogue, source: Source) -> Vec<f32> {
         match source {

@@ -43,8 +43,8 @@ impl<'a> DevicePool<'a> {
 
 /// A search in device memory, as [`Search`](crate::Search) in host memory; the same names and shapes.
 ///
-/// Shapes, alignment and devices of the views are checked when a search is planned or run. A row whose offsets are no offsets
-/// excludes nothing, and [`Cuda::fault`](super::Cuda::fault) tells.
+/// Shapes, alignment and devices of the views are checked when a search is planned or run. Offsets that do not ascend from 0
+/// to the number of ids only the device sees: the search stays in bounds, and [`Cuda::fault`](super::Cuda::fault) tells.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct DeviceSearch<'a> {

@@ -250,26 +250,27 @@ fn product(
         assert!(a.len() > (rows - 1) * a_strides[0] + (k - 1) * a_strides[1] && b.len() == k * n);
         // SAFETY: the assertion above bounds what the strides reach, and `to` is borrowed mutably.
         unsafe {
-            gemm::gemm(
-                rows,
+            // The library prefers contiguous columns, so the product is handed over transposed.
+            gemm_f32::gemm::f32::get_gemm_fn()(
                 n,
+                rows,
                 k,
                 to.as_mut_ptr(),
-                1,
                 n as isize,
+                1,
                 false,
-                a.as_ptr(),
-                a_strides[1] as isize,
-                a_strides[0] as isize,
                 b.as_ptr(),
-                b_strides[1] as isize,
                 b_strides[0] as isize,
-                0.0f32,
-                1.0f32,
+                b_strides[1] as isize,
+                a.as_ptr(),
+                a_strides[0] as isize,
+                a_strides[1] as isize,
+                0.0,
+                1.0,
                 false,
                 false,
                 false,
-                gemm::Parallelism::None,
+                gemm_common::Parallelism::None,
             );
         }
     });

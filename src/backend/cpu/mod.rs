@@ -13,6 +13,7 @@
 
 mod best;
 mod kernels;
+mod matmul;
 mod search;
 mod tile;
 

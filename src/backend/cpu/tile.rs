@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use gemm::Parallelism;
 use pulp::Arch;
 use rayon::prelude::*;
 
 use super::ROWS_PER_TASK;
 use super::best::Best;
 use super::kernels::{self, ChainRule, Coefficients, LANES, Normalize, RowState, Score, Statistics, Tile};
+use super::matmul;
 use crate::batch::{Batch, Pool};
 use crate::embeddings::Embeddings;
 use crate::loss::Similarity;
@@ -88,7 +88,7 @@ pub(super) fn paired_sims(a: &Units, b: &Units, similarities: &mut Vec<f32>) {
     for start in (0..a.rows).step_by(MIN_WIDTH) {
         let rows = MIN_WIDTH.min(a.rows - start);
         let (a, b) = (a.padded(start, MIN_WIDTH), b.padded(start, MIN_WIDTH));
-        similarity_matmul(a, b, &mut block, MIN_WIDTH, MIN_WIDTH);
+        matmul::similarities(a, b, &mut block, MIN_WIDTH, MIN_WIDTH);
         let spoiled = |i: usize| a_norms[start + i].is_nan() || b_norms[start + i].is_nan();
         similarities.extend((0..rows).map(|i| if spoiled(i) { f32::NAN } else { block[i * MIN_WIDTH + i] }));
     }
@@ -194,7 +194,7 @@ impl<'a> TileJob<'a> {
                     }
                 }
                 let shape = (rows.len(), dim, tile.range.len());
-                accumulate(shape, &scratch.sims, [tile.width, 1], &scratch.candidates, o, t > 0, 1.0);
+                matmul::accumulate(shape, &scratch.sims, [tile.width, 1], &scratch.candidates, o, t > 0, 1.0);
             }
         }
         for (slot, state) in slots.iter_mut().zip(&scratch.states) {
@@ -223,7 +223,7 @@ impl<'a> TileJob<'a> {
             self.coefficients(scratch, &tile, rows.clone(), back);
             let queries = self.queries.padded(start, rows.len());
             let shape = (tile.range.len(), dim, rows.len());
-            accumulate(shape, &scratch.sims, [1, tile.width], queries, d_tile, start > 0, self.scale.1 as f32);
+            matmul::accumulate(shape, &scratch.sims, [1, tile.width], queries, d_tile, start > 0, self.scale.1 as f32);
         }
         if self.similarity == Similarity::Cosine {
             let (unit, inverse_norm) = (&scratch.candidates, &scratch.inverse_norm);
@@ -312,7 +312,7 @@ impl<'a> TileJob<'a> {
         let needed = self.plan.block_b.max(MIN_HEIGHT) * self.plan.block_n.max(tile.width);
         super::resize(&mut scratch.sims, needed);
         let queries = self.queries.padded(rows.start, height);
-        similarity_matmul(queries, &scratch.candidates, &mut scratch.sims, height, tile.width);
+        matmul::similarities(queries, &scratch.candidates, &mut scratch.sims, height, tile.width);
         let row_norms = &self.queries.inverse_norm[rows.clone()];
         for (row, _) in row_norms.iter().enumerate().filter(|(_, inverse)| inverse.is_nan()) {
             scratch.sims[row * tile.width..][..tile.range.len()].fill(f32::NAN);
@@ -332,74 +332,4 @@ impl<'a> TileJob<'a> {
 /// Columns of a score tile for that many candidates.
 fn width(candidates: usize) -> usize {
     candidates.next_multiple_of(LANES).max(MIN_WIDTH)
-}
-
-/// `to (height, width) = a (height, D) · b (width, D)ᵀ`, all row-major. D follows from `b`'s use: `a.len() / height`.
-fn similarity_matmul(a: &[f32], b: &[f32], to: &mut [f32], height: usize, width: usize) {
-    let dim = a.len() / height;
-    assert!(a.len() == height * dim && b.len() >= width * dim && to.len() >= height * width);
-    // SAFETY: the assertion above bounds every element that the strides reach, and `to` is borrowed mutably, so it does
-    // not overlap the operands.
-    unsafe {
-        gemm::gemm(
-            height,
-            width,
-            dim,
-            to.as_mut_ptr(),
-            1,
-            width as isize,
-            false,
-            a.as_ptr(),
-            1,
-            dim as isize,
-            b.as_ptr(),
-            dim as isize,
-            1,
-            0.0f32,
-            1.0f32,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
-    }
-}
-
-/// `to (m, n) = [to +] factor · a (m, k) · b (k, n)`, where `a` has row and column strides `a_strides`, and `b` and `to`
-/// are row-major.
-fn accumulate(
-    (m, n, k): (usize, usize, usize),
-    a: &[f32],
-    a_strides: [usize; 2],
-    b: &[f32],
-    to: &mut [f32],
-    add: bool,
-    factor: f32,
-) {
-    assert!(a.len() > (m - 1) * a_strides[0] + (k - 1) * a_strides[1] && b.len() >= k * n && to.len() >= m * n);
-    // SAFETY: the assertion above bounds every element that the strides reach (m, n and k are at least 1: no batch is
-    // empty), and `to` is borrowed mutably, so it does not overlap the operands.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            to.as_mut_ptr(),
-            1,
-            n as isize,
-            add,
-            a.as_ptr(),
-            a_strides[1] as isize,
-            a_strides[0] as isize,
-            b.as_ptr(),
-            1,
-            n as isize,
-            1.0f32,
-            factor,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
-    }
 }

@@ -18,7 +18,7 @@ use crate::output::{Gradients, Output};
 use crate::plan::Plan;
 use crate::search::{Search, TopK};
 use crate::stats::{Request, RowStatistics};
-use stream::Stream;
+use stream::{CheckedBatch, CheckedSearch, Stream};
 
 /// Computes losses, statistics and gradients of batches. A backend keeps its workspace between calls.
 ///
@@ -43,8 +43,7 @@ pub trait Backend: Stream {
     /// # Errors
     /// As [`compute`](Backend::compute).
     fn plan(&self, batch: &Batch<'_>, loss: &Loss, request: Request) -> Result<Plan> {
-        loss.check(batch)?;
-        Ok(self.plan_stream(batch, loss, request))
+        Ok(self.plan_stream(CheckedBatch::new(batch, loss)?, request))
     }
 
     /// Loss, statistics and what else `request` names, into `output`, whose memory is reused.
@@ -59,13 +58,12 @@ pub trait Backend: Stream {
         request: Request,
         output: &mut Output<Self::Real>,
     ) -> Result<()> {
-        loss.check(batch)?;
-        one_direction(self, batch, loss, request, output)?;
+        one_direction(self, CheckedBatch::new(batch, loss)?, request, output)?;
         if loss.symmetric {
             let swapped = batch.swapped()?;
             let mut other = Output::default();
             let request = Request { gradients: request.gradients, ..Request::default() };
-            one_direction(self, &swapped, loss, request, &mut other)?;
+            one_direction(self, CheckedBatch { batch: &swapped, loss }, request, &mut other)?;
             average_directions(batch, output, &other);
         }
         Ok(())
@@ -97,9 +95,8 @@ pub trait Backend: Stream {
     /// # Errors
     /// As [`compute`](Backend::compute).
     fn statistics(&mut self, batch: &Batch<'_>, loss: &Loss, request: Request) -> Result<RowStatistics<Self::Real>> {
-        loss.check(batch)?;
         let mut statistics = RowStatistics::default();
-        self.stream(batch, loss, request, &mut statistics)?;
+        self.stream(CheckedBatch::new(batch, loss)?, request, &mut statistics)?;
         Ok(statistics)
     }
 
@@ -135,10 +132,10 @@ pub trait Backend: Stream {
         d_lse: &[f64],
         d_positive: &[f64],
     ) -> Result<Gradients<Self::Real>> {
-        loss.check(batch)?;
-        check_upstream(batch, loss, statistics, d_lse, d_positive)?;
+        let checked = CheckedBatch::new(batch, loss)?;
+        check_upstream(checked, statistics, d_lse, d_positive)?;
         let mut gradients = Gradients::default();
-        self.stream_back(batch, loss, statistics, d_lse, d_positive, &mut gradients)?;
+        self.stream_back(checked, statistics, d_lse, d_positive, &mut gradients)?;
         Ok(gradients)
     }
 
@@ -152,8 +149,7 @@ pub trait Backend: Stream {
     /// [`Error::Value`](crate::Error::Value) where `k` is 0, above [`Search::MAX_K`] or above the number of candidates; errors
     /// of a device.
     fn top_k(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK<Self::Real>> {
-        search.check_k(k)?;
-        self.search(search, similarity, k)
+        self.search(CheckedSearch::new(search, similarity, k)?)
     }
 
     /// What [`top_k`](Backend::top_k) would allocate beside its result.
@@ -161,23 +157,21 @@ pub trait Backend: Stream {
     /// # Errors
     /// As [`top_k`](Backend::top_k).
     fn plan_top_k(&self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<Plan> {
-        search.check_k(k)?;
-        Ok(self.plan_search(search, similarity, k))
+        Ok(self.plan_search(CheckedSearch::new(search, similarity, k)?))
     }
 }
 
 fn one_direction<S: Stream + ?Sized>(
     stream: &mut S,
-    batch: &Batch<'_>,
-    loss: &Loss,
+    checked: CheckedBatch<'_>,
     request: Request,
     output: &mut Output<S::Real>,
 ) -> Result<()> {
-    stream.stream(batch, loss, request, &mut output.statistics)?;
-    let epilogue = loss.checked_epilogue(batch, &output.statistics);
+    stream.stream(checked, request, &mut output.statistics)?;
+    let epilogue = checked.loss.checked_epilogue(checked.batch, &output.statistics);
     if request.gradients {
         let gradients = output.gradients.get_or_insert_default();
-        stream.stream_back(batch, loss, &output.statistics, &epilogue.d_lse, &epilogue.d_positive, gradients)?;
+        stream.stream_back(checked, &output.statistics, &epilogue.d_lse, &epilogue.d_positive, gradients)?;
     } else {
         output.gradients = None;
     }
@@ -201,8 +195,7 @@ fn average_directions<T: crate::Real>(batch: &Batch<'_>, output: &mut Output<T>,
 }
 
 fn check_upstream<T>(
-    batch: &Batch<'_>,
-    loss: &Loss,
+    CheckedBatch { batch, loss }: CheckedBatch<'_>,
     statistics: &RowStatistics<T>,
     d_lse: &[f64],
     d_positive: &[f64],

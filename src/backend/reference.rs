@@ -3,14 +3,14 @@
 //! Nothing here is shared with the fast backends but the types that go in and come out; they are tested against it.
 
 use crate::backend::Backend;
-use crate::backend::stream::Stream;
+use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};
 use crate::batch::{Batch, Positives};
 use crate::embeddings::{Embeddings, Matrix};
 use crate::error::Result;
 use crate::loss::{Loss, Similarity};
 use crate::output::Gradients;
 use crate::plan::Plan;
-use crate::search::{Search, TopK};
+use crate::search::TopK;
 use crate::stats::{Moments, Rank, Request, RowStatistics};
 
 /// The float64 reference: what every other backend is held to. Slow, and exact to about 1e-13.
@@ -25,6 +25,21 @@ impl Reference {
 }
 
 impl Backend for Reference {}
+
+/// A negative of a row: its pool, its place there, s and z.
+type Negative = (usize, usize, f64, f64);
+
+fn plan(batch: &Batch<'_>, symmetric: bool) -> Plan {
+    let (b, n, dim) = (batch.num_queries(), batch.num_candidates(), batch.dim());
+    let widened = (2 * b + n) * (dim + 1) * size_of::<f64>();
+    let one_row = n * size_of::<Negative>();
+    // Statistics that were not asked for are computed all the same; the epilogue has two derivatives for each row.
+    let per_row = b * (dim + 6) * size_of::<f64>();
+    // A symmetric loss holds the other direction's indices, weights and output while it computes that direction.
+    let other = if symmetric { 2 * b * 8 + (4 * b * dim + 9 * b) * size_of::<f64>() } else { 0 };
+    // Gradients by unit vectors, which the chain rule then turns into those of the embeddings.
+    Plan { block_b: 1, block_n: n, splits: 1, workspace_bytes: 2 * widened + one_row + per_row + other }
+}
 
 /// A row shorter than this has cosine 0 with everything.
 const MIN_NORM: f64 = 1e-12;
@@ -144,26 +159,24 @@ impl<'a> Problem<'a> {
 impl Stream for Reference {
     type Real = f64;
 
-    fn plan_stream(&self, batch: &Batch<'_>, _loss: &Loss, _request: Request) -> Plan {
-        let rows = 2 * batch.num_queries() + batch.num_candidates();
-        let widened = rows * (batch.dim() + 1) * size_of::<f64>();
-        let one_row_of_scores = batch.num_candidates() * size_of::<(f64, f64, usize, usize)>();
-        Plan { block_b: 1, block_n: batch.num_candidates(), splits: 1, workspace_bytes: widened + one_row_of_scores }
+    fn plan_stream(&self, CheckedBatch { batch, loss }: CheckedBatch<'_>, _request: Request) -> Plan {
+        plan(batch, loss.symmetric)
     }
 
     fn stream(
         &mut self,
-        batch: &Batch<'_>,
-        loss: &Loss,
+        CheckedBatch { batch, loss }: CheckedBatch<'_>,
         request: Request,
         statistics: &mut RowStatistics<f64>,
     ) -> Result<()> {
         let problem = Problem::new(batch, loss);
         let (b, dim) = (batch.num_queries(), batch.dim());
         let mut expected_negative = Matrix { values: vec![0.0; b * dim], rows: b, dim };
-        let (mut moments, mut rank) = (Moments::default(), Rank::default());
-        statistics.clear(request);
-        let mut negatives = Vec::new();
+        let numbers = || Vec::with_capacity(b);
+        let mut moments = Moments { expected_score: numbers(), entropy: numbers() };
+        let mut rank = Rank { above: Vec::with_capacity(b), ties: Vec::with_capacity(b) };
+        statistics.clear(request, batch.num_queries());
+        let mut negatives: Vec<Negative> = Vec::with_capacity(batch.num_candidates());
         for row in 0..b {
             negatives.clear();
             problem.for_each_negative(row, |pool, j, s, z| negatives.push((pool, j, s, z)));
@@ -199,8 +212,7 @@ impl Stream for Reference {
 
     fn stream_back(
         &mut self,
-        batch: &Batch<'_>,
-        loss: &Loss,
+        CheckedBatch { batch, loss }: CheckedBatch<'_>,
         statistics: &RowStatistics<f64>,
         d_lse: &[f64],
         d_positive: &[f64],
@@ -250,17 +262,17 @@ impl Stream for Reference {
         Ok(())
     }
 
-    fn plan_search(&self, search: &Search<'_>, similarity: Similarity, _k: usize) -> Plan {
-        self.plan_stream(search.batch(), &Loss::softmax(similarity, 1.0), Request::value())
+    fn plan_search(&self, checked: CheckedSearch<'_>) -> Plan {
+        plan(checked.search.batch(), false)
     }
 
-    fn search(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK<f64>> {
+    fn search(&mut self, CheckedSearch { search, similarity, k }: CheckedSearch<'_>) -> Result<TopK<f64>> {
         // Scores at temperature 1 are similarities; a search has no positives, so its negatives are what is not excluded.
         let loss = Loss::softmax(similarity, 1.0);
         let problem = Problem::new(search.batch(), &loss);
         let starts: Vec<usize> = search.batch().pools_with_start().map(|(start, _)| start).collect();
         let mut top = TopK::empty(search.num_queries(), k);
-        let mut scored = Vec::new();
+        let mut scored = Vec::with_capacity(search.num_candidates());
         for row in 0..search.num_queries() {
             scored.clear();
             problem.for_each_negative(row, |pool, j, s, _| scored.push((s, (starts[pool] + j) as u32)));

@@ -9,23 +9,69 @@ use crate::plan::Plan;
 use crate::search::{Search, TopK};
 use crate::stats::{Request, RowStatistics};
 
-/// The two passes of a backend over batches that were checked against their loss: what can still fail is the device.
+/// A batch and a loss whose options fit it.
 ///
-/// Public in a private module: callers see it as the supertrait that seals [`Backend`](crate::Backend).
+/// The passes take this type and not the two parts. Callers of the crate can see the passes as methods of every
+/// [`Backend`](crate::Backend), but they cannot make a value of this type, so no pass runs on what was not checked.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckedBatch<'a> {
+    pub(crate) batch: &'a Batch<'a>,
+    pub(crate) loss: &'a Loss,
+}
+
+impl<'a> CheckedBatch<'a> {
+    pub(crate) fn new(batch: &'a Batch<'a>, loss: &'a Loss) -> Result<Self> {
+        loss.check(batch)?;
+        Ok(CheckedBatch { batch, loss })
+    }
+}
+
+/// A search and a K within its bounds. As with [`CheckedBatch`], callers of the crate cannot make one.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckedSearch<'a> {
+    pub(crate) search: &'a Search<'a>,
+    pub(crate) similarity: Similarity,
+    pub(crate) k: usize,
+}
+
+impl<'a> CheckedSearch<'a> {
+    pub(crate) fn new(search: &'a Search<'a>, similarity: Similarity, k: usize) -> Result<Self> {
+        search.check_k(k)?;
+        Ok(CheckedSearch { search, similarity, k })
+    }
+}
+
+/// The passes of a backend over checked input: what can still fail is the device.
+///
+/// Public in a private module: callers see it as the supertrait that seals [`Backend`](crate::Backend). Its methods can be
+/// named but not called from outside the crate:
+///
+/// ```compile_fail,E0308
+/// use catalog_softmax::{Backend, Search, Similarity};
+/// fn unchecked<B: Backend>(backend: &mut B, search: &Search<'_>) {
+///     let _ = backend.search(search, Similarity::Dot, 5000);
+/// }
+/// ```
+///
+/// ```compile_fail,E0451
+/// use catalog_softmax::{Backend, Batch, Loss, RowStatistics};
+/// fn unchecked<B: Backend>(backend: &mut B, batch: &Batch<'_>, loss: &Loss, d: &[f64]) {
+///     let _ = backend.stream((batch, loss).into(), Default::default(), &mut RowStatistics::default());
+/// }
+/// ```
 pub trait Stream {
     /// The type of gradients.
     type Real: Real;
 
     /// Tiles, splits and workspace of both passes.
     #[doc(hidden)]
-    fn plan_stream(&self, batch: &Batch<'_>, loss: &Loss, request: Request) -> Plan;
+    fn plan_stream(&self, checked: CheckedBatch<'_>, request: Request) -> Plan;
 
     /// Row statistics; `expected_negative` too where the request wants gradients.
     #[doc(hidden)]
     fn stream(
         &mut self,
-        batch: &Batch<'_>,
-        loss: &Loss,
+        checked: CheckedBatch<'_>,
         request: Request,
         statistics: &mut RowStatistics<Self::Real>,
     ) -> Result<()>;
@@ -34,8 +80,7 @@ pub trait Stream {
     #[doc(hidden)]
     fn stream_back(
         &mut self,
-        batch: &Batch<'_>,
-        loss: &Loss,
+        checked: CheckedBatch<'_>,
         statistics: &RowStatistics<Self::Real>,
         d_lse: &[f64],
         d_positive: &[f64],
@@ -44,9 +89,9 @@ pub trait Stream {
 
     /// Tiles, splits and workspace of a search.
     #[doc(hidden)]
-    fn plan_search(&self, search: &Search<'_>, similarity: Similarity, k: usize) -> Plan;
+    fn plan_search(&self, checked: CheckedSearch<'_>) -> Plan;
 
-    /// The best `k` candidates of each row; `k` was checked.
+    /// The best K candidates of each row.
     #[doc(hidden)]
-    fn search(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK<Self::Real>>;
+    fn search(&mut self, checked: CheckedSearch<'_>) -> Result<TopK<Self::Real>>;
 }

@@ -7,14 +7,14 @@ use super::memory::{Layout, Part};
 use super::passes::{Back, StatisticsOut};
 use super::problem::{Problem, ProblemPool, ProblemPositives, Rows};
 use super::workspace::Workspace;
-use crate::backend::stream::Stream;
+use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};
 use crate::batch::{Batch, Positives};
 use crate::embeddings::{Embeddings, Matrix};
 use crate::error::Result;
 use crate::loss::{Loss, Similarity};
 use crate::output::Gradients;
 use crate::plan::Plan;
-use crate::search::{Search, TopK};
+use crate::search::TopK;
 use crate::stats::{Moments, Rank, Request, RowStatistics};
 
 /// Where a search's arrays go, and those of a batch that a search has too.
@@ -260,7 +260,7 @@ fn log_q_range(batch: &Batch<'_>) -> (f32, f32) {
 impl Stream for Cuda {
     type Real = f32;
 
-    fn plan_stream(&self, batch: &Batch<'_>, loss: &Loss, request: Request) -> Plan {
+    fn plan_stream(&self, CheckedBatch { batch, loss }: CheckedBatch<'_>, request: Request) -> Plan {
         let memory = self.lay_out(batch, loss, request);
         let tilings = &memory.workspace.tilings;
         let tilings = if request.gradients { &tilings.expected } else { &tilings.statistics };
@@ -274,8 +274,7 @@ impl Stream for Cuda {
 
     fn stream(
         &mut self,
-        batch: &Batch<'_>,
-        loss: &Loss,
+        CheckedBatch { batch, loss }: CheckedBatch<'_>,
         request: Request,
         statistics: &mut RowStatistics<f32>,
     ) -> Result<()> {
@@ -322,8 +321,7 @@ impl Stream for Cuda {
 
     fn stream_back(
         &mut self,
-        batch: &Batch<'_>,
-        loss: &Loss,
+        CheckedBatch { batch, loss }: CheckedBatch<'_>,
         statistics: &RowStatistics<f32>,
         d_lse: &[f64],
         d_positive: &[f64],
@@ -378,11 +376,11 @@ impl Stream for Cuda {
         Ok(())
     }
 
-    fn plan_search(&self, search: &Search<'_>, similarity: Similarity, k: usize) -> Plan {
+    fn plan_search(&self, CheckedSearch { search, similarity, k }: CheckedSearch<'_>) -> Plan {
         self.plan_host_search(search, similarity, k)
     }
 
-    fn search(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK> {
+    fn search(&mut self, CheckedSearch { search, similarity, k }: CheckedSearch<'_>) -> Result<TopK> {
         self.search_from_host(search, similarity, k)
     }
 }

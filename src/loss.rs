@@ -211,7 +211,9 @@ impl Loss {
 
     pub(crate) fn checked_epilogue<T>(&self, batch: &Batch<'_>, statistics: &RowStatistics<T>) -> Epilogue {
         let upstream = self.upstream(batch);
-        let mut out = Epilogue::default();
+        let rows = || Vec::with_capacity(batch.num_queries());
+        let (loss, probability, d_lse, d_positive) = (rows(), rows(), rows(), rows());
+        let mut out = Epilogue { loss, probability, d_lse, d_positive, ..Epilogue::default() };
         for row in 0..batch.num_queries() {
             let RowLoss { loss, coefficient } = self.row(batch, statistics, row);
             let weight = batch.weight(row);

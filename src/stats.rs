@@ -156,13 +156,18 @@ impl Partial {
 }
 
 impl<T> RowStatistics<T> {
-    /// Writes row after row; `request` says which optional fields there are.
-    pub(crate) fn clear(&mut self, request: Request) {
+    /// Makes room for `rows` rows, which are then pushed; `request` says which optional fields there are.
+    pub(crate) fn clear(&mut self, request: Request, rows: usize) {
         self.lse.clear();
+        self.lse.reserve_exact(rows);
         self.positive.clear();
+        self.positive.reserve_exact(rows);
         self.num_negatives.clear();
-        self.moments = request.moments.then(Moments::default);
-        self.rank = request.rank.then(Rank::default);
+        self.num_negatives.reserve_exact(rows);
+        let numbers = || Vec::with_capacity(rows);
+        self.moments = request.moments.then(|| Moments { expected_score: numbers(), entropy: numbers() });
+        let counts = || Vec::with_capacity(rows);
+        self.rank = request.rank.then(|| Rank { above: counts(), ties: counts() });
         if !request.gradients {
             self.expected_negative = None;
         }

@@ -14,6 +14,7 @@
 mod best;
 mod kernels;
 mod matmul;
+mod plan;
 mod search;
 mod tile;
 
@@ -23,7 +24,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use crate::backend::Backend;
-use crate::backend::stream::Stream;
+use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};
 use crate::batch::{Batch, Positives};
 use crate::embeddings::Matrix;
 use crate::error::Result;
@@ -31,9 +32,9 @@ use crate::loss::{Loss, Similarity};
 use crate::masks::Masks;
 use crate::output::Gradients;
 use crate::plan::Plan;
-use crate::search::{Search, TopK};
+use crate::search::TopK;
 use crate::stats::{Partial, Request, RowStatistics};
-use kernels::{ChainRule, LANES};
+use kernels::ChainRule;
 use tile::{Scratch, TileJob, Units};
 
 /// The CPU backend. Runs on the current rayon pool and keeps its workspace between calls.
@@ -85,55 +86,23 @@ fn scale(loss: &Loss) -> (f32, f64) {
     (scale, f64::from(scale) * std::f64::consts::LN_2)
 }
 
-/// Queries in a block. With `BLOCK_N` candidates a tile of scores is 256 KiB: with the operands it fits a 1 MiB L2.
-pub(crate) const BLOCK_B: usize = 256;
-/// Candidates in a tile; fewer where rows are wide.
-pub(crate) const BLOCK_N: usize = 256;
-/// What the matmul library keeps for each thread once a transposed operand has come: the size of the second-level cache.
-const MATMUL_SLAB: usize = 1 << 20;
 /// Rows that one task of a per-row pass takes.
 const ROWS_PER_TASK: usize = 64;
-/// Units of work to aim at, so that machines with many cores have something to do. Not the number of threads: results
-/// must not depend on it.
-const UNITS: usize = 64;
-/// Bound of the memory for partial expected negatives, unless one split alone needs more.
-const MAX_PARTIAL_BYTES: usize = 16 << 20;
-
-/// Candidates in a tile of embeddings of `dim` elements.
-fn tile_width(dim: usize) -> usize {
-    (BLOCK_N * 256 / dim.max(256)).next_multiple_of(LANES).max(tile::MIN_WIDTH)
-}
-
-fn plan(batch: &Batch<'_>, request: Request) -> Plan {
-    let (b, dim) = (batch.num_queries(), batch.dim());
-    let block_n = tile_width(dim);
-    let block_b = BLOCK_B.min(b);
-    let tiles: usize = batch.pools.iter().map(|pool| pool.candidates.rows().div_ceil(block_n)).sum();
-    let row_bytes = b * dim * size_of::<f32>();
-    let splits = UNITS.div_ceil(b.div_ceil(block_b)).min((MAX_PARTIAL_BYTES / row_bytes).max(1)).min(tiles);
-    let partials = splits * b * (size_of::<Partial>() + if request.gradients { dim * size_of::<f32>() } else { 0 });
-    let per_row = b * (size_of::<Partial>() + 2 * size_of::<f64>() + 5 * size_of::<f32>());
-    let packing = if request.gradients { MATMUL_SLAB } else { 0 };
-    let scratch = (Scratch::bytes(block_b, block_n, dim) + packing) * rayon::current_num_threads();
-    let workspace_bytes = Masks::bytes(batch) + 2 * row_bytes + per_row + partials + scratch;
-    Plan { block_b, block_n, splits, workspace_bytes }
-}
 
 impl Stream for Cpu {
     type Real = f32;
 
-    fn plan_stream(&self, batch: &Batch<'_>, _loss: &Loss, request: Request) -> Plan {
-        plan(batch, request)
+    fn plan_stream(&self, CheckedBatch { batch, loss }: CheckedBatch<'_>, request: Request) -> Plan {
+        plan::plan(batch, loss.symmetric, request)
     }
 
     fn stream(
         &mut self,
-        batch: &Batch<'_>,
-        loss: &Loss,
+        CheckedBatch { batch, loss }: CheckedBatch<'_>,
         request: Request,
         statistics: &mut RowStatistics<f32>,
     ) -> Result<()> {
-        let plan = plan(batch, request);
+        let plan = plan::plan(batch, loss.symmetric, request);
         self.prepare(batch, loss);
         let (b, dim) = (batch.num_queries(), batch.dim());
         let Workspace { masks, queries, positive_sims, partials, partial_expected, scratch, .. } = &mut self.workspace;
@@ -146,7 +115,7 @@ impl Stream for Cpu {
             TileJob { arch: self.arch, batch, similarity: loss.similarity, scale: scale(loss), plan, masks, queries };
         let detail = (request.moments || request.rank).then_some(positive_sims.as_slice());
         // A unit is one block of queries in one split; its slots are contiguous in the order (split, row).
-        let mut units = Vec::new();
+        let mut units = Vec::with_capacity(plan.splits * b.div_ceil(plan.block_b));
         let mut expected = partial_expected.as_mut_slice();
         let mut slots = partials.as_mut_slice();
         for split in 0..plan.splits {
@@ -170,15 +139,14 @@ impl Stream for Cpu {
 
     fn stream_back(
         &mut self,
-        batch: &Batch<'_>,
-        loss: &Loss,
+        CheckedBatch { batch, loss }: CheckedBatch<'_>,
         statistics: &RowStatistics<f32>,
         d_lse: &[f64],
         d_positive: &[f64],
         gradients: &mut Gradients<f32>,
     ) -> Result<()> {
         let Some(expected_negative) = &statistics.expected_negative else { return Ok(()) };
-        let plan = plan(batch, Request::value_and_grad());
+        let plan = plan::plan(batch, loss.symmetric, Request::value_and_grad());
         self.prepare(batch, loss);
         self.fold_lse(statistics, d_lse);
         let (_, gamma) = scale(loss);
@@ -210,11 +178,11 @@ impl Stream for Cpu {
         Ok(())
     }
 
-    fn plan_search(&self, search: &Search<'_>, _similarity: Similarity, k: usize) -> Plan {
+    fn plan_search(&self, CheckedSearch { search, k, .. }: CheckedSearch<'_>) -> Plan {
         search::plan(search, k)
     }
 
-    fn search(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK<f32>> {
+    fn search(&mut self, CheckedSearch { search, similarity, k }: CheckedSearch<'_>) -> Result<TopK<f32>> {
         Ok(search::search(self, search, similarity, k))
     }
 }
@@ -266,7 +234,7 @@ impl Cpu {
             .map(|row| Partial::merge_all(slots(row).map(|slot| partials[slot])))
             .collect_into_vec(merged);
 
-        statistics.clear(request);
+        statistics.clear(request, b);
         for (row, &positive_sim) in merged.iter().zip(positive_sims.iter()) {
             statistics.push(row, gamma * f64::from(positive_sim));
         }
@@ -296,6 +264,8 @@ impl Cpu {
         let Workspace { coefficients, lse, .. } = &mut self.workspace;
         coefficients.clear();
         lse.clear();
+        coefficients.reserve_exact(d_lse.len());
+        lse.reserve_exact(d_lse.len());
         for (row, &d_lse) in d_lse.iter().enumerate() {
             let exact = statistics.lse[row] * std::f64::consts::LOG2_E;
             let rounded = exact as f32;

@@ -13,8 +13,9 @@ use rayon::prelude::*;
 
 use super::best::{self, Best, Collect, Key, keep_largest};
 use super::kernels::Tile;
-use super::tile::{Scratch, TileJob};
-use super::{BLOCK_B, Borrowed, Cpu, Workspace, resize, scale, split_off, tile_width};
+use super::plan::Cut;
+use super::tile::{TileJob, Units};
+use super::{Borrowed, Cpu, Workspace, resize, scale, split_off};
 use crate::loss::{Loss, Similarity};
 use crate::masks::Masks;
 use crate::plan::Plan;
@@ -27,14 +28,14 @@ const UNITS_PER_THREAD: usize = 4;
 pub(super) fn plan(search: &Search<'_>, k: usize) -> Plan {
     let (batch, threads) = (search.batch(), rayon::current_num_threads());
     let (b, dim) = (batch.num_queries(), batch.dim());
-    let (block_b, block_n) = (BLOCK_B.min(b), tile_width(dim));
-    let tiles: usize = batch.pools.iter().map(|pool| pool.candidates.rows().div_ceil(block_n)).sum();
-    let splits = (UNITS_PER_THREAD * threads).div_ceil(b.div_ceil(block_b)).min(tiles);
+    let cut = Cut::new(batch);
+    let splits = (UNITS_PER_THREAD * threads).div_ceil(cut.blocks).min(cut.tiles);
     let found = splits * b * k * size_of::<Key>();
     // A thread that merges a row holds what its splits found.
-    let per_thread = Scratch::bytes(block_b, block_n, dim) + Best::bytes(block_b, k) + splits * k * size_of::<Key>();
-    let queries = b * (dim * size_of::<f32>() + size_of::<f64>());
-    Plan { block_b, block_n, splits, workspace_bytes: Masks::bytes(batch) + queries + found + per_thread * threads }
+    let per_thread = Best::bytes(cut.block_b, k) + splits * k * size_of::<Key>();
+    let scratch = cut.scratch_bytes(dim, splits) + per_thread * threads;
+    let workspace_bytes = Masks::bytes(batch) + Units::bytes(b, dim) + found + scratch;
+    Plan { block_b: cut.block_b, block_n: cut.block_n, splits, workspace_bytes }
 }
 
 pub(super) fn search(cpu: &mut Cpu, search: &Search<'_>, similarity: Similarity, k: usize) -> TopK {
@@ -48,7 +49,7 @@ pub(super) fn search(cpu: &mut Cpu, search: &Search<'_>, similarity: Similarity,
     let scale = scale(&Loss::softmax(similarity, 1.0));
     let job = TileJob { arch, batch, similarity, scale, plan, masks, queries };
 
-    let mut units = Vec::new();
+    let mut units = Vec::with_capacity(plan.splits * b.div_ceil(plan.block_b));
     let mut slots = found.as_mut_slice();
     for split in 0..plan.splits {
         for start in (0..b).step_by(plan.block_b) {

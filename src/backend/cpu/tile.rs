@@ -19,7 +19,7 @@ use crate::stats::Partial;
 /// Matmuls that give similarities have at least `MIN_HEIGHT` rows and `MIN_WIDTH` columns, the missing ones zero. The
 /// library takes other routes for smaller ones, with sums in another order; a positive's similarity must be bitwise what
 /// the stream gives for the same pair, or ranks would see ties that are none and miss those that are.
-const MIN_HEIGHT: usize = 8;
+pub(super) const MIN_HEIGHT: usize = 8;
 pub(super) const MIN_WIDTH: usize = 96;
 
 /// Rows in `f32`, of unit length under cosine, zero rows behind them to fill the smallest matmul.
@@ -61,6 +61,11 @@ impl Units {
         });
     }
 
+    /// Bytes of that many rows.
+    pub(super) fn bytes(rows: usize, dim: usize) -> usize {
+        (rows + MIN_WIDTH) * dim * size_of::<f32>() + rows * size_of::<f64>()
+    }
+
     pub(super) fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.dim..(row + 1) * self.dim]
     }
@@ -83,6 +88,7 @@ impl Units {
 /// `similarities[i] = a_i · b_i`, by the matmul that the stream uses.
 pub(super) fn paired_sims(a: &Units, b: &Units, similarities: &mut Vec<f32>) {
     similarities.clear();
+    similarities.reserve_exact(a.rows);
     let (a_norms, b_norms) = (&a.inverse_norm, &b.inverse_norm);
     let mut block = [0.0f32; MIN_WIDTH * MIN_WIDTH];
     for start in (0..a.rows).step_by(MIN_WIDTH) {
@@ -111,13 +117,12 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Bytes of a thread's buffers, with those that the matmul packs its operands into.
+    /// Bytes of a thread's buffers.
     pub(super) fn bytes(block_b: usize, block_n: usize, dim: usize) -> usize {
         let height = block_b.max(MIN_HEIGHT);
-        let operands = (height + block_n) * dim.max(block_n) * size_of::<f32>();
         let candidates = block_n * (dim * size_of::<f32>() + size_of::<f64>() + size_of::<f32>());
         let rows = height * (block_n * size_of::<f32>() + size_of::<RowState>() + size_of::<f32>());
-        operands + candidates + rows
+        size_of::<Scratch>() + candidates + rows
     }
 }
 

@@ -1,0 +1,91 @@
+//! How the CPU backend cuts a problem into blocks, tiles and splits, and an upper bound of the memory that a step takes.
+//!
+//! The cut depends on the problem alone, so that results do not depend on the machine or on the number of threads. The
+//! memory depends on both: each thread has buffers, and the matmul library packs into buffers of the size of a cache.
+
+use super::kernels::LANES;
+use super::matmul;
+use super::tile::{MIN_HEIGHT, MIN_WIDTH, Scratch, Units};
+use crate::batch::Batch;
+use crate::masks::Masks;
+use crate::plan::Plan;
+use crate::stats::{Partial, Request};
+
+/// Queries in a block. With `BLOCK_N` candidates a tile of scores is 256 KiB, which the second-level caches of today's
+/// processors (512 KiB and more) hold beside its operands.
+const BLOCK_B: usize = 256;
+/// Candidates in a tile; fewer where rows are wide.
+const BLOCK_N: usize = 256;
+/// Units of work to aim at, so that machines with many cores have something to do. Not the number of threads: results
+/// must not depend on it.
+const UNITS: usize = 64;
+/// Bound of the memory for partial expected negatives, unless one split alone needs more.
+const MAX_PARTIAL_BYTES: usize = 16 << 20;
+/// What a unit of work takes in the list of them: three slices, a range and a number, rounded up.
+const UNIT_BYTES: usize = 128;
+
+/// The cut of one batch.
+pub(super) struct Cut {
+    pub(super) block_b: usize,
+    pub(super) block_n: usize,
+    /// Tiles of candidates in all pools; a tile does not cross pools.
+    pub(super) tiles: usize,
+    /// Blocks of queries.
+    pub(super) blocks: usize,
+}
+
+impl Cut {
+    pub(super) fn new(batch: &Batch<'_>) -> Self {
+        let (b, block_n) = (batch.num_queries(), tile_width(batch.dim()));
+        let block_b = BLOCK_B.min(b);
+        let tiles = batch.pools.iter().map(|pool| pool.candidates.rows().div_ceil(block_n)).sum();
+        Cut { block_b, block_n, tiles, blocks: b.div_ceil(block_b) }
+    }
+
+    /// Bytes that hold the units of work and each thread's buffers, with what the matmuls of a tile take. Both passes of a
+    /// step and a search have tiles of this shape.
+    pub(super) fn scratch_bytes(&self, dim: usize, splits: usize) -> usize {
+        let (height, width) = (self.block_b.max(MIN_HEIGHT), self.block_n);
+        let scores = matmul::packing_bytes((height, width, dim));
+        let output = matmul::packing_bytes((height, dim, width));
+        let candidate_gradient = matmul::packing_bytes((width, dim, height));
+        let packing = scores.max(output).max(candidate_gradient);
+        let per_thread = Scratch::bytes(self.block_b, self.block_n, dim) + packing + matmul::bytes_per_thread();
+        // The similarities of the positives are computed on the calling thread, which may be none of the pool's.
+        let calling_thread = matmul::packing_bytes((MIN_WIDTH, MIN_WIDTH, dim)) + matmul::bytes_per_thread();
+        per_thread * rayon::current_num_threads() + calling_thread + splits * self.blocks * UNIT_BYTES
+    }
+}
+
+/// Candidates in a tile of embeddings of `dim` elements.
+fn tile_width(dim: usize) -> usize {
+    (BLOCK_N * 256 / dim.max(256)).next_multiple_of(LANES).max(MIN_WIDTH)
+}
+
+/// The plan of both passes. Its bytes are an upper bound on every processor, but for the few KiB of rayon's own queues.
+pub(super) fn plan(batch: &Batch<'_>, symmetric: bool, request: Request) -> Plan {
+    let (b, dim) = (batch.num_queries(), batch.dim());
+    let cut = Cut::new(batch);
+    let row_bytes = b * dim * size_of::<f32>();
+    let splits = UNITS.div_ceil(cut.blocks).min((MAX_PARTIAL_BYTES / row_bytes).max(1)).min(cut.tiles);
+    let partials = splits * b * (size_of::<Partial>() + if request.gradients { dim * size_of::<f32>() } else { 0 });
+    // Merged partials; the positives' places and similarities; lse and coefficients of the stream back; the epilogue's
+    // derivatives. A thread that merges a row holds a sum for each element.
+    let per_row = b * (size_of::<Partial>() + 2 * size_of::<f64>() + 5 * size_of::<f32>());
+    let merging = dim * size_of::<f64>() * rayon::current_num_threads();
+    let sides = 2 * Units::bytes(b, dim);
+    let other = if symmetric { other_direction_bytes(b, dim, request) } else { 0 };
+    let workspace_bytes =
+        Masks::bytes(batch) + sides + per_row + merging + partials + cut.scratch_bytes(dim, splits) + other;
+    Plan { block_b: cut.block_b, block_n: cut.block_n, splits, workspace_bytes }
+}
+
+/// What a symmetric loss keeps beside the output: the swapped batch's indices and weights, twice while they are checked,
+/// and the output of the other direction, where B queries meet B candidates.
+fn other_direction_bytes(b: usize, dim: usize, request: Request) -> usize {
+    let swapped = 2 * b * (size_of::<u32>() + size_of::<f32>());
+    let per_row = b * 5 * size_of::<f64>();
+    // Expected negatives and the gradients of both sides.
+    let matrices = if request.gradients { 3 * b * dim * size_of::<f32>() } else { 0 };
+    swapped + per_row + matrices
+}

@@ -88,7 +88,8 @@
 //! # Promises
 //!
 //! * **Determinism.** The same inputs on the same machine give bitwise the same outputs, for any number of threads.
-//! * **Memory.** Inputs, outputs and a workspace independent of N, in bytes from [`Backend::plan`] beforehand.
+//! * **Memory.** A step needs inputs, outputs and a workspace. [`Backend::plan`] returns an upper bound of the workspace in bytes
+//!   before anything is allocated. On the CPU it does not grow with N; on CUDA by at most 50 bytes for each candidate.
 //! * **Errors.** Bad input is an [`Error`] that names the argument, its value and the rule, before anything runs. An
 //!   argument that the loss would have to ignore is an error too.
 //! * **Non-finite embeddings** spoil only the rows, and the candidates' gradients, that they touch.

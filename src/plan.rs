@@ -10,7 +10,11 @@ pub struct Plan {
     pub block_n: usize,
     /// Parts into which each pool's candidates are cut; their partial statistics are merged in order.
     pub splits: usize,
-    /// Bytes that the backend allocates. On the CPU beside inputs and outputs, and independent of N; on a CUDA device up to
-    /// some 50 bytes for each candidate, and from host slices inputs and outputs as well.
+    /// An upper bound of the bytes that a step allocates.
+    ///
+    /// On the CPU it counts what a step needs beside inputs and outputs. It does not grow with N. It grows with the number of
+    /// threads and with the processor's second-level cache, because the matmul library keeps a buffer of that size for each
+    /// thread. On a CUDA device it grows by up to 50 bytes for each candidate, and a step from host slices also counts
+    /// inputs and outputs.
     pub workspace_bytes: usize,
 }

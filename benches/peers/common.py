@@ -18,15 +18,25 @@ def make_inputs(queries, candidates, dim, dtype=torch.float32):
     """Tensors of one step by the names of a golden batch."""
     rng = np.random.default_rng(1)
     b, n, d = queries, candidates, dim
+    ids, log_q = zipf_ids(rng, n, n)
     embeddings = lambda rows: torch.from_numpy(rng.standard_normal((rows, d), dtype=np.float32)).to(dtype)
     return {
         "queries": embeddings(b),
         "candidates": embeddings(n),
         "positives": torch.from_numpy(rng.integers(0, n, b)),
-        # As if drawn with replacement: most positives have accidental hits.
-        "candidate_ids": torch.from_numpy(rng.integers(0, n, n)),
-        "log_q": torch.from_numpy((rng.uniform(-1, 1, n) - math.log(n)).astype(np.float32)),
+        "candidate_ids": torch.from_numpy(ids),
+        "log_q": torch.from_numpy(log_q.astype(np.float32)),
     }
+
+
+def zipf_ids(rng, count, items):
+    """Ids drawn with replacement, item k with a probability of about 1 / (k + 1), and their log-probabilities.
+
+    Few items are popular and most are rare, as in a log of interactions, so that popular positives have many accidental hits.
+    """
+    ids = np.floor(np.exp(rng.random(count) * math.log(items + 1))).astype(np.int64) - 1
+    ids = np.clip(ids, 0, items - 1)
+    return ids, np.log(np.log1p(1 / (ids + 1)) / math.log(items + 1))
 
 
 def write_golden(path, inputs, temperature):

@@ -1,14 +1,17 @@
-"""PyTorch eager beside this crate's CPU backend: same inputs, same machine, one run, alternating.
+"""PyTorch beside this crate's CPU backend: same inputs, same machine, one run, alternating.
 
     python3 -m venv .venv-peers && .venv-peers/bin/pip install torch numpy
     .venv-peers/bin/python benches/peers/cpu.py
 
 The loss is sampled softmax with cosine similarity, temperature, logQ on negatives and positive, and accidental hits
 masked by id. Two eager versions of it run: `plain` as it is usually written, `tuned` with what a careful user saves
-(one addmm for matmul and log_q, hits found by sorting instead of a B x N comparison). Both get huge pages and memory that
-is kept between steps; with --default-memory PyTorch runs as it comes, and page faults in the B x N arrays take most of
-its time. Inputs go to `examples/measure.rs` in a golden batch's file; losses must agree to 1e-5.
-Prints a row of a markdown table for each mode, for docs/benchmarks.md.
+(one addmm for matmul and log_q, hits found by sorting instead of a B x N comparison). `F.linear_cross_entropy` runs in
+chunks of rows, with -log_q as its bias; it has no place for masks, so its step does less work than the others'. Its
+automatic chunk is one row for catalogues, and takes seconds; --automatic shows it all the same.
+
+PyTorch gets huge pages and memory that is kept between steps; with --default-memory it runs as it comes, and page faults
+in the B x N arrays take most of its time. Inputs go to `examples/measure.rs` in a golden batch's file; losses must agree
+to 1e-5. Prints a row of a markdown table for each mode and implementation, for docs/benchmarks.md.
 """
 
 import argparse
@@ -47,6 +50,8 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5, help="alternations between the implementations")
     parser.add_argument("--iterations", type=int, default=5, help="counted calls per implementation and round")
     parser.add_argument("--default-memory", action="store_true", help="no huge pages, freed memory goes back: as PyTorch comes")
+    parser.add_argument("--chunks", type=int, nargs="*", default=[64, 256], help="rows in linear_cross_entropy's chunks")
+    parser.add_argument("--automatic", action="store_true", help="linear_cross_entropy's automatic chunks too: one call a round")
     parser.add_argument("--measure", help="the built examples/measure; built with cargo where not given")
     return parser.parse_args()
 
@@ -67,12 +72,28 @@ def tuned(t, tau):
     return F.cross_entropy(logits, t["positives"])
 
 
-class Torch:
-    """One eager version in both modes."""
+def unmasked(t, tau):
+    """What `chunked` computes, as it is usually written. Not timed."""
+    queries, candidates = F.normalize(t["queries"], dim=1), F.normalize(t["candidates"], dim=1)
+    return F.cross_entropy(queries @ candidates.T / tau - t["log_q"], t["positives"])
 
-    def __init__(self, loss, inputs, args):
-        self.loss, self.args = loss, args
+
+def chunked(options):
+    def loss(t, tau):
+        queries, candidates = F.normalize(t["queries"], dim=1), F.normalize(t["candidates"], dim=1)
+        bias = -t["log_q"]
+        return F.linear_cross_entropy(queries / tau, candidates, t["positives"], linear_bias=bias, options=options)
+
+    return loss
+
+
+class Torch:
+    """One version in both modes. `agrees_with`: the loss that its own is compared with."""
+
+    def __init__(self, loss, inputs, args, agrees_with=plain, iterations=None):
+        self.loss, self.args, self.agrees_with = loss, args, agrees_with
         self.tensors = inputs
+        self.iterations = iterations or args.iterations
 
     def step(self, mode):
         learned = [self.tensors["queries"], self.tensors["candidates"]]
@@ -89,7 +110,7 @@ class Torch:
     def round(self, mode):
         total = self.step(mode)
         seconds = []
-        for _ in range(self.args.iterations):
+        for _ in range(self.iterations):
             start = time.perf_counter()
             self.step(mode)
             seconds.append(time.perf_counter() - start)
@@ -100,6 +121,8 @@ class Torch:
 
 class Ours:
     """examples/measure, a process of its own; its seconds are those of the calls alone."""
+
+    agrees_with = staticmethod(plain)
 
     def __init__(self, measure, file, args):
         self.command = [measure, "--inputs", file, "--iterations", args.iterations, "--threads", args.threads, "--json"]
@@ -131,14 +154,14 @@ def keep_freed_memory():
     LIBC.mallopt(m_trim_threshold, -1)
 
 
-def check_agreement(totals):
-    reference = totals["plain"]
+def check_agreement(totals, implementations, references):
     for name, total in totals.items():
-        assert abs(total - reference) <= 1e-5 * abs(reference), f"losses disagree: {totals}"
+        reference = references[implementations[name].agrees_with]
+        assert abs(total - reference) <= 1e-5 * abs(reference), f"{name} has the loss {total}, not {reference}"
 
 
-def compare(mode, implementations, args):
-    """Seconds of every counted call, the implementations alternating; and PyTorch's peak memory beside its inputs."""
+def compare(mode, implementations, references, args):
+    """Seconds of every counted call, the implementations alternating; and the peak memory beside the inputs."""
     seconds, memory = {name: [] for name in implementations}, {}
     for _ in range(args.rounds):
         totals = {}
@@ -148,22 +171,35 @@ def compare(mode, implementations, args):
             totals[name], taken = implementation.round(mode)
             seconds[name] += taken
             memory[name] = getattr(implementation, "memory", status("VmHWM") - resident)
-        check_agreement(totals)
-    return seconds, memory, totals
+        check_agreement(totals, implementations, references)
+    return seconds, memory
 
 
-def print_row(mode, seconds, memory, totals, args):
-    cells = [datetime.date.today().isoformat(), f"{args.queries} x {args.candidates} x {args.dim}", mode]
+def print_rows(mode, seconds, memory, args):
+    """A row for each implementation. The ratio is of medians, and of best calls in brackets."""
+    milliseconds = lambda name: (statistics.median(seconds[name]) * 1e3, min(seconds[name]) * 1e3)
+    ours = milliseconds("ours")
+    shape = f"{args.queries} x {args.candidates} x {args.dim}"
     for name in seconds:
-        median, best = statistics.median(seconds[name]), min(seconds[name])
-        cells.append(f"{median * 1e3:.1f} ({best * 1e3:.1f})")
-    ours = statistics.median(seconds["ours"])
-    peers = [name for name in seconds if name != "ours"]
-    cells.append(f"{min(statistics.median(seconds[name]) for name in peers) / ours:.2f}")
-    cells.append(f"{min(min(seconds[name]) for name in peers) / min(seconds['ours']):.2f}")
-    cells += [f"{memory[name] / 2**20:.0f}" for name in seconds]
-    cells.append(f"{abs(totals['ours'] / totals['plain'] - 1):.0e}")
-    print("| " + " | ".join(cells) + " |", flush=True)
+        median, best = milliseconds(name)
+        ratio = "" if name == "ours" else f"{median / ours[0]:.1f} ({best / ours[1]:.1f})"
+        cells = [datetime.date.today().isoformat(), shape, mode, name, f"{median:.1f} ({best:.1f})", ratio]
+        print("| " + " | ".join([*cells, f"{memory[name] / 2**20:.0f}"]) + " |", flush=True)
+
+
+def build_implementations(inputs, file, args):
+    options = torch.nn.LinearCrossEntropyOptions
+    of_rows = lambda rows: chunked(options(batch_chunk_size=rows, chunking_method=None))
+    implementations = {"plain": Torch(plain, inputs, args), "tuned": Torch(tuned, inputs, args)}
+    for rows in args.chunks:
+        name = f"linear_cross_entropy, chunks of {rows}"
+        implementations[name] = Torch(of_rows(rows), inputs, args, agrees_with=unmasked)
+    if args.automatic:
+        automatic = Torch(chunked(options()), inputs, args, agrees_with=unmasked, iterations=1)
+        implementations["linear_cross_entropy, automatic chunks"] = automatic
+    measure = args.measure or build_examples("measure")["measure"]
+    implementations["ours"] = Ours(measure, file, args)
+    return implementations
 
 
 def main():
@@ -172,23 +208,20 @@ def main():
     if not args.default_memory:
         keep_freed_memory()
     inputs = make_inputs(args.queries, args.candidates, args.dim)
-    measure = args.measure or build_examples("measure")["measure"]
-    print(f"{processor()}, {args.threads} threads; PyTorch {torch.__version__} eager, f32; milliseconds are median")
-    print(f"(best) of {args.rounds} alternating rounds of {args.iterations} calls; MiB are the peak beside the inputs,")
-    print(f"outputs included; load average at the start {os.getloadavg()[0]:.1f}\n")
-    print("| date | B x N x D | mode | PyTorch plain, ms | PyTorch tuned, ms | this crate, ms | faster than the better one:"
-          " medians | best | plain, MiB | tuned, MiB | this crate, MiB | losses differ by |")
-    print("|" + "---|" * 12)
+    with torch.no_grad():
+        references = {loss: loss(inputs, args.temperature).item() for loss in (plain, unmasked)}
+    print(f"{processor()}, {args.threads} threads; PyTorch {torch.__version__}, f32; milliseconds are median (best) of")
+    print(f"{args.rounds} alternating rounds of {args.iterations} calls; MiB are the peak beside the inputs, outputs")
+    memory = "as it comes" if args.default_memory else "with huge pages, kept between steps"
+    print(f"included; PyTorch's memory {memory}; load average at the start {os.getloadavg()[0]:.1f}\n")
+    print("| date | B x N x D | mode | implementation | ms | times ours | MiB |")
+    print("|" + "---|" * 7)
     with tempfile.TemporaryDirectory() as directory:
         file = pathlib.Path(directory) / "inputs.safetensors"
         write_golden(file, inputs, args.temperature)
-        implementations = {
-            "plain": Torch(plain, inputs, args),
-            "tuned": Torch(tuned, inputs, args),
-            "ours": Ours(measure, file, args),
-        }
+        implementations = build_implementations(inputs, file, args)
         for mode in MODES:
-            print_row(mode, *compare(mode, implementations, args), args)
+            print_rows(mode, *compare(mode, implementations, references, args), args)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ use crate::objective::ExcludedItems;
 use crate::split::{Example, Split};
 
 /// Rows that are ranked in one call.
-const BLOCK: usize = 1024;
+pub const BLOCK: usize = 1024;
 /// How many items are recommended to a user.
-const TOP: usize = 10;
+pub const TOP: usize = 10;
 
 /// Means over the held-out targets.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -139,7 +139,7 @@ pub fn target_popularity(split: &Split) -> f64 {
 }
 
 /// The [`TOP`] best items that each user has not taken.
-fn top(
+pub fn top(
     queries: Embeddings<'_>,
     items: Embeddings<'_>,
     similarity: Similarity,

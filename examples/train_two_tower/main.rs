@@ -21,6 +21,9 @@
 //! - **Result.** Recall@10, Recall@100, NDCG@10 and MRR of the test targets among all items that the user had not
 //!   taken before, mean popularity (training interactions) and coverage of the ten items recommended to each user, and
 //!   for comparison the ranking by popularity alone. Beside the table: `curves.svg`, `metrics.json` and checkpoints.
+//! - **Serving.** `--index hnsw` retrieves the test users' items through an approximate index and compares it with the
+//!   exact search (`index.rs`); with `--resume` it does so for checkpoints that are there already. `docs/serving.md` loads
+//!   a checkpoint in Python.
 //!
 //! The same seed gives bitwise the same result, and so does a run that was interrupted and goes on with `--resume`.
 
@@ -31,6 +34,7 @@ mod data;
 mod evaluate;
 mod frequencies;
 mod generate;
+mod index;
 mod model;
 mod negatives;
 mod objective;
@@ -156,6 +160,10 @@ fn train_all<'a>(
         for &seed in &options.seed {
             let checkpoint = options.out.join(format!("{}-seed{seed}.safetensors", objective.file_stem()));
             let trained = Run { split, options, objective, seed }.train(backend, &checkpoint)?;
+            if let Some(index) = options.index {
+                let (history, out) = (options.history, &options.out);
+                println!("{}", index::compare(&trained.model, split, history, index, out, backend)?);
+            }
             runs.push(Finished {
                 objective,
                 seed,

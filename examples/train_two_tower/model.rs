@@ -169,7 +169,7 @@ fn with_weights(history: &[u32]) -> impl Iterator<Item = (usize, f32)> {
     history.iter().rev().map(|&item| item as usize).zip(weights)
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     // Eight sums side by side, in an order that a compiler may vectorise.
     let (a_blocks, b_blocks) = (a.chunks_exact(8), b.chunks_exact(8));
     let rest: f32 = a_blocks.remainder().iter().zip(b_blocks.remainder()).map(|(x, y)| x * y).sum();

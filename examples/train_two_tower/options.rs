@@ -7,6 +7,7 @@ use catalog_softmax::Correction;
 use clap::{Parser, ValueEnum};
 
 use crate::frequencies::LogQ;
+use crate::index::HnswOptions;
 use crate::negatives::Negatives;
 use crate::objective::Objective;
 use crate::temperature::{LEARNED_RANGE, Schedule};
@@ -75,6 +76,10 @@ pub struct Options {
     /// Validate and test on the targets of at most so many users; all of them unless it is given
     #[arg(long, value_name = "USERS", value_parser = at_least_one)]
     pub evaluate: Option<usize>,
+    /// Retrieve through an approximate index, too, and compare it with the exact search: recall, speed, size. hnsw alone is
+    /// hnsw:16:128:128
+    #[arg(long, value_name = "hnsw[:M[:EF_CONSTRUCTION[:EF_SEARCH]]]")]
+    pub index: Option<HnswOptions>,
     /// Folder for metrics.json, curves.svg and a checkpoint per loss and seed
     #[arg(long, value_name = "DIR", default_value = "runs")]
     pub out: PathBuf,

@@ -4,6 +4,7 @@
 #[path = "../build/nvcc.rs"]
 mod nvcc;
 
+use catalog_softmax::{NotBuilt, Unavailable};
 use nvcc::{Choice, Nvcc, excerpt, gencode};
 
 const VERSION: &str = "nvcc: NVIDIA (R) Cuda compiler driver\nCopyright (c) 2005-2024 NVIDIA Corporation\n\
@@ -76,4 +77,13 @@ fn options_and_excerpts() {
     assert_eq!(gencode("compute_80"), "arch=compute_80,code=compute_80");
     assert_eq!(excerpt("\n nvcc fatal : a\nb\n\nc\nd"), "nvcc fatal : a | b | c");
     assert_eq!(excerpt(" \n"), "it printed nothing");
+}
+
+#[test]
+fn the_error_says_why_there_are_no_kernels_and_what_to_do() {
+    let why = NotBuilt::CompilerFailed("/usr/bin/nvcc failed on kernels/rows.cu".into());
+    let message = Unavailable::KernelsNotBuilt(why).to_string();
+    for part in ["/usr/bin/nvcc failed on kernels/rows.cu", "NVCC", "CUDA_HOME", "CATALOG_SOFTMAX_REQUIRE_NVCC=1"] {
+        assert!(message.contains(part), "{message}");
+    }
 }

@@ -3,7 +3,7 @@
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `CATALOG_SOFTMAX_CUDA_ARCHS` | architectures in place of the default ones, such as `sm_80,sm_90a` (machine code) or `compute_80` (PTX) |
+//! | `CATALOG_SOFTMAX_CUDA_ARCHS` | architectures in place of the default ones: `sm_80,sm_90a` or `compute_80` (PTX) |
 //! | `CATALOG_SOFTMAX_REQUIRE_NVCC=1` | a build without kernels is an error |
 //! | `CATALOG_SOFTMAX_DENY_WARNINGS=1` | nvcc's warnings are errors |
 //! | `CATALOG_SOFTMAX_LINEINFO=1` | kernels carry line numbers for profilers and sanitizers |
@@ -167,8 +167,8 @@ fn find_nvcc(out: &Path) -> Result<PathBuf, NotBuilt> {
 
 /// Makes cargo run this script again when nvcc changes or comes to one of the places that were searched in vain.
 ///
-/// Cargo takes a watched file that is missing for changed each time. A link to such a file, in a folder that is watched,
-/// does not count until the file is there; then the link counts, which is newer than this run.
+/// Cargo takes a watched file that is missing for changed each time. A link to such a file, in a folder that is
+/// watched, does not count until the file is there; then the link counts, which is newer than this run.
 fn watch(places: &[PathBuf], found: Option<usize>, out: &Path) {
     if let Some(found) = found {
         println!("cargo::rerun-if-changed={}", places[found].display());

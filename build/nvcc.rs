@@ -55,7 +55,8 @@ impl Nvcc {
         choice
     }
 
-    /// The list leaves 90a out, which came with CUDA 12.0; it has 90. No kernel uses another architecture with a letter.
+    /// The list has 90 and leaves out 90a, which came with CUDA 12.0. No kernel uses another architecture with a
+    /// letter.
     fn knows(&self, name: &str) -> bool {
         let base = if name.ends_with("_90a") { &name[..name.len() - 1] } else { name };
         let listed = number(base).is_some() && self.listed.iter().any(|known| number(known) == number(base));

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The size of each fat binary, from what a build with CATALOG_SOFTMAX_PTXAS_REPORT=FOLDER leaves. All of them are in every
-# executable that uses the crate: fails where they have more than 12 MB together.
+# The size of each fat binary, from what a build with CATALOG_SOFTMAX_PTXAS_REPORT=FOLDER leaves. Every executable that
+# uses the crate holds all of them: fails where they have more than 12 MB together.
 #   scripts/check_sizes.sh FOLDER
 set -euo pipefail
 shopt -s nullglob

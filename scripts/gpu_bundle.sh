@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Builds what a GPU machine needs, with no Rust there: test, bench and example executables (kernels are inside), golden
-# batches, the kernels' list with checksums, the peers' scripts with wheels of what PyTorch's machine lacks, and gpu_all.sh.
+# batches, the kernels' list with checksums, the peers' scripts with wheels of what PyTorch does not bring, and
+# gpu_all.sh.
 #   scripts/gpu_bundle.sh [FOLDER]        default: target/gpu-bundle
-#   CATALOG_SOFTMAX_CUDA_ARCHS            the GPU's architectures: sm_90,sm_90a (H100, H200) where not given. Each executable holds
-#                                         the kernels, so that those of all architectures would make it too large to carry
+#   CATALOG_SOFTMAX_CUDA_ARCHS            the GPU's architectures: sm_90,sm_90a (H100, H200) where not given
 # Fails where the bundle is larger than 60 MiB.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Rehearses a day on a GPU: builds a bundle and runs its gpu_all.sh whole, on the emulated device and tiny shapes. What is not there
-# (nvidia-smi, ncu, compute-sanitizer, PyTorch) has stubs, which record how they are called; then the calls are checked.
+# Rehearses a day on a GPU: builds a bundle and runs its gpu_all.sh whole, on the emulated device and tiny shapes. What
+# is not there (nvidia-smi, ncu, compute-sanitizer, PyTorch) has stubs, which record how they are called; then the calls
+# are checked.
 #   scripts/rehearse_gpu_day.sh
 #   EMULATOR     runs a command with the emulated driver (emulator/scripts/run.sh)
 set -euo pipefail
@@ -66,7 +67,7 @@ STUB
 echo "== gpu_all.sh"
 status=0
 PATH="$work/stubs:$PATH" PYTHON="$work/stubs/python-with-torch" PYTHONNOUSERSITE=1 \
-    QUERIES=40 CANDIDATES=300 DIMS="64 512" ITERATIONS=2 ERRORS_SHAPE=24x200 NCU_DIM=512 TEST_ARGS="golden:: --test-threads 2" \
+    QUERIES=40 CANDIDATES=300 DIMS="64 512" ITERATIONS=2 ERRORS_SHAPE=24x200 NCU_DIM=512 TEST_ARGS=golden:: \
     BENCH_ARGS=--test GPU_BENCH_SHAPES=40x300x64 CUDA_EMULATOR_CC=90 \
     "$emulator" "$bundle/gpu_all.sh" "$out" | tee "$work/table" || status=$?
 
@@ -75,8 +76,8 @@ PATH="$work/stubs:$PATH" PYTHON="$work/stubs/python-with-torch" PYTHONNOUSERSITE
 failed=0
 wrong() { echo "FAILED: $*" >&2; failed=1; }
 [ $status = 0 ] || { wrong "gpu_all.sh exits with $status"; tail -n 20 "$out"/*.txt >&2; }
-for step in tests tests_portable golden errors_{64,512} measure_{statistics,value_and_grad}_bf16_{64,512} benches peers peers_errors \
-    ncu_{statistics,expected,gradient,output} sanitizers; do
+for step in tests tests_portable golden errors_{64,512} measure_{statistics,value_and_grad}_bf16_{64,512} benches \
+    peers{,_errors} ncu_{statistics,expected,gradient,output} sanitizers; do
     grep -Eq "^$step +ok" "$work/table" || wrong "step $step is not ok"
     # A step that is over before its first sample has the header at least.
     [ -s "$out/clocks/$step.csv" ] || wrong "no clocks of step $step"
@@ -84,19 +85,23 @@ done
 for suite in tests tests_portable; do
     grep -Eq 'test result: ok. [1-9][0-9]* passed' "$out/$suite.txt" || wrong "no test ran in $suite"
 done
-grep -E '^measure_value_and_grad_bf16_512 .*SM clock 1755 to 1980 MHz, throttled \(0x0+4\)$' "$work/table" > /dev/null ||
+grep -Eq '^measure_value_and_grad_bf16_512 .*SM clock 1755 to 1980 MHz, throttled \(0x0+4\)$' "$work/table" ||
     wrong "the table does not say clocks and throttling: $(grep ^measure_value "$work/table")"
 ps -ef | grep "[n]vidia-smi.*$work" && wrong "a watcher of clocks still runs"
 
 # Nsight Compute: the kernels of the image that its regular expressions match, and nothing else.
-names=$(strings -n 8 "$bundle/bin/measure" | grep -oE '(stream|merge|epilogue|row|query|candidate)_[a-z0-9_]+' | sort -u)
-profiled() { sed -n 's/.*--kernel-name regex:\([^ ]*\) .*'"--export [^ ]*ncu_$1"' .*/\1/p' "$calls/ncu"; }
-# matches NAME KERNEL...: the expression of that profile matches these, and every match is one of them with another number or type.
+names=$(strings -n 8 "$bundle/bin/measure" | grep -oE '(stream|merge|row|query|candidate)_[a-z0-9_]+' | sort -u)
+profiled() { sed -n "s|.*--kernel-name regex:\([^ ]*\) .*--export $out/ncu_$1 .*|\1|p" "$calls/ncu"; }
+# matches NAME KERNEL...: the expression of that profile matches these, and every match is one of them with another
+# number or type.
 matches() {
     local name=$1 expression matched kernel
     shift
     expression=$(profiled "$name")
-    [ -n "$expression" ] || { wrong "ncu is not called for $name"; return; }
+    if [ -z "$expression" ]; then
+        wrong "ncu is not called for $name"
+        return
+    fi
     matched=$(grep -E -- "$expression" <<< "$names" || true)
     for kernel in "$@"; do
         grep -qx "${kernel}_\([0-9]_\)\?bf16" <<< "$matched" || wrong "ncu's $expression matches no $kernel"
@@ -104,11 +109,12 @@ matches() {
     done
     [ -z "$matched" ] || wrong "ncu's $expression matches $matched"
 }
-matches statistics stream_statistics stream_hopper_{statistics,bounded,wide_statistics,wide_bounded} stream_hopper_bounded_expected
+matches statistics stream_statistics stream_hopper_{statistics,bounded,bounded_expected,wide_statistics,wide_bounded}
 matches expected stream_expected stream_hopper_{expected,bounded_expected,wide_expected}
 matches gradient stream_gradient stream_hopper_{gradient,wide_gradient}
 matches output stream_hopper_wide_output
-for wanted in --launch-skip\ 1 --launch-count\ 1 l1tex__data_pipe_lsu_wavefronts_mem_shared.sum "--set full" "--clock-control none"; do
+for wanted in "--launch-skip 1" "--launch-count 1" l1tex__data_pipe_lsu_wavefronts_mem_shared.sum "--set full" \
+    "--clock-control none"; do
     [ "$(grep -cF -- "$wanted" "$calls/ncu")" = 4 ] || wrong "ncu is not called with $wanted for each kernel"
 done
 [ "$(grep -c -- '--import' "$calls/ncu")" = 4 ] || wrong "ncu's reports are not read"
@@ -117,8 +123,8 @@ for tool in memcheck racecheck initcheck synccheck; do
     grep -q -- "--tool $tool --error-exitcode 1 $bundle/bin/gpu" "$calls/compute-sanitizer" || wrong "$tool is not run"
 done
 
-grep -q "gpu.py --bin $bundle/bin --queries 40 --candidates 300 --dims 64 512 --dtype bf16 --iterations 2 --out $out/peers" \
-    "$calls/python-with-torch" || wrong "the peers are not timed"
+timed="gpu.py --bin $bundle/bin --queries 40 --candidates 300 --dims 64 512 --dtype bf16 --iterations 2 --out $out/"
+grep -q "$timed" "$calls/python-with-torch" || wrong "the peers are not timed"
 grep -q "gpu.py --bin $bundle/bin --errors" "$calls/python-with-torch" || wrong "the peers' errors are not taken"
 for module in cut_cross_entropy liger_kernel packaging; do
     [ -d "$bundle/packages/$module" ] || wrong "$module is not carried in the bundle"

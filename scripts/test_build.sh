@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs build.rs under cargo on stubs of nvcc, in a package of its own that has no dependencies: needs no toolkit and no network.
+# Runs build.rs under cargo on stubs of nvcc, in a package of its own that has no dependencies: needs no toolkit and no
+# network.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -26,9 +27,17 @@ fi
 package="$work/package"
 mkdir -p "$package/src" "$package/kernels"
 cp -r build.rs build "$package/"
-echo '// nothing' | tee "$package/kernels/one.cu" "$package/kernels/two.cu" "$package/kernels/three_sm90a.cu" > /dev/null
-printf '[package]\nname = "stubbed"\nversion = "0.0.0"\nedition = "2024"\n[features]\ndefault = ["cuda"]\ncuda = []\n[workspace]\n' \
-    > "$package/Cargo.toml"
+touch "$package/kernels/one.cu" "$package/kernels/two.cu" "$package/kernels/three_sm90a.cu"
+cat > "$package/Cargo.toml" << 'TOML'
+[package]
+name = "stubbed"
+version = "0.0.0"
+edition = "2024"
+[features]
+default = ["cuda"]
+cuda = []
+[workspace]
+TOML
 cat > "$package/src/lib.rs" << 'RUST'
 #![allow(dead_code)]
 pub mod image {
@@ -63,15 +72,18 @@ STUB
 }
 compiles='echo image > "$output"'
 # What nvcc 12.4 says of an architecture that came later.
-refuses='case "$known" in *_100*|*_120*) echo "nvcc fatal   : Unsupported gpu architecture '"'compute_100'"'" >&2; exit 1 ;; esac'
+refuses='case "$known" in
+    *_100*|*_120*) echo "nvcc fatal   : Unsupported gpu architecture '"'compute_100'"'" >&2; exit 1 ;;
+esac'
 stub "$work/nvcc-12.4" 12.4 "75 80 86 87 89 90" "--no-compress" "$refuses; $compiles"
 stub "$work/nvcc-13.0" 13.0 "75 80 86 89 90 100 120" "--compress-mode [default,size]" "$compiles"
 stub "$work/nvcc-fails" 13.0 "80 90 100 120 86 89" "" "echo 'error: no such intrinsic' >&2; exit 1"
-stub "$work/nvcc-no-gcc" 13.0 "80 90 100 120 86 89" "" \
-    "echo 'gcc: fatal error: cannot execute cc1plus: No such file' >&2; echo 'nvcc fatal: Failed to preprocess host compiler properties.' >&2; exit 1"
+stub "$work/nvcc-no-gcc" 13.0 "80 90 100 120 86 89" "" "echo 'gcc: fatal error: cannot execute cc1plus' >&2
+    echo 'nvcc fatal: Failed to preprocess host compiler properties.' >&2; exit 1"
 
 failed=0
-# build NAME EXPECTED [VARIABLE=VALUE...]: one cargo check; EXPECTED is its exit status, 0 or 101. What it printed is in $work/said.
+# build NAME EXPECTED [VARIABLE=VALUE...]: one cargo check; EXPECTED is its exit status, 0 or 101. What it printed is in
+# $work/said.
 build() {
     local name=$1 expected=$2 status=0
     shift 2
@@ -90,7 +102,11 @@ silent() { ! grep -qF -- "$2" "$work/said" || wrong "$1: cargo says '$2'"; }
 records() { grep -qF -- "$2" <<< "$built" || wrong "$1: the record does not say '$2', but $built"; }
 calls() { grep -qF -- "$2" "$work/calls" || wrong "$1: nvcc is not called with $2"; }
 never() { ! grep -qF -- "$2" "$work/calls" || wrong "$1: nvcc is called with $2"; }
-compiled() { [ "$(wc -l < "$work/calls")" = "$2" ] || wrong "$1: nvcc compiles $(wc -l < "$work/calls") files, not $2"; }
+compiled() {
+    local files
+    files=$(wc -l < "$work/calls")
+    [ "$files" = "$2" ] || wrong "$1: nvcc compiles $files files, not $2"
+}
 has() { [ "$images" = "$2" ] || wrong "$1: $images images have content, not $2"; }
 
 build "no nvcc" 0
@@ -135,9 +151,11 @@ build "nvcc 13.0" 0 NVCC="$work/nvcc-13.0"
 silent "nvcc 13.0" warning
 calls "nvcc 13.0" "arch=compute_120,code=sm_120"
 calls "nvcc 13.0" -compress-mode=size
-build "nvcc 13.0, for CI and profilers" 0 NVCC="$work/nvcc-13.0" CATALOG_SOFTMAX_DENY_WARNINGS=1 CATALOG_SOFTMAX_LINEINFO=1
-calls "nvcc 13.0, for CI and profilers" -Werror=all-warnings
-calls "nvcc 13.0, for CI and profilers" -lineinfo
+build "warnings are errors" 0 NVCC="$work/nvcc-13.0" CATALOG_SOFTMAX_DENY_WARNINGS=1
+calls "warnings are errors" -Werror=all-warnings
+build "line numbers" 0 NVCC="$work/nvcc-13.0" CATALOG_SOFTMAX_LINEINFO=1
+calls "line numbers" -lineinfo
+never "line numbers" -Werror
 build "one job" 0 NVCC="$work/nvcc-13.0" CARGO_BUILD_JOBS=1
 calls "one job" --threads=1
 

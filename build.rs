@@ -76,15 +76,17 @@ impl NotBuilt {
 /// What the kernels were built with.
 struct Built {
     version: (u32, u32),
+    compressed: bool,
     choice: nvcc::Choice,
 }
 
 /// The source of two constants that `src/backend/cuda/image.rs` includes.
 fn record(built: &Result<Built, NotBuilt>) -> String {
     match built {
-        Ok(Built { version, choice }) => format!(
+        Ok(Built { version, compressed, choice }) => format!(
             "pub(super) const NOT_BUILT: Option<NotBuilt> = None;\n\
-             pub(super) const KERNELS: Kernels = Kernels {{ nvcc: {version:?}, portable: &{:?}, hopper: &{:?} }};\n",
+             pub(super) const KERNELS: Kernels = Kernels {{ nvcc: {version:?}, compressed: {compressed}, \
+             portable: &{:?}, hopper: &{:?} }};\n",
             choice.portable, choice.hopper
         ),
         Err(reason) => {
@@ -96,7 +98,7 @@ fn record(built: &Result<Built, NotBuilt>) -> String {
             format!(
                 "pub(super) const NOT_BUILT: Option<NotBuilt> = \
                  Some(NotBuilt::{variant}(std::borrow::Cow::Borrowed({:?})));\n\
-                 pub(super) const KERNELS: Kernels = Kernels {{ nvcc: (0, 0), portable: &[], hopper: &[] }};\n",
+                 pub(super) const KERNELS: Kernels = Kernels {{ nvcc: (0, 0), compressed: false, portable: &[], hopper: &[] }};\n",
                 reason.text()
             )
         }
@@ -134,7 +136,7 @@ fn build(out: &Path) -> Result<Built, NotBuilt> {
         compile_all(&program, &flags, &jobs).map_err(NotBuilt::CompilerFailed)?;
         fs::write(&stamp_file, stamp).expect("OUT_DIR can be written");
     }
-    Ok(Built { version: nvcc.version, choice })
+    Ok(Built { version: nvcc.version, compressed: nvcc.compresses, choice })
 }
 
 /// The places are searched in this order: `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH`, and the fixed ones.

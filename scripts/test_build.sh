@@ -48,6 +48,7 @@ pub mod image {
     }
     pub struct Kernels {
         pub nvcc: (i32, i32),
+        pub compressed: bool,
         pub portable: &'static [&'static str],
         pub hopper: &'static [&'static str],
     }
@@ -143,7 +144,8 @@ rm -r "$package/.cuda"
 
 build "nvcc 12.4" 0 NVCC="$work/nvcc-12.4"
 says "nvcc 12.4" "nvcc 12.4 does not know sm_100, sm_120: kernels are built without them"
-records "nvcc 12.4" 'nvcc: (12, 4), portable: &["sm_80", "sm_86", "sm_89", "sm_90", "compute_80"], hopper: &["sm_90a"]'
+records "nvcc 12.4" 'nvcc: (12, 4), compressed: false'
+records "nvcc 12.4" 'portable: &["sm_80", "sm_86", "sm_89", "sm_90", "compute_80"], hopper: &["sm_90a"]'
 has "nvcc 12.4" 3
 for flag in -lineinfo --threads=0 -Werror -compress-mode; do never "nvcc 12.4" $flag; done
 
@@ -151,6 +153,7 @@ build "nvcc 13.0" 0 NVCC="$work/nvcc-13.0"
 silent "nvcc 13.0" warning
 calls "nvcc 13.0" "arch=compute_120,code=sm_120"
 calls "nvcc 13.0" -compress-mode=size
+records "nvcc 13.0" 'nvcc: (13, 0), compressed: true'
 build "warnings are errors" 0 NVCC="$work/nvcc-13.0" CATALOG_SOFTMAX_DENY_WARNINGS=1
 calls "warnings are errors" -Werror=all-warnings
 build "line numbers" 0 NVCC="$work/nvcc-13.0" CATALOG_SOFTMAX_LINEINFO=1

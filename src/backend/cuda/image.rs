@@ -8,12 +8,16 @@ include!(concat!(env!("OUT_DIR"), "/built.rs"));
 /// What built the kernels, and for which architectures: `sm_80` is machine code, `compute_80` PTX.
 pub(super) struct Kernels {
     pub(super) nvcc: (i32, i32),
+    /// Whether nvcc compressed them for size.
+    pub(super) compressed: bool,
     pub(super) portable: &'static [&'static str],
     pub(super) hopper: &'static [&'static str],
 }
 
 /// cudarc's bindings know no older driver: version 11.4.
 const OLDEST_DRIVER: i32 = 11040;
+/// No older driver reads what `nvcc -compress-mode` writes, as nvcc's documentation says: version 12.4.
+const OLDEST_DRIVER_FOR_COMPRESSED: i32 = 12040;
 
 impl Kernels {
     /// The oldest driver that runs the kernels on a device of that compute capability, as drivers report versions.
@@ -28,7 +32,8 @@ impl Kernels {
         };
         let machine_code = self.portable.iter().any(runs) && (hopper.is_empty() || hopper.iter().any(runs));
         let (toolkit, release) = self.nvcc;
-        OLDEST_DRIVER.max(1000 * toolkit + if machine_code { 0 } else { 10 * release })
+        let oldest = if self.compressed { OLDEST_DRIVER_FOR_COMPRESSED } else { OLDEST_DRIVER };
+        oldest.max(1000 * toolkit + if machine_code { 0 } else { 10 * release })
     }
 }
 
@@ -64,8 +69,21 @@ image!(SYMMETRIC, "symmetric");
 mod tests {
     use super::Kernels;
 
-    const KERNELS: Kernels =
-        Kernels { nvcc: (12, 8), portable: &["sm_80", "sm_90", "sm_120", "compute_80"], hopper: &["sm_90a"] };
+    const KERNELS: Kernels = Kernels {
+        nvcc: (12, 6),
+        compressed: false,
+        portable: &["sm_80", "sm_90", "sm_120", "compute_80"],
+        hopper: &["sm_90a"],
+    };
+
+    #[test]
+    fn compressed_kernels_need_a_driver_that_reads_them() {
+        let compressed = Kernels { nvcc: (12, 8), compressed: true, ..KERNELS };
+        assert_eq!(compressed.driver_version((8, 0)), 12040, "machine code");
+        assert_eq!(compressed.driver_version((10, 0)), 12080, "PTX");
+        let later = Kernels { nvcc: (13, 1), ..compressed };
+        assert_eq!(later.driver_version((8, 0)), 13000);
+    }
 
     #[test]
     fn machine_code_needs_a_driver_of_the_toolkits_major_version() {
@@ -76,12 +94,12 @@ mod tests {
 
     #[test]
     fn ptx_needs_a_driver_as_new_as_the_toolkit() {
-        assert_eq!(KERNELS.driver_version((10, 0)), 12080, "no machine code of that major version");
+        assert_eq!(KERNELS.driver_version((10, 0)), 12060, "no machine code of that major version");
         let newer = Kernels { portable: &["sm_86", "compute_80"], ..KERNELS };
-        assert_eq!(newer.driver_version((8, 0)), 12080, "machine code of a later minor version does not run");
+        assert_eq!(newer.driver_version((8, 0)), 12060, "machine code of a later minor version does not run");
         assert_eq!(newer.driver_version((8, 9)), 12000);
         let hopper = Kernels { hopper: &["compute_90a"], ..KERNELS };
-        assert_eq!(hopper.driver_version((9, 0)), 12080, "a device of capability 9.0 loads Hopper's kernels too");
+        assert_eq!(hopper.driver_version((9, 0)), 12060, "a device of capability 9.0 loads Hopper's kernels too");
         assert_eq!(hopper.driver_version((8, 0)), 12000, "another device does not");
         let none = Kernels { hopper: &[], ..KERNELS };
         assert_eq!(none.driver_version((9, 0)), 12000);

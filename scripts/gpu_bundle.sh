@@ -4,6 +4,7 @@
 # gpu_all.sh.
 #   scripts/gpu_bundle.sh [FOLDER]        default: target/gpu-bundle
 #   CATALOG_SOFTMAX_CUDA_ARCHS            the GPU's architectures: sm_90,sm_90a (H100, H200) where not given
+#   CATALOG_SOFTMAX_LINEINFO=1            line numbers of kernels, for profilers and sanitizers
 # Fails where the bundle is larger than 60 MiB.
 set -euo pipefail
 cd "$(dirname "$0")/.."

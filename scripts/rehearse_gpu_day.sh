@@ -90,7 +90,9 @@ grep -Eq '^tests .*SM clock 1755 to 1980 MHz, throttled \(0x0+4\)$' "$work/table
 ps -ef | grep "[n]vidia-smi.*$work" && wrong "a watcher of clocks still runs"
 
 # Nsight Compute: the kernels of the image that its regular expressions match, and nothing else.
-names=$(strings -n 8 "$bundle/bin/measure" | grep -oE '(stream|merge|row|query|candidate)_[a-z0-9_]+' | sort -u)
+# An executable has them one behind the other too.
+names=$(strings -n 8 "$bundle/bin/measure" | sed 's/stream_/\n&/g' |
+    grep -oE '^stream_[a-z0-9_]*_(tf32|bf16|f32|f16)' | sort -u)
 profiled() { sed -n "s|.*--kernel-name regex:\([^ ]*\) .*--export $out/ncu_$1 .*|\1|p" "$calls/ncu"; }
 # matches NAME KERNEL...: the expression of that profile matches these, and every match is one of them with another
 # number or type.

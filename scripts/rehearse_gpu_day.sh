@@ -92,7 +92,7 @@ ps -ef | grep "[n]vidia-smi.*$work" && wrong "a watcher of clocks still runs"
 # Nsight Compute: the kernels of the image that its regular expressions match, and nothing else.
 # An executable has them one behind the other too.
 names=$(strings -n 8 "$bundle/bin/measure" | sed 's/stream_/\n&/g' |
-    grep -oE '^stream_[a-z0-9_]*_(tf32|bf16|f32|f16)' | sort -u)
+    grep -oP '^stream_[a-z0-9_]*?_(tf32|bf16|f32|f16)' | sort -u)
 profiled() { sed -n "s|.*--kernel-name regex:\([^ ]*\) .*--export $out/ncu_$1 .*|\1|p" "$calls/ncu"; }
 # matches NAME KERNEL...: the expression of that profile matches these, and every match is one of them with another
 # number or type.

@@ -67,7 +67,7 @@ STUB
 echo "== gpu_all.sh"
 status=0
 PATH="$work/stubs:$PATH" PYTHON="$work/stubs/python-with-torch" PYTHONNOUSERSITE=1 \
-    QUERIES=40 CANDIDATES=300 DIMS="64 512" ITERATIONS=2 ERRORS_SHAPE=24x200 NCU_DIM=512 TEST_ARGS=golden:: \
+    QUERIES=40 CANDIDATES=300 DIMS="64 512" ITERATIONS=2 ERRORS_SHAPE=8x64 NCU_DIM=512 TEST_ARGS=golden:: \
     BENCH_ARGS=--test GPU_BENCH_SHAPES=40x300x64 CUDA_EMULATOR_CC=90 \
     "$emulator" "$bundle/gpu_all.sh" "$out" | tee "$work/table" || status=$?
 

@@ -1,56 +1,106 @@
-//! Compiles `kernels/*.cu` with nvcc into one fat binary each, which the crate embeds. With no nvcc the images are empty,
-//! and opening a CUDA device is a typed error.
+//! Compiles `kernels/*.cu` with nvcc into one fat binary each, which the crate embeds. Where that is not possible, the
+//! images are empty, the build goes on, and opening a CUDA device is an error that says why (`NotBuilt`).
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `CATALOG_SOFTMAX_CUDA_ARCHS` | architectures in place of the default ones, such as `sm_80,sm_90a` (machine code) or `compute_80` (PTX) |
-//! | `CATALOG_SOFTMAX_REQUIRE_NVCC=1` | a missing nvcc is an error |
-//! | `CATALOG_SOFTMAX_PTXAS_REPORT` | a folder that gets ptxas's report of each file |
+//! | `CATALOG_SOFTMAX_CUDA_ARCHS` | architectures in place of the default ones: `sm_80,sm_90a` or `compute_80` (PTX) |
+//! | `CATALOG_SOFTMAX_REQUIRE_NVCC=1` | a build without kernels is an error |
+//! | `CATALOG_SOFTMAX_DENY_WARNINGS=1` | nvcc's warnings are errors |
+//! | `CATALOG_SOFTMAX_LINEINFO=1` | kernels carry line numbers for profilers and sanitizers |
+//! | `CATALOG_SOFTMAX_PTXAS_REPORT` | a folder that gets ptxas's report of each file, and the size of each image |
 //! | `NVCC`, `CUDA_HOME`, `CUDA_PATH` | where nvcc is; else `PATH`, `/usr/local/cuda`, and `.cuda` of this checkout |
 
+#[path = "build/nvcc.rs"]
+mod nvcc;
+
+use std::collections::hash_map::DefaultHasher;
+use std::fmt::Write;
+use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
+use std::time::SystemTime;
 use std::{env, fs, thread};
 
-/// Machine code for every family that the portable kernels support, and PTX for those to come.
-const ARCHITECTURES: &[&str] = &["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_80"];
+use nvcc::Nvcc;
+
 /// Files whose name ends so use what only that architecture has.
 const HOPPER_SUFFIX: &str = "_sm90a";
-const HOPPER: &str = "sm_90a";
-/// Where scripts/install_nvcc.sh puts the compiler.
-const INSTALLED_NVCC: &str = ".cuda/nvidia/cu13/bin/nvcc";
+/// Where toolkits are beside the places that variables name; the last is scripts/install_nvcc.sh's.
+const FIXED_PLACES: [&str; 2] = ["/usr/local/cuda/bin", ".cuda/nvidia/cu13/bin"];
 
 fn main() {
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "DOCS_RS"] {
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "DOCS_RS"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    for variable in ["CUDA_ARCHS", "REQUIRE_NVCC", "PTXAS_REPORT"] {
+    for variable in ["CUDA_ARCHS", "REQUIRE_NVCC", "DENY_WARNINGS", "LINEINFO", "PTXAS_REPORT"] {
         println!("cargo::rerun-if-env-changed=CATALOG_SOFTMAX_{variable}");
     }
     println!("cargo::rerun-if-changed=kernels");
-    // Watching a file that is not there would build anew each time; scripts/install_nvcc.sh touches this one instead.
-    if Path::new(INSTALLED_NVCC).exists() {
-        println!("cargo::rerun-if-changed={INSTALLED_NVCC}");
-    }
+    println!("cargo::rerun-if-changed=build");
+    println!("cargo::rerun-if-changed=build.rs");
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let nvcc = find_nvcc();
-    if nvcc.is_none() && own("REQUIRE_NVCC").as_deref() == Some("1") {
-        println!(
-            "cargo::error=no nvcc found, and CATALOG_SOFTMAX_REQUIRE_NVCC=1: scripts/install_nvcc.sh installs one"
-        );
-        return;
+    let docs = env::var_os("DOCS_RS").is_some();
+    let built = if docs { Err(NotBuilt::NoCompiler("DOCS_RS is set".to_owned())) } else { build(&out) };
+    if let Err(reason) = &built {
+        for source in kernel_files() {
+            fs::write(image(&source, &out), []).expect("OUT_DIR can be written");
+        }
+        if own("REQUIRE_NVCC").as_deref() == Some("1") {
+            println!("cargo::error=CATALOG_SOFTMAX_REQUIRE_NVCC=1, and no CUDA kernels are built: {}", reason.text());
+        } else if !docs {
+            println!("cargo::warning=built without CUDA kernels: {}", reason.text());
+        }
     }
-    if nvcc.is_none() && env::var_os("DOCS_RS").is_none() {
-        println!("cargo::warning=no nvcc found: built without CUDA kernels (scripts/install_nvcc.sh installs one)");
+    fs::write(out.join("built.rs"), record(&built)).expect("OUT_DIR can be written");
+}
+
+/// Why there are no kernels, as `catalog_softmax::NotBuilt` has it.
+#[derive(Debug)]
+enum NotBuilt {
+    NoCompiler(String),
+    NoArchitecture(String),
+    CompilerFailed(String),
+}
+
+impl NotBuilt {
+    fn text(&self) -> &str {
+        let (NotBuilt::NoCompiler(text) | NotBuilt::NoArchitecture(text) | NotBuilt::CompilerFailed(text)) = self;
+        text
     }
-    let jobs: Vec<Job> = kernel_files().iter().map(|file| Job::new(file, &out)).collect();
-    for problem in compile_all(nvcc.as_deref(), &jobs) {
-        for line in problem.lines() {
-            println!("cargo::error={line}");
+}
+
+/// What the kernels were built with.
+struct Built {
+    version: (u32, u32),
+    compressed: bool,
+    choice: nvcc::Choice,
+}
+
+/// The source of two constants that `src/backend/cuda/image.rs` includes.
+fn record(built: &Result<Built, NotBuilt>) -> String {
+    match built {
+        Ok(Built { version, compressed, choice }) => format!(
+            "pub(super) const NOT_BUILT: Option<NotBuilt> = None;\n\
+             pub(super) const KERNELS: Kernels = Kernels {{ nvcc: {version:?}, compressed: {compressed}, \
+             portable: &{:?}, hopper: &{:?} }};\n",
+            choice.portable, choice.hopper
+        ),
+        Err(reason) => {
+            let variant = match reason {
+                NotBuilt::NoCompiler(_) => "NoCompiler",
+                NotBuilt::NoArchitecture(_) => "NoArchitecture",
+                NotBuilt::CompilerFailed(_) => "CompilerFailed",
+            };
+            format!(
+                "pub(super) const NOT_BUILT: Option<NotBuilt> = \
+                 Some(NotBuilt::{variant}(std::borrow::Cow::Borrowed({:?})));\n\
+                 pub(super) const KERNELS: Kernels = Kernels {{ nvcc: (0, 0), compressed: false, portable: &[], hopper: &[] }};\n",
+                reason.text()
+            )
         }
     }
 }
@@ -60,6 +110,112 @@ fn own(name: &str) -> Option<String> {
     env::var(format!("CATALOG_SOFTMAX_{name}")).ok().filter(|value| !value.is_empty())
 }
 
+// ---- the compiler
+
+/// Compiles every file, or takes what the same build left.
+fn build(out: &Path) -> Result<Built, NotBuilt> {
+    let program = find_nvcc(out)?;
+    let nvcc = ask(&program).map_err(|why| NotBuilt::CompilerFailed(format!("{}: {why}", program.display())))?;
+    let choice = nvcc.choose(own("CUDA_ARCHS").as_deref());
+    if !choice.dropped.is_empty() {
+        let (major, minor) = nvcc.version;
+        let names = choice.dropped.join(", ");
+        println!("cargo::warning=nvcc {major}.{minor} does not know {names}: kernels are built without them");
+    }
+    if choice.portable.is_empty() {
+        let wanted = own("CUDA_ARCHS").unwrap_or_else(|| nvcc::PORTABLE.join(","));
+        let why = format!("{} knows none of {wanted} for the portable kernels", program.display());
+        return Err(NotBuilt::NoArchitecture(why));
+    }
+    let jobs: Vec<Job> = kernel_files().iter().map(|source| Job::new(source, out, &choice)).collect();
+    let flags = flags(&nvcc);
+    let stamp = stamp(&program, &nvcc, &flags, &jobs);
+    let stamp_file = out.join("stamp");
+    if own("PTXAS_REPORT").is_some() || fs::read_to_string(&stamp_file).ok().as_ref() != Some(&stamp) {
+        let _ = fs::remove_file(&stamp_file);
+        compile_all(&program, &flags, &jobs).map_err(NotBuilt::CompilerFailed)?;
+        fs::write(&stamp_file, stamp).expect("OUT_DIR can be written");
+    }
+    Ok(Built { version: nvcc.version, compressed: nvcc.compresses, choice })
+}
+
+/// The places are searched in this order: `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH`, and the fixed ones.
+fn find_nvcc(out: &Path) -> Result<PathBuf, NotBuilt> {
+    let executable = format!("nvcc{}", env::consts::EXE_SUFFIX);
+    let mut places = Vec::new();
+    let mut wrong = Vec::new();
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH"] {
+        let Some(value) = env::var_os(variable).filter(|value| !value.is_empty()) else { continue };
+        let value = PathBuf::from(value);
+        let place = if variable == "NVCC" { value.clone() } else { value.join("bin").join(&executable) };
+        if !place.is_file() {
+            wrong.push(format!("{variable}={}: there is no file {}", value.display(), place.display()));
+        }
+        places.push(place);
+    }
+    let here = env::current_dir().expect("cargo sets the current folder");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain(FIXED_PLACES.map(PathBuf::from));
+    places.extend(folders.map(|folder| here.join(folder).join(&executable)));
+    let found = places.iter().position(|place| place.is_file());
+    watch(&places, found, out);
+    let used = found.map(|found| format!("{} is used", places[found].display()));
+    for wrong in &wrong {
+        println!("cargo::warning={wrong}; {}", used.as_deref().unwrap_or("no other nvcc was found"));
+    }
+    let all = [wrong.as_slice(), &["PATH and /usr/local/cuda have no nvcc".to_owned()]].concat();
+    found.map(|found| places.swap_remove(found)).ok_or_else(|| NotBuilt::NoCompiler(all.join("; ")))
+}
+
+/// Makes cargo run this script again when nvcc changes or comes to one of the places that were searched in vain.
+///
+/// Cargo takes a watched file that is missing for changed each time. A link to such a file, in a folder that is
+/// watched, does not count until the file is there; then the link counts, which is newer than this run.
+fn watch(places: &[PathBuf], found: Option<usize>, out: &Path) {
+    if let Some(found) = found {
+        println!("cargo::rerun-if-changed={}", places[found].display());
+    }
+    let folder = out.join("missing");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("OUT_DIR can be written");
+    #[cfg(unix)]
+    for (index, place) in places[..found.unwrap_or(places.len())].iter().enumerate() {
+        std::os::unix::fs::symlink(place, folder.join(index.to_string())).expect("OUT_DIR can be written");
+    }
+    // The folder itself is new too, and must not look so.
+    let old = fs::File::open(&folder).and_then(|folder| folder.set_modified(SystemTime::UNIX_EPOCH));
+    if old.is_ok() {
+        println!("cargo::rerun-if-changed={}", folder.display());
+    }
+}
+
+fn ask(program: &Path) -> Result<Nvcc, String> {
+    let answer = |option: &str| {
+        let output = Command::new(program).arg(option).output().map_err(|error| error.to_string())?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            return Ok(text);
+        }
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &text;
+        Err(format!("`nvcc {option}` failed ({}): {}", output.status, nvcc::excerpt(&said)))
+    };
+    Nvcc::parse(&answer("--version")?, &answer("--list-gpu-arch")?, &answer("--help")?)
+}
+
+fn flags(nvcc: &Nvcc) -> Vec<&'static str> {
+    let mut flags = vec!["-fatbin", "-std=c++17", "-O3", "-Ikernels"];
+    let asked = |variable| own(variable).as_deref() == Some("1");
+    flags.extend(nvcc.compresses.then_some("-compress-mode=size"));
+    flags.extend(asked("LINEINFO").then_some("-lineinfo"));
+    flags.extend(asked("DENY_WARNINGS").then_some("-Werror=all-warnings"));
+    if own("PTXAS_REPORT").is_some() {
+        flags.extend(["-Xptxas", "-v"]);
+    }
+    flags
+}
+
+// ---- the files
+
 fn kernel_files() -> Vec<PathBuf> {
     let entries = fs::read_dir("kernels").expect("the package has kernels/").flatten().map(|entry| entry.path());
     let mut files: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|e| e == "cu")).collect();
@@ -68,86 +224,108 @@ fn kernel_files() -> Vec<PathBuf> {
     files
 }
 
-fn find_nvcc() -> Option<PathBuf> {
-    if env::var_os("DOCS_RS").is_some() {
-        return None;
+fn stem(source: &Path) -> String {
+    source.file_stem().expect("a file has a name").to_string_lossy().into_owned()
+}
+
+fn image(source: &Path, out: &Path) -> PathBuf {
+    out.join(format!("{}.fatbin", stem(source)))
+}
+
+/// Says what images are made of. A change of `PATH` runs this script again, which must not compile for ten minutes.
+fn stamp(program: &Path, nvcc: &Nvcc, flags: &[&str], jobs: &[Job]) -> String {
+    let mut hasher = DefaultHasher::new();
+    let mut files: Vec<PathBuf> =
+        fs::read_dir("kernels").expect("the package has kernels/").flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    for file in files {
+        (&file, fs::read(&file).expect("kernels can be read")).hash(&mut hasher);
     }
-    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(|home| Path::new(&home).join("bin"));
-    let path = env::var_os("PATH").unwrap_or_default();
-    let fixed = [PathBuf::from("/usr/local/cuda/bin"), env::current_dir().ok()?.join(".cuda/nvidia/cu13/bin")];
-    let folders = homes.chain(env::split_paths(&path)).chain(fixed);
-    let candidates =
-        env::var_os("NVCC").map(PathBuf::from).into_iter().chain(folders.map(|folder| folder.join("nvcc")));
-    candidates.into_iter().find(|nvcc| nvcc.is_file())
+    fs::metadata(program).and_then(|data| data.modified()).ok().hash(&mut hasher);
+    let mut text = format!("{} {nvcc:?} {flags:?} {:x}\n", program.display(), hasher.finish());
+    for job in jobs {
+        writeln!(text, "{} {:?}", job.source.display(), job.targets).expect("strings can be written");
+    }
+    text
 }
 
 /// One file to compile.
 struct Job {
     source: PathBuf,
     image: PathBuf,
-    /// `-gencode` values; none: the image is empty.
+    /// `-gencode` values; where there are none, the image is empty.
     targets: Vec<String>,
 }
 
 impl Job {
-    fn new(source: &Path, out: &Path) -> Self {
-        let stem = source.file_stem().expect("a file has a name").to_string_lossy().into_owned();
-        let hopper = stem.ends_with(HOPPER_SUFFIX);
-        let default = if hopper { HOPPER.to_owned() } else { ARCHITECTURES.join(",") };
-        let wanted = own("CUDA_ARCHS").unwrap_or(default);
-        let mine = wanted.split(',').map(str::trim).filter(|arch| arch.ends_with('a') == hopper);
-        let targets = mine.map(|arch| {
-            let virtual_arch = arch.replace("sm_", "compute_");
-            format!("arch={virtual_arch},code={arch}")
-        });
-        Job { source: source.to_owned(), image: out.join(format!("{stem}.fatbin")), targets: targets.collect() }
+    fn new(source: &Path, out: &Path, choice: &nvcc::Choice) -> Self {
+        let names = if stem(source).ends_with(HOPPER_SUFFIX) { &choice.hopper } else { &choice.portable };
+        let targets = names.iter().map(|name| nvcc::gencode(name)).collect();
+        Job { source: source.to_owned(), image: image(source, out), targets }
     }
 
-    fn compile(&self, nvcc: Option<&Path>) -> Result<(), String> {
-        let Some(nvcc) = nvcc.filter(|_| !self.targets.is_empty()) else {
+    fn compile(&self, program: &Path, flags: &[&str], threads: usize) -> Result<(), String> {
+        if self.targets.is_empty() {
             return fs::write(&self.image, []).map_err(|error| format!("{}: {error}", self.image.display()));
-        };
-        let mut command = Command::new(nvcc);
-        command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "--threads=0", "-Werror=all-warnings", "-Ikernels"]);
-        let report = own("PTXAS_REPORT");
-        if report.is_some() {
-            command.args(["-Xptxas", "-v"]);
         }
+        let mut command = Command::new(program);
+        command.args(flags).arg(format!("--threads={threads}"));
         for target in &self.targets {
             command.args(["-gencode", target]);
         }
         let result = command.arg("-o").arg(&self.image).arg(&self.source).output();
-        let output = result.map_err(|error| format!("{}: {error}", nvcc.display()))?;
+        let output = result.map_err(|error| format!("{}: {error}", program.display()))?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
-            return Err(format!("nvcc refused {}:\n{text}", self.source.display()));
+            let (program, said) = (program.display(), nvcc::excerpt(&text));
+            return Err(format!("{program} failed on {} ({}): {said}", self.source.display(), output.status));
         }
-        if let Some(folder) = report {
-            let name = self.source.with_extension("txt");
-            let to = Path::new(&folder).join(name.file_name().expect("a file has a name"));
-            fs::create_dir_all(&folder)
-                .and_then(|()| fs::write(to, text))
-                .map_err(|error| format!("{folder}: {error}"))?;
+        let size = fs::metadata(&self.image).map_or(0, |data| data.len());
+        if size == 0 {
+            return Err(format!("{} made nothing of {}", program.display(), self.source.display()));
         }
-        Ok(())
+        match own("PTXAS_REPORT") {
+            Some(folder) => self.report(Path::new(&folder), &text, size),
+            None => Ok(()),
+        }
+    }
+
+    fn report(&self, folder: &Path, text: &str, size: u64) -> Result<(), String> {
+        let file = |extension| folder.join(stem(&self.source)).with_extension(extension);
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(file("txt"), text))
+            .and_then(|()| fs::write(file("bytes"), format!("{size} {}\n", stem(&self.source))))
+            .map_err(|error| format!("{}: {error}", folder.display()))
     }
 }
 
-/// Compiles on as many threads as cargo allows. Returns what went wrong.
-fn compile_all(nvcc: Option<&Path>, jobs: &[Job]) -> Vec<String> {
-    let threads: usize = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
-    let (queue, problems) = (Mutex::new(jobs.iter()), Mutex::new(Vec::new()));
-    let next = || queue.lock().expect("no thread panics").next();
+/// Compiles with at most as many threads as cargo allows (`NUM_JOBS`). After a failure no further file is begun.
+fn compile_all(program: &Path, flags: &[&str], jobs: &[Job]) -> Result<(), String> {
+    let limit: usize = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1).max(1);
+    let (free, changed, failure) = (Mutex::new(limit), Condvar::new(), Mutex::new(None));
+    let failed = || failure.lock().expect("no thread panics").is_some();
     thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, jobs.len().max(1)) {
-            scope.spawn(|| {
-                while let Some(job) = next() {
-                    if let Err(problem) = job.compile(nvcc) {
-                        problems.lock().expect("no thread panics").push(problem);
-                    }
+        for job in jobs {
+            // nvcc works on the architectures of a file at the same time.
+            let threads = job.targets.len().clamp(1, limit);
+            let mut slots = free.lock().expect("no thread panics");
+            while *slots < threads {
+                slots = changed.wait(slots).expect("no thread panics");
+            }
+            *slots -= threads;
+            drop(slots);
+            if failed() {
+                break;
+            }
+            let (free, changed, failure) = (&free, &changed, &failure);
+            scope.spawn(move || {
+                if let Err(problem) = job.compile(program, flags, threads) {
+                    failure.lock().expect("no thread panics").get_or_insert(problem);
                 }
+                *free.lock().expect("no thread panics") += threads;
+                changed.notify_one();
             });
         }
     });
-    problems.into_inner().expect("no thread panics")
+    failure.into_inner().expect("no thread panics").map_or(Ok(()), Err)
 }

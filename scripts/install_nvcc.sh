@@ -10,7 +10,5 @@ if [ ! -x "$nvcc" ] || [ ! -x .cuda/nvidia/cu13/bin/cuobjdump ]; then
         nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 \
         nvidia-cuda-cccl==13.0.85 nvidia-cuda-cuobjdump==13.2.78 nvidia-cuda-nvdisasm==13.5.37
     chmod +x .cuda/nvidia/cu13/bin/* .cuda/nvidia/cu13/nvvm/bin/*
-    # So that the next build looks for it.
-    touch build.rs
 fi
 "$nvcc" --version | tail -n 2

@@ -1,5 +1,7 @@
 //! The one error type. Each variant names the argument, its value and the rule that it breaks.
 
+use std::borrow::Cow;
+
 /// Everything that can go wrong. Input is checked before anything runs, so an error leaves outputs untouched.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -77,8 +79,12 @@ pub enum Unavailable {
     #[error("the crate was built without the feature `cuda`")]
     FeatureDisabled,
     /// This build holds no CUDA kernels.
-    #[error("this build holds no CUDA kernels")]
-    KernelsNotBuilt,
+    #[error(
+        "this build holds no CUDA kernels: {0}. Ways out: put the CUDA toolkit's nvcc on PATH, or name it by NVCC or \
+         CUDA_HOME, and build again; CATALOG_SOFTMAX_CUDA_ARCHS limits the architectures, and \
+         CATALOG_SOFTMAX_REQUIRE_NVCC=1 makes a build without kernels fail"
+    )]
+    KernelsNotBuilt(NotBuilt),
     /// The CUDA driver library could not be opened.
     #[error("no CUDA driver: {0}")]
     NoDriver(String),
@@ -112,6 +118,21 @@ pub enum Unavailable {
         /// Devices that the driver counts.
         count: i32,
     },
+}
+
+/// Why a build holds no CUDA kernels: what its build script met.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotBuilt {
+    /// No nvcc was found; where it was looked for.
+    #[error("no nvcc was found when the crate was built ({0})")]
+    NoCompiler(Cow<'static, str>),
+    /// The nvcc that was found knows none of the architectures; which.
+    #[error("{0}")]
+    NoArchitecture(Cow<'static, str>),
+    /// nvcc failed; on what, and the first lines that it printed.
+    #[error("{0}")]
+    CompilerFailed(Cow<'static, str>),
 }
 
 /// Shorthand for results of this crate.

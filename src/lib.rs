@@ -169,7 +169,7 @@ pub use backend::device::{Device, Selected};
 pub use backend::reference::Reference;
 pub use batch::{Batch, BatchBuilder, Ids, Indices, Pool};
 pub use embeddings::{DType, Elements, Embeddings, Matrix, Real};
-pub use error::{Error, Result, Unavailable};
+pub use error::{Error, NotBuilt, Result, Unavailable};
 pub use frequency::{CountMin, ExactCounts, FrequencyEstimator, GapEstimator};
 pub use geometry::{alignment, uniformity};
 pub use loss::{Correction, Epilogue, Loss, Reduction, Similarity};

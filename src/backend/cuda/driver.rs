@@ -10,7 +10,7 @@ use super::image;
 use super::params::Params;
 use super::problem::Rows;
 use crate::embeddings::DType;
-use crate::error::{Error, Result, Unavailable};
+use crate::error::{Error, Result};
 
 /// Threads in a block of every kernel but Hopper's streams.
 pub(super) const THREADS: u32 = 256;
@@ -118,10 +118,6 @@ impl Driver {
     pub(super) fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
         let context = stream.context().clone();
         let (major, minor) = checked("cuDeviceGetAttribute", context.compute_capability())?;
-        if major < 8 {
-            let reason = Unavailable::ComputeCapability { major, minor };
-            return Err(Error::DeviceUnavailable { device: format!("cuda:{}", context.ordinal()), reason });
-        }
         use sys::CUdevice_attribute as Attribute;
         let attribute = |which| Ok(checked("cuDeviceGetAttribute", context.attribute(which))? as usize);
         let limits = Limits {

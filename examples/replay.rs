@@ -6,37 +6,40 @@
 //! cargo run --release --example replay -- my_step.safetensors --backend reference --out results.safetensors
 //! ```
 //!
-//! The file's format is described in `tests/common/golden.rs`; the shortest way to one is `safetensors.torch.save_file`
-//! with the step's tensors and, as metadata, its options. Exits with 1 where a result is past tolerance and with 2 where
-//! a file or the device cannot be used.
+//! `docs/replay.md` describes the file, has ten lines of Python that write one, and explains the verdicts. Exits with 1
+//! where a result is past tolerance and with 2 where a file or the device cannot be used.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use catalog_softmax::{Backend, DType, Device, Real, Reference};
+use catalog_softmax::{Backend, DType, Device, Reference};
 use clap::{Parser, ValueEnum};
+use safetensors::serialize_to_file;
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, serialize_to_file};
 
 #[path = "../tests/common"]
 #[allow(dead_code, missing_docs)]
 mod common {
+    pub mod formulas;
     pub mod golden;
     pub mod golden_check;
+    pub mod golden_files;
     pub mod naive;
     pub mod problem;
+    pub mod scales;
+    pub mod tolerance;
 }
 
-use common::golden::{Golden, Tensor};
-use common::golden_check::{
-    Comparison, Results, Tolerances, baseline_tolerances, compare, float64_tolerances, results, uniform_tolerances,
-};
+use common::golden::Golden;
+use common::golden_check::{Claim, Precision, Results, Verdict, judge, results};
+use common::golden_files::stored;
 
-/// Computes the training step in each FILE and compares it with the results that the file expects.
+/// Computes the training step in each FILE and compares it with the results that the file holds.
 #[derive(Parser)]
+#[command(after_long_help = FORMAT)]
 struct Args {
-    /// Golden batches, in safetensors
+    /// Training steps, in safetensors; --help lists the tensors
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Where to compute
@@ -45,11 +48,33 @@ struct Args {
     /// Write the results here, in safetensors; with one FILE only
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Largest error allowed, instead of 1e-9 for the reference and of a multiple of the naive baseline's own error (which
-    /// takes queries x candidates floats to compute) for the others
+    /// Largest error allowed, as a share of the terms that an element is a sum of. Without it: 1e-9 for the reference;
+    /// for the others four times the error of a plain f32 computation against float64, which takes 8 bytes for each
+    /// pair of a query and a candidate
     #[arg(long)]
     tolerance: Option<f64>,
 }
+
+const FORMAT: &str = "\
+A FILE holds (B queries, N candidates, D elements of an embedding):
+  queries (B, D), candidates (N, D)   F32, F16 or BF16, before any normalisation
+  positives (B)                       I64 rows of candidates, or positive_embeddings (B, D)
+  optional                            candidate_ids, positive_ids, exclude_offsets, exclude_ids (I64);
+                                      log_q, positive_log_q, row_weight (F32)
+  metadata                            similarity cosine|dot, temperature, loss softmax|corrected_logq
+  optional                            correct_positive true|false, reduction mean|sum|weighted_mean|none,
+                                      symmetric true|false, note
+  results, all optional               expected.loss, .total, .lse, .positive, .d_queries, .d_candidates,
+                                      .d_positive_embeddings, .d_temperature (F64 or F32), .num_negatives (I64)
+
+What was found and what the file holds are each compared with the float64 reference:
+  ok           both are right as far as their arithmetic can be
+  BAD in file  the value was found right, and the file holds another one
+  BAD found    the file is right, and the backend is wrong
+  BAD both     neither is right
+Exit code: 0 if all is ok, 1 if something is BAD, 2 if a file or the device cannot be used.
+
+docs/replay.md has a Python program that writes a FILE, and says how the tolerances come about.";
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum BackendName {
@@ -59,18 +84,21 @@ enum BackendName {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    ExitCode::from(exit_code(&Args::parse()))
+}
+
+fn exit_code(args: &Args) -> u8 {
     if args.out.is_some() && args.files.len() > 1 {
         eprintln!("--out takes the results of one FILE, and there are {}", args.files.len());
-        return ExitCode::from(2);
+        return 2;
     }
-    match replay_on(&args) {
-        Ok(Tally { unusable, .. }) if unusable > 0 => ExitCode::from(2),
-        Ok(Tally { failed, .. }) if failed > 0 => ExitCode::from(1),
-        Ok(_) => ExitCode::SUCCESS,
+    match replay_on(args) {
+        Ok(Tally { unusable, .. }) if unusable > 0 => 2,
+        Ok(Tally { failed, .. }) if failed > 0 => 1,
+        Ok(_) => 0,
         Err(error) => {
             eprintln!("{error}");
-            ExitCode::from(2)
+            2
         }
     }
 }
@@ -96,8 +124,8 @@ fn replay_all<B: Backend + ?Sized>(args: &Args, backend: &mut B) -> Tally {
     for file in &args.files {
         println!("{}", file.display());
         match replay(args, backend, file) {
-            Ok(compared) if compared.is_empty() => tally.not_compared += 1,
-            Ok(compared) if compared.iter().all(Comparison::passes) => tally.passed += 1,
+            Ok(verdicts) if verdicts.is_empty() => tally.not_compared += 1,
+            Ok(verdicts) if verdicts.iter().all(Verdict::passes) => tally.passed += 1,
             Ok(_) => tally.failed += 1,
             Err(error) => {
                 eprintln!("  {}: {error}", file.display());
@@ -110,7 +138,7 @@ fn replay_all<B: Backend + ?Sized>(args: &Args, backend: &mut B) -> Tally {
     tally
 }
 
-fn replay<B: Backend + ?Sized>(args: &Args, backend: &mut B, file: &Path) -> Result<Vec<Comparison>, Box<dyn Error>> {
+fn replay<B: Backend + ?Sized>(args: &Args, backend: &mut B, file: &Path) -> Result<Vec<Verdict>, Box<dyn Error>> {
     let golden = Golden::load(file)?;
     let output = backend.value_and_grad(&golden.problem.batch()?, &golden.problem.loss)?;
     let found = results(&output);
@@ -121,24 +149,18 @@ fn replay<B: Backend + ?Sized>(args: &Args, backend: &mut B, file: &Path) -> Res
     if golden.expected.is_empty() {
         return Ok(Vec::new());
     }
-    let compared = compare(&golden, &found, &tolerances::<B::Real>(args, &golden));
-    print_comparisons(&compared);
-    Ok(compared)
+    let verdicts = judge(&golden, &found, precision(args, &golden));
+    print_verdicts(&verdicts);
+    Ok(verdicts)
 }
 
-fn tolerances<T: Real>(args: &Args, golden: &Golden) -> Tolerances {
-    match args.tolerance {
-        Some(tolerance) => uniform_tolerances(tolerance),
-        None if size_of::<T>() == size_of::<f64>() => float64_tolerances(golden),
-        None => baseline_tolerances(golden, operands(args.backend, golden)),
-    }
-}
-
-/// What a backend multiplies: the CUDA backend rounds probabilities to the type of the embeddings.
-fn operands(backend: BackendName, golden: &Golden) -> DType {
-    match backend {
-        BackendName::Cuda => golden.problem.queries.view(golden.problem.dim).dtype(),
-        BackendName::Reference | BackendName::Cpu => DType::F32,
+fn precision(args: &Args, golden: &Golden) -> Precision {
+    match (args.tolerance, args.backend) {
+        (Some(tolerance), _) => Precision::Within(tolerance),
+        (None, BackendName::Reference) => Precision::Float64,
+        (None, BackendName::Cpu) => Precision::Single { operands: DType::F32 },
+        // The CUDA backend rounds probabilities to the type of the embeddings.
+        (None, BackendName::Cuda) => Precision::Single { operands: golden.problem.queries.dtype() },
     }
 }
 
@@ -149,17 +171,21 @@ fn print_summary(golden: &Golden, found: &Results) {
     println!("  {b} queries, {n} candidates, dim {d}, {dtype:?}; total {:.9}", found["total"].values[0]);
 }
 
-fn print_comparisons(compared: &[Comparison]) {
+/// Of each result, the element that is furthest off in units of its tolerance.
+fn print_verdicts(verdicts: &[Verdict]) {
     println!(
-        "  {:<22} {:>10} {:>10}     {:>9} {:>18} {:>18}",
-        "result", "error", "tolerance", "worst at", "found", "expected"
+        "  {:<22} {:<13} {:>8} {:>18} {:>9} {:>9} {:>18} {:>9} {:>9} {:>18}",
+        "result", "verdict", "worst at", "right", "found off", "allowed", "found", "file off", "allowed", "in the file"
     );
-    for c in compared {
-        let verdict = if c.passes() { "ok" } else { "BAD" };
-        println!(
-            "  {:<22} {:>10.2e} {:>10.2e} {verdict:<3} {:>9} {:>18.10e} {:>18.10e}",
-            c.name, c.error, c.tolerance, c.at, c.found, c.expected
-        );
+    for Verdict { name, at, right, found, expected } in verdicts {
+        let verdict = match (found.passes(), expected.passes()) {
+            (true, true) => "ok",
+            (true, false) => "BAD in file",
+            (false, true) => "BAD found",
+            (false, false) => "BAD both",
+        };
+        let claim = |c: &Claim| format!("{:>9.2e} {:>9.2e} {:>18.10e}", c.error, c.tolerance, c.value);
+        println!("  {name:<22} {verdict:<13} {at:>8} {right:>18.10e} {} {}", claim(found), claim(expected));
     }
 }
 
@@ -172,12 +198,35 @@ fn write(found: &Results, path: &Path) -> Result<(), Box<dyn Error>> {
     Ok(serialize_to_file(views, None, path)?)
 }
 
-/// The values in the type in which they were computed.
-fn stored(tensor: &Tensor) -> Vec<u8> {
-    let values = tensor.values.iter();
-    match tensor.dtype {
-        Dtype::F32 => values.flat_map(|&v| (v as f32).to_le_bytes()).collect(),
-        Dtype::I64 => values.flat_map(|&v| (v as i64).to_le_bytes()).collect(),
-        _ => values.flat_map(|&v| v.to_le_bytes()).collect(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::golden_files::to_bytes;
+
+    /// Replays a golden batch with its expectations edited.
+    fn replayed(backend: &str, edit: impl FnOnce(&mut Golden)) -> u8 {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("step.safetensors");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/in_batch_logq.safetensors");
+        let mut golden = Golden::load(Path::new(source)).expect("a golden batch");
+        edit(&mut golden);
+        std::fs::write(&file, to_bytes(&golden).expect("a file")).expect("written");
+        let file = file.to_str().expect("UTF-8");
+        exit_code(&Args::parse_from(["replay", file, "--backend", backend]))
+    }
+
+    #[test]
+    fn the_exit_code_is_the_verdict() {
+        for backend in ["cpu", "reference"] {
+            assert_eq!(replayed(backend, |_| ()), 0);
+            for wrong in [99.0, f64::NAN] {
+                let spoil = |golden: &mut Golden| {
+                    golden.expected.get_mut("total").expect("expected").values[0] = wrong;
+                };
+                assert_eq!(replayed(backend, spoil), 1, "{backend}, {wrong}");
+            }
+            assert_eq!(replayed(backend, |golden| golden.expected.clear()), 0);
+            assert_eq!(replayed(backend, |golden| golden.problem.loss.temperature = 0.0), 2);
+        }
     }
 }

@@ -18,7 +18,8 @@ use catalog_softmax::{Backend, Correction, Cuda, DType, Error, Output, Reference
 use common::bits::{bits, problems};
 use common::generate::{Config, Masking};
 use common::golden::Golden;
-use common::golden_check::{baseline_tolerances, compare, results};
+use common::golden_check::{Precision, judge, results};
+use common::golden_files::files;
 use common::problem::Problem;
 use common::suite::{PROPERTIES, Property};
 use common::tolerance::{Expected, compare as compare_tensors, tensors};
@@ -162,21 +163,16 @@ fn hold(cuda: Shared, property: Property) -> Result<(), Failed> {
 fn golden_files() -> Vec<PathBuf> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
     let folder = std::env::var("GOLDEN").unwrap_or_else(|_| folder.to_owned());
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "safetensors"));
-    files.sort();
-    assert!(!files.is_empty(), "golden batches in {folder}");
-    files
+    files(std::path::Path::new(&folder))
 }
 
 fn golden(cuda: &mut Cuda, file: &std::path::Path) -> Result<(), Failed> {
     let golden = Golden::load(file)?;
     let output = cuda.value_and_grad(&golden.problem.batch()?, &golden.problem.loss)?;
     let dtype = golden.problem.queries.view(golden.problem.dim).dtype();
-    let compared = compare(&golden, &results(&output), &baseline_tolerances(&golden, dtype));
-    assert!(!compared.is_empty(), "the file expects something");
-    let bad: Vec<_> = compared.iter().filter(|comparison| !comparison.passes()).collect();
+    let verdicts = judge(&golden, &results(&output), Precision::Single { operands: dtype });
+    assert!(!verdicts.is_empty(), "the file expects something");
+    let bad: Vec<_> = verdicts.iter().filter(|verdict| !verdict.passes()).collect();
     assert!(bad.is_empty(), "{bad:#?}");
     Ok(())
 }

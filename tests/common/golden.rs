@@ -1,10 +1,5 @@
 //! Golden batches: one training step in a safetensors file, inputs and options and, where known, the right results.
-//!
-//! | in the file | name |
-//! |---|---|
-//! | inputs | `queries`, `candidates`, and `positives` or `positive_embeddings`; optional: `candidate_ids`, `positive_ids`, `log_q`, `positive_log_q`, `exclude_offsets`, `exclude_ids`, `row_weight` |
-//! | metadata | `similarity` cosine\|dot, `temperature`, `loss` softmax\|corrected_logq; optional: `correct_positive` true\|false, `reduction` mean\|sum\|weighted_mean\|none, `symmetric` true\|false, `note` |
-//! | results, all optional | `expected.` and one of [`RESULTS`]; gradients are those of the total |
+//! `docs/replay.md` describes the file.
 //!
 //! A file is input from outside: whatever is wrong with it is a [`LoadError`], never a panic.
 
@@ -177,6 +172,10 @@ impl<'a> File<'a> {
             };
             let name = format!("expected.{result}");
             if let Ok(view) = self.tensors.tensor(&name) {
+                if result == "d_positive_embeddings" && matches!(problem.positives, PositiveData::Index(_)) {
+                    let rule = "positives by index have their gradient in expected.d_candidates";
+                    return Err(tensor_error(name, "positives by index beside it", rule.into()));
+                }
                 if !shapes.contains(&view.shape()) {
                     return Err(tensor_error(name, format!("shape {:?}", view.shape()), format!("{:?}", shapes[0])));
                 }

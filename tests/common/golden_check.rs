@@ -1,134 +1,181 @@
-//! Results against a golden batch's expectations: element by element, in units in which rounding is uniform.
+//! Judges a step: what a backend found and what a golden batch expects, each against the float64 reference.
 //!
-//! An element's error is `|found − expected| / scale`. Its scale is
-//! - for loss, total and d_temperature, `|expected|`: an error in a score is a relative error of the loss;
-//! - for lse and positive, the largest finite value of the tensor: scores share one unit, and one near 0 has cancelled;
-//! - for gradients, the largest value of the element's row: a row is one sum of vectors, then projected as a whole;
+//! Nothing here is derived from the numbers that are judged. An expectation that is wrong cannot widen its own
+//! tolerance, and a backend that is wrong in the same way as the expectation is found out, too.
 //!
-//! and never below `1e-7 / temperature`, under which gradients that cancel to nothing would be all rounding.
-//! Infinities, and counts, match exactly.
+//! How far an element may be off:
+//!
+//! * Found by a backend that computes in f32: as far as in the property suite, which is four times the error of an
+//!   honest f32 baseline, clamped (`tolerance.rs`).
+//! * A gradient found from f16 or bf16 rows on a GPU: four roundings of an operand to that type more.
+//! * Found by the reference: 1e-9 of its terms.
+//! * Expected: as far as one that was found, and by what the type in which it is stored loses in a cross-entropy, and
+//!   by what PyTorch's softplus leaves out. Where it is stored as F32, at least as far as an f32 backend may be.
+//!
+//! The sizes of an element's terms come from `scales.rs`. Counts, infinities and NaN are those of the reference
+//! exactly.
 
 use std::collections::BTreeMap;
 
 use catalog_softmax::{DType, Output, Real};
 use safetensors::Dtype;
 
-use super::golden::{Golden, RESULTS, Tensor};
-use super::naive::{Naive, naive_rounded};
-use super::problem::{PositiveData, Problem};
+use super::golden::{Expected, Golden, RESULTS, Tensor};
+use super::problem::Problem;
+use super::scales::Scale;
+use super::tolerance::{self, FACTOR, epsilon};
 
-/// Results by name, as [`Expected`](super::golden::Expected).
+/// Results by name, as [`Expected`].
 pub type Results = BTreeMap<&'static str, Tensor>;
 
-/// Largest error that each result may have.
-pub type Tolerances = BTreeMap<&'static str, f64>;
-
-/// What `f64` arithmetic owes.
+/// What `f64` arithmetic owes, in units of an element's terms.
 const FLOAT64: f64 = 1e-9;
-/// Above this margin PyTorch's softplus returns the margin itself. Expectations from it lack `exp(−margin)` in the loss
-/// of such a row and in the coefficient of its gradients.
+/// Above this margin PyTorch's softplus returns the margin itself. Gradients from it lack `exp(−margin)` in the
+/// coefficient of such a row. The loss lacks no more than a tenth of FLOAT64.
 const SOFTPLUS_THRESHOLD: f64 = 20.0;
-/// How many times the naive baseline's own largest error an `f32` backend may be off.
-const TIMES_NAIVE: f64 = 4.0;
-/// Least tolerance of an `f32` backend, because the baseline may be lucky, above all in a small batch: this many EPSILON
-/// for lse and positive; `max(1, S)` times that for what is exponential in a score, as a score of size S is off by
-/// EPSILON·S.
-const FLOOR: f64 = 4.0;
 
-/// One result's worst element.
-#[derive(Debug, Clone)]
-pub struct Comparison {
-    pub name: &'static str,
-    /// In units of the element's scale.
+/// How exactly a backend computes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Precision {
+    /// In `f64`.
+    Float64,
+    /// In `f32`, with coefficients and probabilities rounded to `operands` before they multiply embeddings.
+    Single { operands: DType },
+    /// Found and expected may be off by this share of an element's terms.
+    Within(f64),
+}
+
+/// A number that somebody claims is right, and how far it is from what is right. Error and tolerance are in units of
+/// the element's terms.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim {
+    pub value: f64,
     pub error: f64,
-    pub at: usize,
-    pub found: f64,
-    pub expected: f64,
     pub tolerance: f64,
 }
 
-impl Comparison {
+impl Claim {
+    /// `unit` is what errors are counted in. A number that is not there is as wrong as can be.
+    fn new(value: Option<f64>, right: f64, tolerance: f64, unit: f64) -> Claim {
+        let same = |value: f64| value == right || (value.is_nan() && right.is_nan());
+        let error = match value {
+            Some(value) if same(value) => 0.0,
+            Some(value) if (value - right).is_finite() => (value - right).abs() / unit,
+            _ => f64::INFINITY,
+        };
+        Claim { value: value.unwrap_or(f64::NAN), error, tolerance: tolerance / unit }
+    }
+
     pub fn passes(&self) -> bool {
         self.error <= self.tolerance
     }
-}
 
-/// Every result that the golden batch expects.
-pub fn compare(golden: &Golden, results: &Results, tolerances: &Tolerances) -> Vec<Comparison> {
-    let expected = RESULTS.iter().filter_map(|&name| Some((name, golden.expected.get(name)?)));
-    expected
-        .map(|(name, expected)| {
-            let tolerance = tolerances[name] + if expected.dtype == Dtype::F32 { f64::from(f32::EPSILON) } else { 0.0 };
-            let none = Tensor { values: Vec::new(), ..expected.clone() };
-            worst_element(golden, name, results.get(name).unwrap_or(&none), expected, tolerance)
-        })
-        .collect()
-}
-
-/// The same tolerance for every result but the counts, which are exact.
-pub fn uniform_tolerances(tolerance: f64) -> Tolerances {
-    RESULTS.iter().map(|&name| (name, if name == "num_negatives" { 0.0 } else { tolerance })).collect()
-}
-
-/// Of a backend that computes in `f64`.
-pub fn float64_tolerances(golden: &Golden) -> Tolerances {
-    let mut tolerances = uniform_tolerances(FLOAT64);
-    let past_threshold = |loss: &Tensor| loss.values.iter().any(|&loss| loss > SOFTPLUS_THRESHOLD);
-    if golden.expected.get("loss").is_some_and(past_threshold) {
-        for (_, tolerance) in tolerances.iter_mut().filter(|(name, _)| name.starts_with("d_") || **name == "loss") {
-            *tolerance += (-SOFTPLUS_THRESHOLD).exp();
-        }
+    /// How many tolerances the claim is off.
+    fn badness(&self) -> f64 {
+        if self.error == 0.0 { 0.0 } else { self.error / self.tolerance }
     }
-    tolerances
 }
 
-/// Of a backend that computes in `f32`, or rounds what it multiplies to `operands`: a multiple of the error that the naive
-/// baseline makes so on the same batch. Computes the baseline, and so B x N floats.
-pub fn baseline_tolerances(golden: &Golden, operands: DType) -> Tolerances {
-    let scores = ["lse", "positive"].iter().filter_map(|&name| golden.expected.get(name));
-    let largest_score = scores.map(|tensor| largest(&tensor.values)).fold(1.0, f64::max);
-    let floor = FLOOR * f64::from(f32::EPSILON);
-    let mut tolerances = uniform_tolerances(floor * largest_score);
-    tolerances.extend([("lse", floor), ("positive", floor)]);
-    for of_naive in compare(golden, &naive_results(&golden.problem, operands), &uniform_tolerances(0.0)) {
-        if of_naive.name != "num_negatives" {
-            let tolerance = tolerances.entry(of_naive.name).or_default();
-            *tolerance = tolerance.max(TIMES_NAIVE * of_naive.error);
-        }
+/// The worst element of one result.
+#[derive(Debug, Clone)]
+pub struct Verdict {
+    pub name: &'static str,
+    pub at: usize,
+    pub right: f64,
+    pub found: Claim,
+    pub expected: Claim,
+}
+
+impl Verdict {
+    pub fn passes(&self) -> bool {
+        self.found.passes() && self.expected.passes()
     }
-    tolerances
+
+    fn badness(&self) -> f64 {
+        self.found.badness().max(self.expected.badness())
+    }
 }
 
-fn worst_element(golden: &Golden, name: &'static str, found: &Tensor, expected: &Tensor, tolerance: f64) -> Comparison {
-    let least = 1e-7 / golden.problem.loss.temperature;
-    let whole = largest(&expected.values).max(least);
-    let row_len = if name.starts_with("d_") && name != "d_temperature" { golden.problem.dim } else { 1 };
-    let mut worst = Comparison { name, error: 0.0, at: 0, found: f64::NAN, expected: f64::NAN, tolerance };
-    for (row, expected) in expected.values.chunks(row_len).enumerate() {
-        let scale = if matches!(name, "lse" | "positive") { whole } else { largest(expected).max(least) };
-        for (column, &expected) in expected.iter().enumerate() {
-            let at = row * row_len + column;
-            // A result that was not computed is as wrong as can be.
-            let found = found.values.get(at).copied().unwrap_or(f64::NAN);
-            let error = error(found, expected, scale);
-            if at == 0 || error > worst.error {
-                worst = Comparison { error, at, found, expected, ..worst };
+/// A verdict for every result that the golden batch expects.
+pub fn judge(golden: &Golden, found: &Results, precision: Precision) -> Vec<Verdict> {
+    Judge::new(&golden.problem, precision).judge(&golden.expected, found)
+}
+
+/// What is right for one problem, and how far from it a claim may be.
+pub struct Judge {
+    precision: Precision,
+    right: Results,
+    measured: tolerance::Expected,
+}
+
+impl Judge {
+    /// Computes reference and baseline, and so B x N numbers. The problem is one that a backend accepts.
+    pub fn new(problem: &Problem, precision: Precision) -> Judge {
+        let measured = tolerance::Expected::measure(problem, DType::F32);
+        Judge { precision, right: results(&measured.output), measured }
+    }
+
+    pub fn judge(&self, expected: &Expected, found: &Results) -> Vec<Verdict> {
+        let expected = RESULTS.iter().filter_map(|&name| Some((name, expected.get(name)?)));
+        expected.map(|(name, expected)| self.worst_element(name, expected, found.get(name))).collect()
+    }
+
+    fn worst_element(&self, name: &'static str, expected: &Tensor, found: Option<&Tensor>) -> Verdict {
+        let rows = self.rows(name);
+        let right = self.right.get(name).map_or(&[][..], |tensor| &tensor.values);
+        let width = right.len() / rows.len().max(1);
+        let nothing = Claim::new(None, f64::NAN, 0.0, 1.0);
+        let mut worst = Verdict { name, at: 0, right: f64::NAN, found: nothing, expected: nothing };
+        for (at, &right) in right.iter().enumerate() {
+            let (scale, single) = rows[at / width];
+            let unit = if scale.terms > 0.0 && scale.terms.is_finite() { scale.terms } else { 1.0 };
+            let (for_found, for_expected) = self.tolerances(name, &scale, single, expected.dtype);
+            let value = found.and_then(|tensor| tensor.values.get(at).copied());
+            let found = Claim::new(value, right, for_found, unit);
+            let expected = Claim::new(expected.values.get(at).copied(), right, for_expected, unit);
+            let verdict = Verdict { name, at, right, found, expected };
+            if at == 0 || verdict.badness() > worst.badness() {
+                worst = verdict;
             }
         }
+        worst
     }
-    worst
-}
 
-fn error(found: f64, expected: f64, scale: f64) -> f64 {
-    if found == expected || (found.is_nan() && expected.is_nan()) {
-        return 0.0;
+    /// Scale and tolerance in `f32` of each row of a result; none where this problem has no such result.
+    fn rows(&self, name: &str) -> Vec<(Scale, f64)> {
+        let measured = &self.measured;
+        let same = |tensor: &tolerance::Tensor| tensor.name.strip_suffix("[0]").unwrap_or(&tensor.name) == name;
+        let Some(at) = measured.tensors.iter().position(same) else { return Vec::new() };
+        measured.scales[at].iter().copied().zip(measured.tolerances[at].iter().copied()).collect()
     }
-    let error = (found - expected).abs() / scale;
-    if error.is_nan() { f64::INFINITY } else { error }
-}
 
-fn largest(values: &[f64]) -> f64 {
-    values.iter().filter(|v| v.is_finite()).fold(0.0, |max, v| max.max(v.abs()))
+    /// How far an element may be off where it was found, and where it is expected and stored as `stored`.
+    fn tolerances(&self, name: &str, scale: &Scale, single: f64, stored: Dtype) -> (f64, f64) {
+        let gradient = name.starts_with("d_");
+        let found = match self.precision {
+            Precision::Within(share) => return (share * scale.terms, share * scale.terms),
+            // What underflow takes, in numbers that reach further down.
+            Precision::Float64 => {
+                FLOAT64 * scale.terms + f64::MIN_POSITIVE / f64::from(f32::MIN_POSITIVE) * scale.floor
+            }
+            // Half a unit in the last place is what one rounding takes.
+            Precision::Single { operands } if gradient && operands != DType::F32 => {
+                single + FACTOR * 0.5 * epsilon(operands) * scale.terms
+            }
+            Precision::Single { .. } => single,
+        };
+        let (least, unit) = match stored {
+            Dtype::F32 => (single, f64::from(f32::EPSILON)),
+            _ => (0.0, f64::EPSILON),
+        };
+        let mut expected = found.max(least) + FACTOR * unit * scale.cross_entropy;
+        if gradient && self.measured.exact.largest_margin > SOFTPLUS_THRESHOLD {
+            expected += (-SOFTPLUS_THRESHOLD).exp() * scale.terms;
+        }
+        // Where a scale is not finite, only what is equal passes.
+        let finite = |tolerance: f64| if tolerance.is_finite() { tolerance } else { 0.0 };
+        (finite(found), finite(expected))
+    }
 }
 
 /// A backend's output under the names of [`RESULTS`].
@@ -161,37 +208,4 @@ pub fn results<T: Real>(output: &Output<T>) -> Results {
 
 fn vector(values: Vec<f64>, dtype: Dtype) -> Tensor {
     Tensor { shape: vec![values.len()], values, dtype }
-}
-
-/// The naive baseline's results under the names of [`RESULTS`], in the shapes that errors need.
-fn naive_results(problem: &Problem, operands: DType) -> Results {
-    let symmetric = problem.loss.symmetric;
-    let found = if symmetric { symmetric_naive(problem, operands) } else { naive_rounded(problem, true, operands) };
-    let widened = |values: Vec<f32>| vector(values.into_iter().map(f64::from).collect(), Dtype::F32);
-    Results::from([
-        ("loss", widened(found.loss)),
-        ("total", widened(vec![found.total])),
-        ("lse", widened(found.lse)),
-        ("positive", widened(found.positive)),
-        ("num_negatives", vector(found.num_negatives.iter().map(|&n| n as f64).collect(), Dtype::I64)),
-        ("d_queries", widened(found.d_queries)),
-        ("d_candidates", widened(found.d_candidates)),
-        ("d_positive_embeddings", widened(found.d_positive_embeddings)),
-        ("d_temperature", widened(vec![found.d_temperature])),
-    ])
-}
-
-/// The mean of the naive loss in both directions. The batch is valid: each candidate is one query's positive.
-fn symmetric_naive(problem: &Problem, operands: DType) -> Naive {
-    let PositiveData::Index(positives) = &problem.positives else { unreachable!("checked by the backend") };
-    let (mut out, other) = (naive_rounded(problem, true, operands), naive_rounded(&problem.swapped(), true, operands));
-    for (loss, &positive) in out.loss.iter_mut().zip(positives) {
-        *loss = 0.5 * (*loss + other.loss[positive as usize]);
-    }
-    let average = |a: &mut [f32], b: &[f32]| a.iter_mut().zip(b).for_each(|(a, b)| *a = 0.5 * (*a + b));
-    average(&mut out.d_queries, &other.d_candidates);
-    average(&mut out.d_candidates, &other.d_queries);
-    out.total = 0.5 * (out.total + other.total);
-    out.d_temperature = 0.5 * (out.d_temperature + other.d_temperature);
-    out
 }

@@ -10,9 +10,10 @@ use catalog_softmax::{
 use proptest::test_runner::{Config as Cases, RngSeed, TestCaseError, TestRunner};
 use rand::RngExt;
 
+use super::formulas::scores;
 use super::generate::{Config, LogQ, Masking, configs, rng, rows};
 use super::problem::{PoolData, PositiveData, Problem, Storage};
-use super::tolerance::{Expected, Tensor, compare, reference, scores, tensors};
+use super::tolerance::{Expected, Tensor, compare, reference, tensors};
 
 /// The backend under test.
 pub type Subject<'a> = &'a mut dyn Backend<Real = f32>;

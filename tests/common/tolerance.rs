@@ -2,8 +2,7 @@
 //!
 //! For each element x of a result there is a **scale**: the size of the terms that x is a sum of, times the condition
 //! of its row, `1 + γ|q̂||ĉ| + |log_q|` (an exponential turns an absolute error of its argument into a relative one of
-//! its own). It is computed here in float64 from the problem, row by row, by formulas that share nothing with the crate.
-//! Rounding errors are proportional to it, so
+//! its own). `scales.rs` computes it in float64 from the problem. Rounding errors are proportional to it, so
 //!
 //! ```text
 //! u         = max over the tensor of |baseline − reference| / scale     (units that the baseline loses)
@@ -22,32 +21,16 @@
 //!
 //! Numbers of negatives are compared exactly, and so are shapes and which results there are.
 
-use catalog_softmax::{Backend, Correction, DType, Output, Real, Reduction, Reference, Request, Similarity};
-use rayon::prelude::*;
+use catalog_softmax::{Backend, DType, Output, Real, Reference, Request};
 
-use super::naive::{mask, naive_rounded};
+use super::naive::naive_rounded;
 use super::problem::{PositiveData, Problem};
+use super::scales::{Exact, Scale, Scales, scales};
 
 /// Times the baseline's error that a backend may be off.
 pub const FACTOR: f64 = 4.0;
 /// Units of ε that the baseline is believed to lose at most.
 const MOST: f64 = 16.0;
-
-/// What an element is a sum of, and what underflow takes from it.
-#[derive(Debug, Clone, Copy, Default)]
-struct Scale {
-    size: f64,
-    floor: f64,
-}
-
-impl Scale {
-    fn mean(self, other: Scale) -> Scale {
-        Scale { size: 0.5 * (self.size + other.size), floor: 0.5 * (self.floor + other.floor) }
-    }
-}
-
-/// Scales of each tensor's rows, by the tensor's name.
-type Scales = Vec<(String, Vec<Scale>)>;
 
 /// One result: rows of `width` elements.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,16 +82,27 @@ pub fn tensors<T: Real>(output: &Output<T>) -> Vec<Tensor> {
 pub struct Expected {
     pub output: Output<f64>,
     pub tensors: Vec<Tensor>,
+    /// For each tensor, the scale of each of its rows.
+    pub scales: Vec<Vec<Scale>>,
     /// For each tensor, the tolerance of each of its rows.
     pub tolerances: Vec<Vec<f64>>,
+    /// Total and losses by the formulas.
+    pub exact: Exact,
     /// For each tensor, the units that the baseline loses.
     pub units: Vec<f64>,
 }
 
 impl Expected {
+    /// As [`measure`](Expected::measure), of a problem whose loss the reference computes as the formulas say.
+    pub fn new(problem: &Problem, operands: DType) -> Expected {
+        let expected = Expected::measure(problem, operands);
+        expected.check_epilogue().unwrap_or_else(|error| panic!("the reference's epilogue: {error}"));
+        expected
+    }
+
     /// Reference, baseline and scales. `operands` is the precision of the baseline's matmul operands: `F32` for a
     /// backend that computes in f32, the input's type for one that rounds to it.
-    pub fn new(problem: &Problem, operands: DType) -> Expected {
+    pub fn measure(problem: &Problem, operands: DType) -> Expected {
         let output = reference(problem);
         let tensors = tensors(&output);
         let Measured { baseline, scales, exact } = if problem.loss.symmetric {
@@ -119,20 +113,7 @@ impl Expected {
         } else {
             Measured::new(problem, operands)
         };
-        let exact_tensors: Vec<Tensor> =
-            ["total", "loss"].map(|name| tensors.iter().find(|t| t.name == name).expect("always there").clone()).into();
-        let exactly = [&exact.0[..], &exact.1[..]];
-        for (tensor, exact) in exact_tensors.iter().zip(exactly) {
-            let tolerance = find(&scales, &tensor.name).iter().map(|s| 1e-12 * s.size + 1e-15).collect::<Vec<_>>();
-            let exact = self::tensor(tensor.name.clone(), exact.to_vec(), 1);
-            compare(&[exact], std::slice::from_ref(tensor), &[tolerance], 1.0)
-                .unwrap_or_else(|error| panic!("the reference's epilogue: {error}"));
-        }
-        let epsilon = match operands {
-            DType::F16 => 2f64.powi(-10),
-            DType::Bf16 => 2f64.powi(-7),
-            _ => f64::from(f32::EPSILON),
-        };
+        let epsilon = epsilon(operands);
         let lost = |name: &str| lost_units(&tensors, &baseline, &scales, name);
         let (mut tolerances, mut units) = (Vec::new(), Vec::new());
         for tensor in &tensors {
@@ -150,7 +131,18 @@ impl Expected {
             units.push(like / epsilon);
             tolerances.push(find(&scales, &tensor.name).iter().map(tolerance).collect());
         }
-        Expected { output, tensors, tolerances, units }
+        let scales = tensors.iter().map(|tensor| find(&scales, &tensor.name).to_vec()).collect();
+        Expected { output, tensors, scales, tolerances, exact, units }
+    }
+
+    /// Whether the reference's total and losses are those of the formulas.
+    fn check_epilogue(&self) -> Result<(), String> {
+        let exact = [("total", vec![self.exact.total]), ("loss", self.exact.losses.clone())];
+        exact.into_iter().try_for_each(|(name, exact)| {
+            let at = self.tensors.iter().position(|t| t.name == name).expect("always there");
+            let tolerance = self.scales[at].iter().map(|s| 1e-12 * s.size + 1e-15).collect();
+            compare(&[tensor(name, exact, 1)], &self.tensors[at..=at], &[tolerance], 1.0)
+        })
     }
 
     /// Whether an output agrees.
@@ -207,12 +199,20 @@ pub fn reference(problem: &Problem) -> Output<f64> {
 struct Measured {
     baseline: Vec<Tensor>,
     scales: Scales,
-    /// Total and losses by the formulas.
-    exact: ([f64; 1], Vec<f64>),
+    exact: Exact,
 }
 
 fn find<'a>(scales: &'a Scales, name: &str) -> &'a [Scale] {
     &scales.iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("no scale for {name}")).1
+}
+
+/// The unit in the last place of a type's 1.
+pub fn epsilon(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 2f64.powi(-10),
+        DType::Bf16 => 2f64.powi(-7),
+        _ => f64::from(f32::EPSILON),
+    }
 }
 
 /// The baseline's largest error in units of the scale.
@@ -275,10 +275,14 @@ impl Measured {
             }
             scales.push((name.clone(), mean));
         }
-        let ([total], mut losses) = self.exact;
-        let ([other_total], other_losses) = other.exact;
-        losses.iter_mut().enumerate().for_each(|(i, l)| *l = 0.5 * (*l + other_losses[positives[i] as usize]));
-        Measured { baseline, scales, exact: ([0.5 * (total + other_total)], losses) }
+        let (one, other) = (self.exact, other.exact);
+        let mean = |(i, loss): (usize, &f64)| 0.5 * (loss + other.losses[positives[i] as usize]);
+        let exact = Exact {
+            total: 0.5 * (one.total + other.total),
+            losses: one.losses.iter().enumerate().map(mean).collect(),
+            largest_margin: one.largest_margin.max(other.largest_margin),
+        };
+        Measured { baseline, scales, exact }
     }
 }
 
@@ -305,179 +309,4 @@ fn baseline(problem: &Problem, operands: DType) -> Vec<Tensor> {
         all.push(tensor("d_positive_embeddings", wide(&naive.d_positive_embeddings), d));
     }
     all
-}
-
-/// Unit vectors (or the vectors, under `Dot`) in float64, their lengths, and the inverse by which gradients are scaled.
-struct Sides {
-    values: Vec<f64>,
-    length: Vec<f64>,
-    inverse: Vec<f64>,
-}
-
-fn sides(x: &[f32], d: usize, similarity: Similarity) -> Sides {
-    let mut sides = Sides { values: Vec::new(), length: Vec::new(), inverse: Vec::new() };
-    for row in x.chunks(d) {
-        let row: Vec<f64> = row.iter().map(|&v| f64::from(v)).collect();
-        let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
-        let inverse = match similarity {
-            Similarity::Dot => 1.0,
-            Similarity::Cosine if norm < 1e-12 => 0.0,
-            Similarity::Cosine => 1.0 / norm,
-        };
-        sides.values.extend(row.iter().map(|v| v * inverse));
-        sides.length.push(norm * inverse);
-        sides.inverse.push(inverse);
-    }
-    sides
-}
-
-/// The adjusted scores (B, N) of a problem in float64, −∞ where masked; number of negatives.
-pub fn scores(problem: &Problem) -> (Vec<f64>, Vec<u64>) {
-    let (n, d) = (problem.num_candidates(), problem.dim);
-    let similarity = problem.loss.similarity;
-    let (q, c) =
-        (sides(&problem.queries.to_f32(), d, similarity).values, sides(&problem.candidates(), d, similarity).values);
-    let log_q: Vec<f32> = problem.pools.iter().flat_map(|pool| pool.log_q.clone().unwrap_or(vec![])).collect();
-    let mut z = vec![0.0; problem.num_queries() * n];
-    z.par_chunks_mut(n).zip(q.par_chunks(d)).for_each(|(z, q)| {
-        for (j, (z, c)) in z.iter_mut().zip(c.chunks(d)).enumerate() {
-            let sim = dot(q, c);
-            *z = sim / problem.loss.temperature - log_q.get(j).map_or(0.0, |&log_q| f64::from(log_q));
-        }
-    });
-    let num_negatives = mask(problem, &mut z, n, f64::NEG_INFINITY);
-    (z, num_negatives)
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let ((a8, a_rest), (b8, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
-    let mut lanes = [0.0; 8];
-    for (a, b) in a8.iter().zip(b8) {
-        for k in 0..8 {
-            lanes[k] += a[k] * b[k];
-        }
-    }
-    lanes.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f64>()
-}
-
-/// What each tensor's rows are sums of; total and losses. One direction.
-fn scales(problem: &Problem) -> (Scales, ([f64; 1], Vec<f64>)) {
-    let (b, n, d) = (problem.num_queries(), problem.num_candidates(), problem.dim);
-    let loss = &problem.loss;
-    let gamma = 1.0 / loss.temperature;
-    let side = |x: &[f32]| sides(x, d, loss.similarity);
-    let (q, c, p) = (side(&problem.queries.to_f32()), side(&problem.candidates()), side(&problem.positive_rows()));
-    let (mut z, num_negatives) = scores(problem);
-    let log_q: Vec<f32> = problem.pools.iter().flat_map(|pool| pool.log_q.clone().unwrap_or_default()).collect();
-    let largest = |values: &[f64]| values.iter().fold(0.0f64, |max, v| max.max(v.abs()));
-    let (c_max, log_q_max) = (largest(&c.length), log_q.iter().fold(0.0f32, |max, v| max.max(v.abs())));
-
-    let weight = |i: usize| problem.row_weight.as_ref().map_or(1.0, |w| f64::from(w[i]));
-    let upstream = match loss.reduction {
-        Reduction::None | Reduction::Sum => 1.0,
-        Reduction::Mean => 1.0 / b as f64,
-        Reduction::WeightedMean => 1.0 / (0..b).map(weight).sum::<f64>(),
-    };
-    let rows = || vec![Scale::default(); b];
-    let (mut lse_scale, mut positive, mut loss_scale, mut probability) = (rows(), rows(), rows(), rows());
-    let (mut score, mut expected, mut d_q, mut d_p) = (rows(), rows(), rows(), rows());
-    let mut d_c = vec![Scale::default(); n];
-    let (mut total, mut d_gamma) = (Scale::default(), Scale::default());
-    let (mut exact_total, mut exact_losses) = (0.0, Vec::with_capacity(b));
-    // The least normal number: below it, f32 may hold 0.
-    let tiny = f64::from(f32::MIN_POSITIVE);
-    let scale = |size: f64, floor: f64| Scale { size, floor };
-    for i in 0..b {
-        let (q_length, p_length) = (q.length[i], p.length[i]);
-        let condition = 1.0 + gamma * q_length * c_max.max(p_length) + f64::from(log_q_max);
-        let z = &mut z[i * n..(i + 1) * n];
-        let max = z.iter().fold(f64::NEG_INFINITY, |max, &z| max.max(z));
-        let empty = num_negatives[i] == 0;
-        let lse = max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
-        let margin =
-            lse + shift(problem, i) - gamma * dot(&q.values[i * d..(i + 1) * d], &p.values[i * d..(i + 1) * d]);
-        let (mut a, mut value) = (sigmoid(margin), margin.max(0.0) + (-margin.abs()).exp().ln_1p());
-        let mut exact = value;
-        if loss.correction == Correction::CorrectedLogQ {
-            a = sigmoid(margin - (num_negatives[i] as f64).ln());
-            exact = a * margin;
-            value = exact.abs() * (1.0 + condition);
-        }
-        if empty {
-            (a, value, exact) = (0.0, 0.0, 0.0);
-        }
-        exact_losses.push(exact);
-        exact_total += if weight(i) == 0.0 { 0.0 } else { weight(i) * upstream * exact };
-        lse_scale[i] = scale(condition, tiny);
-        positive[i] = scale(gamma * q_length * p_length, gamma * tiny);
-        loss_scale[i] = scale(a * condition + value, tiny);
-        // 1 − a in float64
-        probability[i] = scale(a.min(1.0 - a) * condition, 1e-15);
-        score[i] = scale(gamma * q_length * c_max * condition, gamma * tiny);
-        expected[i] = scale(c_max * condition, c_max * n as f64 * tiny);
-        let w = weight(i) * upstream;
-        total.size += w * loss_scale[i].size;
-        let flow = gamma * w * a * condition;
-        let lost = gamma * (1.0 + w) * tiny;
-        d_q[i] = scale(flow * (c_max + p_length) * q.inverse[i], lost * (c_max + p_length) * q.inverse[i]);
-        d_p[i] = scale(flow * q_length * p.inverse[i], lost * q_length * p.inverse[i]);
-        d_gamma.size += w * a * condition * q_length * (c_max + p_length);
-        if !empty {
-            for (d_c, z) in d_c.iter_mut().zip(&*z) {
-                d_c.size += flow * (z - lse).exp() * q_length;
-                // An exact 0 where masked is a property of its own. A backend may multiply raw embeddings by a factor
-                // that holds 1 / length, up to twice what it exponentiates.
-                let length = if q.inverse[i] > 0.0 { q_length.max(1.0 / q.inverse[i]) } else { q_length };
-                d_c.floor += 2.0 * lost * length;
-            }
-        }
-        if let PositiveData::Index(index) = &problem.positives {
-            d_c[index[i] as usize].size += flow * q_length;
-        }
-    }
-    d_c.iter_mut().zip(&c.inverse).for_each(|(d_c, inverse)| *d_c = scale(d_c.size * inverse, d_c.floor * inverse));
-    let whole = |factor: f64| vec![scale(factor * d_gamma.size, factor * tiny)];
-    let mut all = vec![
-        ("total".to_string(), vec![scale(total.size, tiny)]),
-        ("loss".to_string(), loss_scale),
-        ("probability".to_string(), probability),
-        ("entropy".to_string(), lse_scale.clone()),
-        ("lse".to_string(), lse_scale),
-        ("positive".to_string(), positive),
-        ("num_negatives".to_string(), rows()),
-        ("expected_score".to_string(), score),
-        ("expected_negative".to_string(), expected),
-        ("d_queries".to_string(), d_q),
-        ("d_positive_embeddings".to_string(), d_p),
-        ("d_temperature".to_string(), whole(gamma * gamma)),
-        ("d_log_temperature".to_string(), whole(gamma)),
-    ];
-    let mut start = 0;
-    for (p, pool) in problem.pools.iter().enumerate() {
-        let end = start + pool.candidates.len() / d;
-        all.push((format!("d_candidates[{p}]"), d_c[start..end].to_vec()));
-        start = end;
-    }
-    (all, ([exact_total], exact_losses))
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-fn shift(problem: &Problem, row: usize) -> f64 {
-    let positive_log_q = || match (&problem.positives, &problem.positive_log_q) {
-        (PositiveData::Separate(_), Some(log_q)) => f64::from(log_q[row]),
-        (PositiveData::Index(index), _) => {
-            let log_q: Vec<f32> =
-                problem.pools.iter().flat_map(|pool| pool.log_q.clone().unwrap_or_default()).collect();
-            f64::from(log_q[index[row] as usize])
-        }
-        (PositiveData::Separate(_), None) => panic!("this loss needs positive_log_q"),
-    };
-    match problem.loss.correction {
-        Correction::None | Correction::LogQNegativesOnly => 0.0,
-        Correction::LogQ => positive_log_q(),
-        Correction::CorrectedLogQ => (-positive_log_q().exp()).ln_1p(),
-    }
 }

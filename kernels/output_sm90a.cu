@@ -111,7 +111,7 @@ struct Consumer {
         of_scores.scores(s, rows);
         if (flags) {
             of_scores.look();
-            of_scores.drop(s);
+            if (of_scores.found()) of_scores.drop(s);
             masked[0] += of_scores.mask.count(0);
             masked[1] += of_scores.mask.count(1);
         }
@@ -122,7 +122,7 @@ struct Consumer {
         }
         const float origin[2] = {ONLINE ? subtrahend(state.max[0]) : 0.0f, ONLINE ? subtrahend(state.max[1]) : 0.0f};
         of_scores.probabilities(s, origin, state.sum);
-        if (flags) of_scores.mend(s, origin);
+        if (flags && of_scores.found()) of_scores.mend(s, origin);
         if (flags & TILE_SPOILED) clear_spoiled();
         shared.of_terms.release(terms_place);
         terms_place.advance();

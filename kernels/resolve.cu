@@ -1,19 +1,21 @@
 // Resolves ids ahead of the stream: which rows reject which candidates.
 //
-// Row i rejects a key: its positive's id (without ids: its positive's index) and the ids that it excludes. All these
-// (key, row) pairs go into a hash table by key; the pairs of a key form a list. Then each candidate is looked up, and keeps
-// the range [first, last] of the rows that reject it and the slot of their list (`Hits`).
+// Row i rejects a key: its positive's id (without ids: its positive's index) and the ids that it excludes. Each of these
+// (key, row) pairs goes into two hash tables: one by key, which has the range [first, last] of the rows that reject it, and one by
+// key and block of 64 rows, which has these rows as bits (rejected.cuh). Then each candidate is looked up in the first, and keeps
+// the range and the slot of its key (`Hits`).
 //
 //   check_offsets  offsets that break the rule are reported
-//   clear_slots    slots: key EMPTY, no list, empty range
+//   clear_slots    slots: key EMPTY, empty range; places: NO_KEY
 //   insert_pairs   one thread a pair
 //   find_hits      one thread a candidate
 //
-// Threads insert in any order, and lists come out in any order; ranges (integer minimum and maximum) and the set of a list's
-// rows do not depend on it, and nothing else is read from them: results are reproducible.
-// Limits: fewer than 2^32 pairs; `capacity` is a power of two above their number, and slot `capacity` is the key EMPTY's.
+// Threads insert in any order, so that a key's slot may be another one each time. Its range (integer minimum and maximum) and its
+// rows (bits) do not depend on the order, and nothing else is read: results are reproducible.
+// Limits: at most 2^30 pairs; `capacity` is a power of two, at least twice their number; slot `capacity` is the key EMPTY's.
 // Tests: tests/gpu.rs, every mask against the reference.
 #include "fault.cuh"
+#include "rejected.cuh"
 #include "resolve_params.h"
 
 namespace {
@@ -21,10 +23,8 @@ namespace {
 constexpr uint64_t EMPTY = 0x9e3779b97f4a7c15ull;
 constexpr uint32_t NONE = ~0u;
 
-// Fibonacci hashing after mixing the halves: ids are often consecutive, indices always.
-__device__ __forceinline__ uint32_t hash(uint64_t key, uint32_t capacity) {
-    key ^= key >> 32;
-    return static_cast<uint32_t>((key * 0x9e3779b97f4a7c15ull) >> 32) & (capacity - 1);
+__device__ __forceinline__ unsigned long long compare_and_swap(uint64_t* at, uint64_t expected, uint64_t value) {
+    return atomicCAS(reinterpret_cast<unsigned long long*>(at), expected, value);
 }
 
 // Row of excluded pair `index`: the last row whose offset is not past it.
@@ -36,6 +36,18 @@ __device__ __forceinline__ uint32_t row_of(const int64_t* offsets, uint32_t rows
         else high = middle;
     }
     return low;
+}
+
+// Sets the row's bit in its block of the slot's key.
+__device__ __forceinline__ void insert_row(const ResolveParams& p, uint32_t slot, uint32_t row) {
+    const uint64_t key = block_of_key(slot, row / ROWS_OF_KEY);
+    uint32_t place = hash(key, p.capacity);
+    while (true) {
+        const uint64_t found = compare_and_swap(&p.rows_of_keys[place].key, NO_KEY, key);
+        if (found == NO_KEY || found == key) break;
+        place = (place + 1) & (p.capacity - 1);
+    }
+    atomicOr(reinterpret_cast<unsigned long long*>(&p.rows_of_keys[place].rows), 1ull << row % ROWS_OF_KEY);
 }
 
 }  // namespace
@@ -53,9 +65,9 @@ extern "C" __global__ void clear_slots(const __grid_constant__ ResolveParams p) 
     const uint32_t slot = blockIdx.x * blockDim.x + threadIdx.x;
     if (slot > p.capacity) return;
     p.slot_keys[slot] = EMPTY;
-    p.slot_heads[slot] = NONE;
     p.slot_first[slot] = NONE;
     p.slot_last[slot] = 0;
+    if (slot < p.capacity) p.rows_of_keys[slot] = {NO_KEY, 0};
 }
 
 extern "C" __global__ void insert_pairs(const __grid_constant__ ResolveParams p) {
@@ -70,16 +82,14 @@ extern "C" __global__ void insert_pairs(const __grid_constant__ ResolveParams p)
         slot = hash(key, p.capacity);
         // The table is at most half full, so a free slot or the key's own comes.
         while (true) {
-            const unsigned long long found =
-                atomicCAS(reinterpret_cast<unsigned long long*>(&p.slot_keys[slot]), EMPTY, key);
+            const uint64_t found = compare_and_swap(&p.slot_keys[slot], EMPTY, key);
             if (found == EMPTY || found == key) break;
             slot = (slot + 1) & (p.capacity - 1);
         }
     }
-    p.pair_rows[pair] = row;
-    p.pair_next[pair] = atomicExch(&p.slot_heads[slot], pair);
     atomicMin(&p.slot_first[slot], row);
     atomicMax(&p.slot_last[slot], row);
+    insert_row(p, slot, row);
 }
 
 extern "C" __global__ void find_hits(const __grid_constant__ ResolveParams p) {
@@ -92,6 +102,6 @@ extern "C" __global__ void find_hits(const __grid_constant__ ResolveParams p) {
         slot = hash(key, p.capacity);
         while (p.slot_keys[slot] != key && p.slot_keys[slot] != EMPTY) slot = (slot + 1) & (p.capacity - 1);
     }
-    if (p.slot_heads[slot] != NONE) hits = {p.slot_first[slot], p.slot_last[slot], slot};
+    if (p.slot_first[slot] != NONE) hits = {p.slot_first[slot], p.slot_last[slot], slot};
     p.hits[candidate] = hits;
 }

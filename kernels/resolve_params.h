@@ -8,13 +8,11 @@ struct ResolveParams {
     const uint32_t* positives;
     const int64_t* exclude_offsets;  // (rows + 1)
     const uint64_t* exclude_ids;
-    // The table: capacity + 1 slots.
+    // The table of keys: capacity + 1 slots. The table of their rows: capacity places.
     uint64_t* slot_keys;
-    uint32_t* slot_heads;
     uint32_t* slot_first;
     uint32_t* slot_last;
-    uint32_t* pair_next;
-    uint32_t* pair_rows;
+    RowsOfKey* rows_of_keys;
     // One pool's candidates; without ids a candidate's key is its index over all pools.
     const uint64_t* candidate_ids;
     Hits* hits;
@@ -27,4 +25,4 @@ struct ResolveParams {
     uint32_t capacity;
 };
 
-static_assert(sizeof(ResolveParams) == 15 * 8 + 4 * 4, "mirrored in params.rs");
+static_assert(sizeof(ResolveParams) == 13 * 8 + 4 * 4, "mirrored in params.rs");

@@ -31,7 +31,7 @@ struct RowSums {
         of_scores.scores(dots, terms);
         if (special) {
             of_scores.look();
-            of_scores.drop(dots);
+            if (of_scores.found()) of_scores.drop(dots);
             masked[0] += of_scores.mask.count(0);
             masked[1] += of_scores.mask.count(1);
         }

@@ -73,25 +73,34 @@ struct ScoreTile {
     __device__ __forceinline__ ScoreTile(const StreamParams& params, const Term* of_columns, uint32_t column, uint32_t row_, int lane_)
         : p(params), terms(of_columns), first_column(column), row(row_), lane(lane_), mask{}, dropped{}, positive{} {}
 
-    // Finds what is special in the tile; a whole warp at a time.
+    // Finds what is special in the tile, a whole warp at a time.
     __device__ __forceinline__ void look() {
         mask = positive = {};
+        const uint32_t first_row = row - lane / 4;
         if (p.hits) {
-            if (X_IS_QUERIES) mask.of_queries(p, row - lane / 4, first_column, lane);
+            if (X_IS_QUERIES) mask.of_queries(p, first_row, first_column, lane);
             else mask.of_candidates(p, row, first_column, lane);
         }
         dropped = mask;
 #pragma unroll 1
-        for (int i = 0; i < 2 * TILES; ++i) {
-            const int column = c_column(lane, i / 2, i % 2);
-            const uint32_t index = first_column + column;
+        for (uint32_t base = 0; base < 8 * TILES; base += 32) {
+            const uint32_t column = base + lane, index = first_column + column;
             // Streamed rows without weight, or past the end, have the bias −∞: their scores are −∞ whatever their elements.
-            if (terms[column].bias == -INFINITY) dropped.set(i);
-            if (MODE != Mode::GRADIENT || !p.positives || index >= p.y_rows) continue;
-            const uint32_t distance = p.positives[index].index - p.candidate_start - row;
-            if (distance == 0) positive.bits[0] |= 1u << i;
-            if (distance == 8) positive.bits[1] |= 1u << i;
+            const bool weightless = terms[column].bias == -INFINITY;
+            dropped.add(TileMask<TILES>::share(__ballot_sync(~0u, weightless), base, lane));
+            if (MODE != Mode::GRADIENT || !p.positives) continue;
+            const uint32_t distance = index < p.y_rows ? p.positives[index].index - p.candidate_start - first_row : ~0u;
+            for (uint32_t hit = __ballot_sync(~0u, distance < 16); hit != 0; hit &= hit - 1) {
+                const int at = __ffs(hit) - 1;
+                positive.add_row(__shfl_sync(~0u, distance, at), base + at, lane);
+            }
         }
+    }
+
+    // After `look`: whether the warp has pairs to `drop` and to `mend`. A tile is special for all its warps, and where ids are popular
+    // most tiles are.
+    __device__ __forceinline__ bool found() const {
+        return __any_sync(~0u, (dropped.bits[0] | dropped.bits[1] | positive.bits[0] | positive.bits[1]) != 0);
     }
 
     // Of a row's positive in the gradient.

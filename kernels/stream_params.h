@@ -18,11 +18,17 @@ struct ColumnTerm {
     float unscale;
 };
 
-// The rows that reject a candidate lie in [first, last] (none if first > last); with more than one, `slot` leads to them.
+// The rows that reject a candidate lie in [first, last] (none if first > last); with more than one, `slot` names their key.
 struct Hits {
     uint32_t first;
     uint32_t last;
     uint32_t slot;
+};
+
+// Which of 64 neighbouring rows reject a key, a bit each. `key` is the key's slot above the block of rows.
+struct alignas(16) RowsOfKey {
+    uint64_t key;
+    uint64_t rows;
 };
 
 // A row's positive in the candidate gradient: its index over all pools, and its coefficient as factor · 2^exponent.
@@ -42,10 +48,8 @@ struct StreamParams {
     const void* const* y_addresses;
     // Per candidate of the pool; null where nothing is masked.
     const Hits* hits;
-    // Rows that reject a key: `slot_heads[slot]` is a pair, `pair_next` the next one of the slot, `pair_rows` its row.
-    const uint32_t* slot_heads;
-    const uint32_t* pair_next;
-    const uint32_t* pair_rows;
+    // Rows that reject a key: a hash table of `rows_capacity` places (rejected.cuh).
+    const RowsOfKey* rows_of_keys;
     // Per query; null where positives are no candidates, or without gradient.
     const PositiveTerm* positives;
     // Per query, for ranks: similarity of the positive in units of log 2.
@@ -77,6 +81,8 @@ struct StreamParams {
     // 1: running maximum; 0: `shift` in its place, which biases hold already.
     uint32_t online;
     float shift;
+    uint32_t rows_capacity;
+    uint32_t padding;
 };
 
-static_assert(sizeof(StreamParams) == 19 * 8 + 2 * 8 + 10 * 4, "mirrored in params.rs");
+static_assert(sizeof(StreamParams) == 17 * 8 + 2 * 8 + 12 * 4, "mirrored in params.rs");

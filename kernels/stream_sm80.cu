@@ -146,12 +146,12 @@ struct Stream : TileStream<Element, MODE, OUTPUT_CHUNKS> {
                 for (int i = 0; i < 32; ++i) raw[i / 4][i % 4] = s[i / 4][i % 4];
             }
             of_scores.scores(s, rows);
-            if (is_special) of_scores.drop(s);
+            if (is_special && of_scores.found()) of_scores.drop(s);
             if (p.online) rescale(s, of_scores, state, detail, o);
             const float origin[2] = {subtrahend(state.max[0]), subtrahend(state.max[1])};
             if (MODE == Mode::DETAIL) add_moments(raw, s, of_scores, rows, origin, detail);
             of_scores.probabilities(s, origin, state.sum);
-            if (HAS_OUTPUT && is_special) of_scores.mend(s, origin);
+            if (HAS_OUTPUT && is_special && of_scores.found()) of_scores.mend(s, origin);
 #pragma unroll
             for (int chunk = 0; chunk < OUTPUT_CHUNKS; ++chunk) {
                 wait();

@@ -50,7 +50,7 @@ struct Panel {
         of_scores.scores(dots, terms[second]);
         if (flags) {
             of_scores.look();
-            of_scores.drop(dots);
+            if (of_scores.found()) of_scores.drop(dots);
             if (MODE == Mode::EXPECTED) count_masked(of_scores, row);
         }
         RowState state = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
@@ -63,7 +63,7 @@ struct Panel {
         if (flags) {
             // Again: to keep what was found would spill.
             of_scores.look();
-            of_scores.mend(dots, origin);
+            if (of_scores.found()) of_scores.mend(dots, origin);
         }
         store(dots, second, tiles);
         write(state, row, tiles);

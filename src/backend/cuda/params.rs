@@ -23,17 +23,15 @@ params!(
 
 params!(
     /// `resolve_params.h`
-    ResolveParams, 15 * 8 + 4 * 4, {
+    ResolveParams, 13 * 8 + 4 * 4, {
         positive_ids: u64,
         positives: u64,
         exclude_offsets: u64,
         exclude_ids: u64,
         slot_keys: u64,
-        slot_heads: u64,
         slot_first: u64,
         slot_last: u64,
-        pair_next: u64,
-        pair_rows: u64,
+        rows_of_keys: u64,
         candidate_ids: u64,
         hits: u64,
         fault: u64,
@@ -76,16 +74,14 @@ pub(super) const OUTPUT_FOLDED: u32 = 2;
 
 params!(
     /// `stream_params.h`
-    StreamParams, 19 * 8 + 2 * 8 + 10 * 4, {
+    StreamParams, 17 * 8 + 2 * 8 + 12 * 4, {
         x: u64,
         y: u64,
         x_terms: u64,
         y_terms: u64,
         y_addresses: u64,
         hits: u64,
-        slot_heads: u64,
-        pair_next: u64,
-        pair_rows: u64,
+        rows_of_keys: u64,
         positives: u64,
         positive_z: u64,
         max: u64,
@@ -108,6 +104,8 @@ params!(
         x_resident: u32,
         online: u32,
         shift: f32,
+        rows_capacity: u32,
+        padding: u32,
     }
 );
 
@@ -303,3 +301,5 @@ pub(super) const ROW_TERM: usize = 8;
 pub(super) const COLUMN_TERM: usize = 16;
 pub(super) const POSITIVE_TERM: usize = 12;
 pub(super) const HITS: usize = 12;
+/// `RowsOfKey`.
+pub(super) const ROWS_OF_KEY: usize = 16;

@@ -189,11 +189,9 @@ impl Step<'_> {
             exclude_offsets: problem.exclude_offsets,
             exclude_ids: problem.exclude_ids,
             slot_keys: self.at(resolved.slot_keys),
-            slot_heads: self.at(resolved.slot_heads),
             slot_first: self.at(resolved.slot_first),
             slot_last: self.at(resolved.slot_last),
-            pair_next: self.at(resolved.pair_next),
-            pair_rows: self.at(resolved.pair_rows),
+            rows_of_keys: self.at(resolved.rows_of_keys),
             fault: self.fault,
             rows: problem.num_queries() as u32,
             positive_pairs: problem.positive_pairs() as u32,
@@ -298,9 +296,8 @@ impl Step<'_> {
         let resolved = &self.workspace.resolved;
         StreamParams {
             hits: self.element(resolved.hits, pool.start, HITS),
-            slot_heads: self.at(resolved.slot_heads),
-            pair_next: self.at(resolved.pair_next),
-            pair_rows: self.at(resolved.pair_rows),
+            rows_of_keys: self.at(resolved.rows_of_keys),
+            rows_capacity: resolved.capacity as u32,
             candidate_start: pool.start as u32,
             ..params
         }

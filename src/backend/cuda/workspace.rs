@@ -2,7 +2,7 @@
 
 use super::driver::Limits;
 use super::memory::{Layout, Part};
-use super::params::{COLUMN_TERM, HITS, POSITIVE_TERM, ROW_TERM};
+use super::params::{COLUMN_TERM, HITS, POSITIVE_TERM, ROW_TERM, ROWS_OF_KEY};
 use super::problem::{Problem, ProblemPool, ProblemPositives};
 use super::tiling::{Panel, Tiling};
 use crate::stats::Request;
@@ -102,14 +102,12 @@ impl PanelParts {
 /// Rejected keys and the rows that reject them (`resolve.cu`).
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Resolved {
-    /// Slots of the table; one more holds the key that marks empty ones.
+    /// Slots of the table of keys, where one more holds the key that marks empty ones, and places of the table of their rows.
     pub(super) capacity: usize,
     pub(super) slot_keys: Part,
-    pub(super) slot_heads: Part,
     pub(super) slot_first: Part,
     pub(super) slot_last: Part,
-    pub(super) pair_next: Part,
-    pub(super) pair_rows: Part,
+    pub(super) rows_of_keys: Part,
     pub(super) hits: Part,
 }
 
@@ -205,11 +203,9 @@ impl Resolved {
         Resolved {
             capacity,
             slot_keys: layout.part(capacity + 1, 8),
-            slot_heads: layout.part(capacity + 1, 4),
             slot_first: layout.part(capacity + 1, 4),
             slot_last: layout.part(capacity + 1, 4),
-            pair_next: layout.part(pairs, 4),
-            pair_rows: layout.part(pairs, 4),
+            rows_of_keys: layout.part(capacity, ROWS_OF_KEY),
             hits: layout.part(problem.num_candidates(), HITS),
         }
     }

@@ -24,13 +24,13 @@ pub struct Ranking {
 }
 
 impl Ranking {
-    fn of(ranks: &metrics::Ranking) -> Ranking {
-        Ranking {
-            recall_at_10: ranks.recall_at(10),
-            recall_at_100: ranks.recall_at(100),
-            ndcg_at_10: ranks.ndcg_at(10),
+    fn of(ranks: &metrics::Ranking) -> catalog_softmax::Result<Ranking> {
+        Ok(Ranking {
+            recall_at_10: ranks.recall_at(10)?,
+            recall_at_100: ranks.recall_at(100)?,
+            ndcg_at_10: ranks.ndcg_at(10)?,
             mrr: ranks.mrr(),
-        }
+        })
     }
 }
 
@@ -60,7 +60,7 @@ pub fn rank(
         let items = Embeddings::new(&model.items.values, model.items.rows, model.dim());
         rank_block(queries, items, Similarity::Cosine, split, block, backend, &mut ranks)?;
     }
-    Ok(Ranking::of(&ranks))
+    Ok(Ranking::of(&ranks)?)
 }
 
 /// The same for the baseline that ranks by popularity alone: embeddings of one dimension, the training count.
@@ -73,7 +73,7 @@ pub fn rank_by_popularity(split: &Split, backend: &mut dyn Backend<Real = f32>) 
         let items = Embeddings::new(&popularity, popularity.len(), 1);
         rank_block(queries, items, Similarity::Dot, split, block, backend, &mut ranks)?;
     }
-    Ok(Ranking::of(&ranks))
+    Ok(Ranking::of(&ranks)?)
 }
 
 fn rank_block(
@@ -96,8 +96,7 @@ fn rank_block(
     let mut output = Output::default();
     // Any temperature ranks alike.
     backend.compute(&batch, &Loss::softmax(similarity, 1.0), Request::value().with_rank(), &mut output)?;
-    ranks.append(metrics::Ranking::of_positives(&output.statistics)?);
-    Ok(())
+    Ok(ranks.append(metrics::Ranking::of_positives(&output.statistics)?)?)
 }
 
 /// Popularity and coverage of what the model recommends to the users of the test targets.

@@ -26,12 +26,19 @@ mod common {
     pub mod seeded;
 }
 
+#[path = "train_two_tower/memory.rs"]
+mod memory;
+
 use common::golden::Golden;
 use common::problem::{PositiveData, Problem};
 use common::seeded;
 
+/// More than machines have cores. Each thread is made before anything is measured.
+const MAX_THREADS: i64 = 1024;
+
 /// Times one configuration.
 #[derive(Parser)]
+#[command(allow_negative_numbers = true)]
 struct Args {
     #[arg(long, value_enum, default_value = "cpu")]
     backend: BackendName,
@@ -65,8 +72,8 @@ struct Args {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     iterations: u32,
     /// Threads of the CPU backend; all cores where not given
-    #[arg(long)]
-    threads: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_THREADS))]
+    threads: Option<u32>,
     /// Take inputs and loss from this golden batch; shape, type, loss and mask options then do not count
     #[arg(long)]
     inputs: Option<PathBuf>,
@@ -124,13 +131,16 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     if let Some(threads) = args.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global()?;
     }
     let problem = match &args.inputs {
         Some(file) => {
             Golden::load(file).map(|golden| golden.problem).map_err(|e| format!("{}: {e}", file.display()))?
         }
-        None => generate(args),
+        None => {
+            memory::check(bytes_of(args), "this configuration", "lower --queries, --candidates or --dim")?;
+            generate(args)
+        }
     };
     if args.inputs.is_some() {
         forget_peak_memory();
@@ -298,9 +308,16 @@ fn output_bytes<T>(batch: &Batch<'_>, mode: Mode, problem: &Problem) -> usize {
 
 /// Largest resident size of this process so far (Linux).
 fn peak_memory() -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok().map(|kib| kib << 10)
+    memory::peak().map(|bytes| bytes as usize)
+}
+
+/// Inputs and gradients, without overflow for any sizes.
+fn bytes_of(args: &Args) -> u128 {
+    let [b, n, d] = [args.queries, args.candidates, args.dim].map(u128::from);
+    let element = if args.dtype == DTypeName::F32 { 4 } else { 2 };
+    let gradients = if args.mode == Mode::ValueAndGrad { 4 } else { 0 };
+    // Ids, log_q and statistics take some bytes per row.
+    (b + n) * (d * (element + gradients) + 16)
 }
 
 /// Lowers the peak to what is resident now, so that reading the inputs' file does not count (Linux, where permitted).

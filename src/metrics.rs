@@ -1,9 +1,10 @@
 //! Metrics of retrieval: how high the relevant items stand, and what is recommended at all.
 //!
-//! [`Ranking`] holds the place of each relevant item, counted from 0, the top: from exact ranks over the whole catalogue
-//! ([`Ranking::of_positives`]) or from top-K lists ([`Ranking::in_lists`]). Equal scores stand in the order that is worst for
-//! the metric, so that a model that scores everything alike is not flattered (McSherry and Najork, "Computing Information
-//! Retrieval Performance Measures Efficiently in the Presence of Tied Scores", ECIR 2008, on what ties do).
+//! [`Ranking`] holds the place of each relevant item, counted from 0, the top: from exact ranks over the whole
+//! catalogue ([`Ranking::of_positives`]) or from top-K lists ([`Ranking::in_lists`]). Equal scores stand in the order
+//! that is worst for the metric, so that a model that scores everything alike is not flattered (McSherry and Najork,
+//! "Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores", ECIR 2008, on
+//! what ties do).
 //!
 //! [`Recommended`] counts how often each item is in a list.
 //!
@@ -17,7 +18,9 @@
 //!
 //! // Relevant are item 0 to the first user, items 0 and 1 to the second.
 //! let ranking = Ranking::in_lists(&top, &[0, 1, 3], &[0, 0, 1])?;
-//! assert_eq!(ranking.recall_at(2), (1.0 + 0.5) / 2.0);
+//! assert_eq!(ranking.recall_at(2)?, (1.0 + 0.5) / 2.0);
+//! // The lists do not show what is in third place.
+//! assert!(ranking.recall_at(3).is_err());
 //! assert_eq!(ranking.mrr(), (1.0 + 0.5) / 2.0);
 //!
 //! let mut recommended = Recommended::new(3);
@@ -37,6 +40,8 @@ use crate::stats::RowStatistics;
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Ranking {
     rows: Vec<Row>,
+    /// K of the lists that the places come from; none where places are exact.
+    k: Option<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -50,9 +55,9 @@ struct Row {
 impl Ranking {
     /// Each row's positive as its one relevant item, at its exact place among all negatives: `above + ties`.
     ///
-    /// A row has no place where its positive's score or its lse is NaN. The latter is so where any of its negatives scores NaN:
-    /// such a negative is neither above nor tied, and nobody has counted it. So one candidate with a NaN leaves all the rows
-    /// without a place of which it is a negative, where a search leaves the candidate out.
+    /// A row has no place where its positive's score or its lse is NaN. The latter is so where any of its negatives
+    /// scores NaN: such a negative is neither above nor tied, and nobody has counted it. So one candidate with a NaN
+    /// leaves all the rows without a place of which it is a negative, where a search leaves the candidate out.
     ///
     /// # Errors
     /// [`Error::Missing`](crate::Error::Missing) where the statistics were not asked
@@ -68,14 +73,14 @@ impl Ranking {
             let places = if positive.is_nan() || lse.is_nan() { vec![] } else { vec![place] };
             Row { places, relevant: 1 }
         });
-        Ok(Ranking { rows: rows.collect() })
+        Ok(Ranking { rows: rows.collect(), k: None })
     }
 
-    /// Each row's relevant items, candidates `relevant[offsets[i]..offsets[i + 1]]` of row i, at their places in the row's
-    /// list. Items outside the list have no place, so metrics of more places than the list's K are those of K. Of items
-    /// with equal scores the relevant ones stand last. The list does not show what ties with its last item from outside:
-    /// where that matters, search for more than the metric looks at. An index past the candidates counts as relevant and is
-    /// in no list: a relevant item outside the catalogue is one that is not found.
+    /// Each row's relevant items, candidates `relevant[offsets[i]..offsets[i + 1]]` of row i, at their places in the
+    /// row's list. Items outside the list have no place, so metrics of more places than the list's K are errors. Of
+    /// items with equal scores the relevant ones stand last. The list does not show what ties with its last item from
+    /// outside: where that matters, search for more than the metric looks at. An index past the candidates counts as
+    /// relevant and is in no list: a relevant item outside the catalogue is one that is not found.
     ///
     /// # Errors
     /// [`Error`](crate::Error) where offsets (B + 1) do not start at 0, fall, or do not end with the number of items.
@@ -87,12 +92,30 @@ impl Ranking {
             relevant.dedup();
             Row { places: places(top.row(row), &relevant), relevant: relevant.len() }
         });
-        Ok(Ranking { rows: rows.collect() })
+        Ok(Ranking { rows: rows.collect(), k: Some(top.k) })
     }
 
     /// Adds the rows of another ranking, of the next block of queries.
-    pub fn append(&mut self, other: Ranking) {
-        self.rows.extend(other.rows);
+    ///
+    /// # Errors
+    /// [`Error::Value`](crate::Error::Value) where both have rows and the places come from lists of different K, or
+    /// from lists in one and are exact in the other. No row is then added.
+    pub fn append(&mut self, other: Ranking) -> Result<()> {
+        if self.rows.is_empty() {
+            *self = other;
+        } else if !other.rows.is_empty() {
+            if self.k != other.k {
+                let rule = format!("{}, as in the rows before", depth(self.k));
+                return Err(value("the ranking to append", depth(other.k), rule));
+            }
+            self.rows.extend(other.rows);
+        }
+        Ok(())
+    }
+
+    /// K of the lists that the places come from. None where places are exact, over the whole catalogue.
+    pub fn k(&self) -> Option<usize> {
+        self.k
     }
 
     /// Number of rows, those without a relevant item too.
@@ -105,8 +128,8 @@ impl Ranking {
         self.rows.is_empty()
     }
 
-    /// Of each row, the places of the relevant items that have one, ascending, and how many relevant items there are, with or
-    /// without a place. For metrics of single rows, as a confidence interval needs them:
+    /// Of each row, the places of the relevant items that have one, ascending, and how many relevant items there are,
+    /// with or without a place. For metrics of single rows, as a confidence interval needs them:
     ///
     /// ```
     /// # use catalog_softmax::metrics::Ranking;
@@ -129,39 +152,61 @@ impl Ranking {
         self.rows.iter().map(|row| (&row.places[..], row.relevant))
     }
 
-    /// Recall@K: the share of a row's relevant items that stand among the first `k`. With one relevant item it is the hit
-    /// rate.
+    /// Recall@K: the share of a row's relevant items that stand among the first `k`. With one relevant item it is the
+    /// hit rate.
     ///
     /// `mean_i |{places of row i < k}| / |relevant_i|`
-    pub fn recall_at(&self, k: usize) -> f64 {
-        self.mean(|row| row.first(k).count() as f64 / row.relevant as f64)
+    ///
+    /// # Errors
+    /// [`Error::Value`](crate::Error::Value) where the places come from lists of fewer than `k`, which do not show what
+    /// stands there.
+    pub fn recall_at(&self, k: usize) -> Result<f64> {
+        self.check_k(k)?;
+        Ok(self.mean(|row| row.first(k).count() as f64 / row.relevant as f64))
     }
 
-    /// NDCG@K with relevance 0 or 1 (Järvelin and Kekäläinen, "Cumulated Gain-Based Evaluation of IR Techniques", TOIS 2002,
-    /// with the discount of every place by `log2`): the gain of the relevant items among the first `k`, relative to that of
-    /// a list that begins with them.
+    /// NDCG@K with relevance 0 or 1 (Järvelin and Kekäläinen, "Cumulated Gain-Based Evaluation of IR Techniques", TOIS
+    /// 2002, with the discount of every place by `log2`): the gain of the relevant items among the first `k`, relative
+    /// to that of a list that begins with them.
     ///
-    /// `mean_i Σ_{places p of row i < k} 1 / log2(p + 2)  /  Σ_{p < min(k, |relevant_i|)} 1 / log2(p + 2)`; 0 for `k` 0.
-    pub fn ndcg_at(&self, k: usize) -> f64 {
+    /// `mean_i Σ_{places p of row i < k} 1 / log2(p + 2)  /  Σ_{p < min(k, |relevant_i|)} 1 / log2(p + 2)`; 0 for `k`
+    /// 0.
+    ///
+    /// # Errors
+    /// As [`recall_at`](Ranking::recall_at).
+    pub fn ndcg_at(&self, k: usize) -> Result<f64> {
+        self.check_k(k)?;
         let gain = |place: u64| 1.0 / (place as f64 + 2.0).log2();
-        self.mean(|row| {
+        Ok(self.mean(|row| {
             let ideal = sum((0..k.min(row.relevant) as u64).map(gain));
             let found = sum(row.first(k).map(gain));
             if ideal == 0.0 { 0.0 } else { found / ideal }
-        })
+        }))
     }
 
     /// Mean reciprocal rank (Voorhees, "The TREC-8 Question Answering Track Report", 1999) of the first relevant item.
     ///
-    /// `mean_i 1 / (1 + least place of row i)`; a row with no place has 0.
+    /// `mean_i 1 / (1 + least place of row i)`; a row with no place has 0. From lists of K it is therefore MRR@K, in
+    /// which an item past the first K counts as not found.
     pub fn mrr(&self) -> f64 {
         self.mean(|row| row.places.first().map_or(0.0, |&place| 1.0 / (place as f64 + 1.0)))
+    }
+
+    fn check_k(&self, k: usize) -> Result<()> {
+        match self.k {
+            Some(of_lists) if k > of_lists => Err(value("k", k, format!("at most {of_lists}, the K of the lists"))),
+            _ => Ok(()),
+        }
     }
 
     fn mean(&self, metric: impl Fn(&Row) -> f64) -> f64 {
         let rows = || self.rows.iter().filter(|row| row.relevant > 0);
         sum(rows().map(metric)) / rows().count() as f64
     }
+}
+
+fn depth(k: Option<usize>) -> String {
+    k.map_or("one of exact places".into(), |k| format!("one of lists of K = {k}"))
 }
 
 /// Not `Iterator::sum`, by which nothing adds up to −0.
@@ -214,15 +259,15 @@ impl Recommended {
         Ok(())
     }
 
-    /// Catalogue coverage (Ge, Delgado-Battenfeld and Jannach, "Beyond Accuracy", RecSys 2010): the share of all items that
-    /// are in some list. NaN for a catalogue of no items.
+    /// Catalogue coverage (Ge, Delgado-Battenfeld and Jannach, "Beyond Accuracy", RecSys 2010): the share of all items
+    /// that are in some list. NaN for a catalogue of no items.
     pub fn coverage(&self) -> f64 {
         self.counts.iter().filter(|&&count| count > 0).count() as f64 / self.counts.len() as f64
     }
 
-    /// Mean of `popularity` (N) over all places of all lists: average recommendation popularity (Yin et al., "Challenging
-    /// the Long Tail Recommendation", VLDB 2012) where lists are of one length. Give interaction counts, or their
-    /// logarithms, which a few very popular items do not dominate. 0 where nothing is recommended.
+    /// Mean of `popularity` (N) over all places of all lists: average recommendation popularity (Yin et al.,
+    /// "Challenging the Long Tail Recommendation", VLDB 2012) where lists are of one length. Give interaction counts,
+    /// or their logarithms, which a few very popular items do not dominate. 0 where nothing is recommended.
     ///
     /// `Σ_j count_j popularity_j / Σ_j count_j`
     ///

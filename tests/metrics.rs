@@ -28,12 +28,15 @@ fn one_relevant_item_by_hand() {
     // Places 0, 2 and none of four.
     let scores: [&[f32]; 3] = [&[9., 1., 2., 3., 4., 5.], &[3., 5., 4., 0., 1., 2.], &[0., 1., 2., 3., 4., 5.]];
     let ranking = Ranking::in_lists(&lists(&scores, 4), &[0, 1, 2, 3], &[0, 0, 0]).unwrap();
-    assert_eq!((ranking.recall_at(0), ranking.recall_at(1), ranking.recall_at(2)), (0.0, 1.0 / 3.0, 1.0 / 3.0));
-    assert_eq!((ranking.recall_at(3), ranking.recall_at(4), ranking.recall_at(400)), (2.0 / 3.0, 2.0 / 3.0, 2.0 / 3.0));
+    assert_eq!(
+        (ranking.recall_at(0).unwrap(), ranking.recall_at(1).unwrap(), ranking.recall_at(2).unwrap()),
+        (0.0, 1.0 / 3.0, 1.0 / 3.0)
+    );
+    assert_eq!((ranking.recall_at(3).unwrap(), ranking.recall_at(4).unwrap()), (2.0 / 3.0, 2.0 / 3.0));
     assert!(near(ranking.mrr(), (1.0 + 1.0 / 3.0) / 3.0));
     // 1 / log2(4) is a half.
-    assert!(near(ranking.ndcg_at(4), (1.0 + 0.5) / 3.0) && near(ranking.ndcg_at(2), 1.0 / 3.0));
-    assert_eq!(ranking.ndcg_at(0), 0.0);
+    assert!(near(ranking.ndcg_at(4).unwrap(), (1.0 + 0.5) / 3.0) && near(ranking.ndcg_at(2).unwrap(), 1.0 / 3.0));
+    assert_eq!(ranking.ndcg_at(0).unwrap(), 0.0);
 }
 
 #[test]
@@ -42,16 +45,16 @@ fn several_relevant_items_by_hand() {
     // Places 1 and 3, with one given twice and one outside the list; the best two; and no relevant item, a row that
     // does not count.
     let ranking = Ranking::in_lists(&lists(&scores, 5), &[0, 4, 6, 6], &[3, 1, 5, 3, 1, 0]).unwrap();
-    assert!(near(ranking.recall_at(2), (1.0 / 3.0 + 1.0) / 2.0));
-    assert!(near(ranking.recall_at(5), (2.0 / 3.0 + 1.0) / 2.0));
+    assert!(near(ranking.recall_at(2).unwrap(), (1.0 / 3.0 + 1.0) / 2.0));
+    assert!(near(ranking.recall_at(5).unwrap(), (2.0 / 3.0 + 1.0) / 2.0));
     assert!(near(ranking.mrr(), (0.5 + 1.0) / 2.0));
     let gain = |place: f64| 1.0 / (place + 2.0).log2();
     let ideal = gain(0.0) + gain(1.0) + gain(2.0);
-    assert!(near(ranking.ndcg_at(5), ((gain(1.0) + gain(3.0)) / ideal + 1.0) / 2.0));
+    assert!(near(ranking.ndcg_at(5).unwrap(), ((gain(1.0) + gain(3.0)) / ideal + 1.0) / 2.0));
     assert_eq!(ranking.len(), 3);
     assert!(ranking.rows().eq([(&[1, 3][..], 3), (&[0, 1], 2), (&[], 0)]));
     // Of two places no list can fill three.
-    assert!(near(ranking.ndcg_at(2), (gain(1.0) / (gain(0.0) + gain(1.0)) + 1.0) / 2.0));
+    assert!(near(ranking.ndcg_at(2).unwrap(), (gain(1.0) / (gain(0.0) + gain(1.0)) + 1.0) / 2.0));
 }
 
 /// Ties stand in the order that is worst: by enumeration of all orders, no other is worse.
@@ -70,8 +73,8 @@ fn ties_flatter_nobody() {
                     (recall, ndcg, mrr) = (recall.min(r), ndcg.min(n), mrr.min(m));
                 }
             }
-            assert!(near(ranking.recall_at(k), recall), "{relevant:?}, recall@{k}");
-            assert!(near(ranking.ndcg_at(k), ndcg), "{relevant:?}, ndcg@{k}");
+            assert!(near(ranking.recall_at(k).unwrap(), recall), "{relevant:?}, recall@{k}");
+            assert!(near(ranking.ndcg_at(k).unwrap(), ndcg), "{relevant:?}, ndcg@{k}");
             assert!(near(ranking.mrr(), mrr), "{relevant:?}");
         }
     }
@@ -127,8 +130,8 @@ fn ranks_and_lists_agree() {
         let each: Vec<i64> = (0..=b as i64).collect();
         let (ranks, lists) =
             (Ranking::of_positives(&statistics).unwrap(), Ranking::in_lists(&top, &each, &positives).unwrap());
-        assert_eq!(ranks, lists);
-        assert!(ranks.recall_at(100) > 0.0 && ranks.recall_at(10) < 1.0);
+        assert!(ranks.rows().eq(lists.rows()));
+        assert!(ranks.recall_at(100).unwrap() > 0.0 && ranks.recall_at(10).unwrap() < 1.0);
     }
 }
 
@@ -139,7 +142,7 @@ fn a_positive_that_is_nan_is_not_at_the_top() {
     let request = Request::value().with_rank();
     let statistics = Cpu::new().statistics(&problem.batch().unwrap(), &problem.loss, request).unwrap();
     let ranking = Ranking::of_positives(&statistics).unwrap();
-    assert_eq!(ranking.recall_at(20), 0.75);
+    assert_eq!(ranking.recall_at(20).unwrap(), 0.75);
 }
 
 /// As it is printed, too.
@@ -149,7 +152,13 @@ fn nothing_is_0_and_not_minus_0() {
     let scores: [&[f32]; 2] = [&[3., 2., 1.], &[3., 2., 1.]];
     let ranking = Ranking::in_lists(&lists(&scores, 1), &[0, 1, 2], &[1, 2]).unwrap();
     let popularity = Recommended::new(3).mean_popularity(&[1.0; 3]).unwrap();
-    for found in [ranking.recall_at(1), ranking.ndcg_at(1), ranking.ndcg_at(0), ranking.mrr(), popularity] {
+    for found in [
+        ranking.recall_at(1).unwrap(),
+        ranking.ndcg_at(1).unwrap(),
+        ranking.ndcg_at(0).unwrap(),
+        ranking.mrr(),
+        popularity,
+    ] {
         assert_eq!(found.to_bits(), 0.0f64.to_bits());
     }
 }
@@ -176,7 +185,7 @@ fn negatives_that_are_nan_flatter_nobody() {
     // All negatives, and one that may have been above.
     for spoil in [|c: &mut [f32]| c[2..].fill(f32::NAN), |c: &mut [f32]| c[4] = f32::NAN] {
         for ranking in statistics_of(spoil) {
-            assert_eq!((ranking.mrr(), ranking.recall_at(4), ranking.ndcg_at(4)), (0.0, 0.0, 0.0));
+            assert_eq!((ranking.mrr(), ranking.recall_at(4).unwrap(), ranking.ndcg_at(4).unwrap()), (0.0, 0.0, 0.0));
         }
     }
 }
@@ -187,10 +196,43 @@ fn blocks_are_one_ranking() {
     let both = Ranking::in_lists(&lists(&scores, 3), &[0, 1, 2], &[1, 0]).unwrap();
     let mut blocks = Ranking::default();
     assert!(blocks.mrr().is_nan() && blocks.is_empty());
-    blocks.append(Ranking::in_lists(&lists(&scores[..1], 3), &[0, 1], &[1]).unwrap());
-    blocks.append(Ranking::in_lists(&lists(&scores[1..], 3), &[0, 1], &[0]).unwrap());
+    blocks.append(Ranking::in_lists(&lists(&scores[..1], 3), &[0, 1], &[1]).unwrap()).unwrap();
+    blocks.append(Ranking::in_lists(&lists(&scores[1..], 3), &[0, 1], &[0]).unwrap()).unwrap();
+    blocks.append(Ranking::default()).unwrap();
     assert_eq!(blocks, both);
     assert_eq!((blocks.len(), blocks.is_empty()), (2, false));
+}
+
+/// Lists of two do not show who is in third place: Recall@3 of them would be Recall@2.
+#[test]
+fn metrics_past_the_lists_are_errors() {
+    let scores: [&[f32]; 1] = [&[3., 2., 1.]];
+    let of = |k: usize| Ranking::in_lists(&lists(&scores, k), &[0, 1], &[2]).unwrap();
+    let ranking = of(2);
+    assert_eq!((ranking.recall_at(2).unwrap(), ranking.ndcg_at(2).unwrap(), ranking.mrr()), (0.0, 0.0, 0.0));
+    for error in [ranking.recall_at(3).unwrap_err(), ranking.ndcg_at(3).unwrap_err()] {
+        assert_eq!(error.to_string(), "k is 3; rule: at most 2, the K of the lists");
+    }
+    assert_eq!((ranking.k(), of(3).recall_at(3).unwrap()), (Some(2), 1.0));
+
+    // Blocks of different K have no metrics in common, nor have lists and exact ranks.
+    let problem = Config::new(4, 20, 3).problem();
+    let statistics = Cpu::new().statistics(&problem.batch().unwrap(), &problem.loss, Request::value().with_rank());
+    let exact = Ranking::of_positives(&statistics.unwrap()).unwrap();
+    assert_eq!((exact.k(), exact.recall_at(4000).unwrap()), (None, 1.0));
+    for (other, named) in [(of(3), "one of lists of K = 3"), (exact, "one of exact places")] {
+        let mut both = ranking.clone();
+        let error = both.append(other).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!("the ranking to append is {named}; rule: one of lists of K = 2, as in the rows before")
+        );
+        assert_eq!(both, ranking);
+    }
+    // An empty ranking takes the K of what comes first.
+    let mut blocks = Ranking::default();
+    blocks.append(of(2)).unwrap();
+    assert_eq!(blocks, ranking);
 }
 
 /// A relevant item outside the catalogue is one that is not found.
@@ -198,7 +240,7 @@ fn blocks_are_one_ranking() {
 fn a_relevant_index_past_the_candidates_is_not_found() {
     let scores: [&[f32]; 1] = [&[3., 2., 1.]];
     let ranking = Ranking::in_lists(&lists(&scores, 3), &[0, 3], &[0, 7, u32::MAX]).unwrap();
-    assert!(near(ranking.recall_at(3), 1.0 / 3.0));
+    assert!(near(ranking.recall_at(3).unwrap(), 1.0 / 3.0));
     assert!(ranking.rows().eq([(&[0][..], 3)]));
 }
 

@@ -1,14 +1,20 @@
-//! Checkpoints: a safetensors file with the model, the optimiser's state and the curve so far.
+//! Checkpoints: a safetensors file with the model that is tested, and the state from which the training goes on.
 //!
 //! | tensor | shape | |
 //! |---|---|---|
-//! | `items`, `history`, `weight`, `bias`, `log_temperature` | (rows, dim) F32 | the parameters |
-//! | `<parameter>.accumulator` | (rows) F32 | the state of row-wise Adagrad |
+//! | `items` | (N, D) F32 | **the item embeddings**: row j is item j of `item_names`; scores are cosines with them |
+//! | `history`, `weight`, `bias` | (N, D), (D, D), (1, D) F32 | the query tower, as `model.rs` says |
+//! | `log_temperature` | (1, 1) F32 | its value with `--learn-temperature` |
+//! | `last.items`, `last.history`, ... | the same | parameters after the last epoch, if it was not the best |
+//! | `<parameter>.accumulator` | (rows) F32 | the state of row-wise Adagrad after the last epoch |
 //! | `queue`, `frequencies` | (bytes) U8 | what past steps left for later ones: queued targets, estimates of Q |
-//! | `curve` | (epochs, 4) F64 | train loss, temperature, validation Recall@10 and NDCG@10 of each epoch |
+//! | `curve` | (epochs, 4) F64 | train loss, temperature, validation Recall@10 and NDCG@10 (or NaN) of each epoch |
 //!
-//! The metadata has the settings that a resumed run must share, and `item_names`: the JSON list of the items of the
-//! tables' rows. The number of epochs done is the curve's length; a generator's state is a function of seed and epoch.
+//! The parameters without a prefix are those of the epoch with the best validation NDCG@10, or of the last epoch where
+//! there is no validation. The metadata has one entry, `train_two_tower`: JSON with `item_names`, the list of the items
+//! of the tables' rows, and `settings`, which a resumed run must share: the data's hash and every option that changes
+//! what is computed. (The device is not among them. It changes rounding alone.) The number of epochs done is the
+//! curve's length; a generator's state is a function of seed and epoch.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,43 +28,59 @@ use crate::negatives::Negatives;
 use crate::objective::Objective;
 use crate::options::Options;
 use crate::parameter::Parameter;
-use crate::train::{EpochPoint, Run};
+use crate::train::{EpochPoint, Run, Validation};
 
 /// The state of a training run after an epoch.
 pub struct Checkpoint {
+    /// After the last epoch.
     pub model: Model,
+    /// After the best one, where that was not the last.
+    pub best: Option<Model>,
     pub curve: Vec<EpochPoint>,
     /// As [`Candidates::save`](crate::candidates::Candidates::save) returned them.
     pub pools: [Vec<u8>; 2],
 }
 
+impl Checkpoint {
+    /// The model of the best epoch.
+    pub fn best_model(&self) -> &Model {
+        self.best.as_ref().unwrap_or(&self.model)
+    }
+}
+
 /// The tensors of [`Checkpoint::pools`].
 const POOLS: [&str; 2] = ["queue", "frequencies"];
+/// What the names of the last epoch's parameters begin with where another epoch was the best.
+const LAST: &str = "last.";
 
 /// Name and value of each setting that decides what a run computes.
 pub type Settings = Vec<(&'static str, String)>;
 
+/// The setting that is the data's hash.
+const DATA: &str = "data";
+
 pub fn settings(run: &Run<'_>) -> Settings {
-    let Options { batch, dim, history, learning_rate, temperature, learn_temperature, .. } = run.options;
+    let Options { batch, dim, history, learning_rate, temperature, learn_temperature, evaluate, .. } = run.options;
     let Objective { negatives, log_q, correction, .. } = run.objective;
     let schedule = match run.options.final_temperature {
         None => "constant".to_string(),
         // A schedule runs over all epochs: another number of epochs is another schedule.
-        Some(to) => format!("{:?} to {to} in {} epochs", run.options.temperature_schedule, run.options.epochs),
+        Some(to) => format!("{:?} to {to:?} in {} epochs", run.options.temperature_schedule, run.options.epochs),
     };
     vec![
-        ("negatives", negatives.as_ref().map_or("all items".to_string(), Negatives::to_string)),
-        ("log_q", format!("{log_q:?}")),
-        ("correction", format!("{correction:?}")),
-        ("seed", run.seed.to_string()),
-        ("batch", batch.to_string()),
-        ("dim", dim.to_string()),
-        ("history", history.to_string()),
-        ("learning_rate", learning_rate.to_string()),
-        ("temperature", temperature.to_string()),
-        ("temperature_schedule", schedule),
-        ("learn_temperature", learn_temperature.to_string()),
-        ("training_examples", run.split.train.len().to_string()),
+        (DATA, run.split.fingerprint.clone()),
+        ("--negatives", negatives.as_ref().map_or("all items".to_string(), Negatives::to_string)),
+        ("--log-q", format!("{log_q:?}")),
+        ("--correction", format!("{correction:?}")),
+        ("--seeds", run.seed.to_string()),
+        ("--batch", batch.to_string()),
+        ("--dim", dim.to_string()),
+        ("--history", history.to_string()),
+        ("--learning-rate", format!("{learning_rate:?}")),
+        ("--temperature", format!("{temperature:?}")),
+        ("--temperature-schedule", schedule),
+        ("--learn-temperature", learn_temperature.to_string()),
+        ("--evaluate", evaluate.map_or("all users".to_string(), |users| format!("{users} users"))),
     ]
 }
 
@@ -69,10 +91,14 @@ pub fn save(path: &Path, checkpoint: &Checkpoint, settings: &Settings, item_name
     for (name, bytes) in POOLS.into_iter().zip(&checkpoint.pools) {
         tensors.push(tensor(name, Dtype::U8, vec![bytes.len()], bytes)?);
     }
-    for (name, parameter) in checkpoint.model.parameters() {
-        let Parameter { rows, dim, values, accumulator } = parameter;
+    for (name, Parameter { rows, dim, values, .. }) in checkpoint.best_model().parameters() {
         tensors.push(tensor(name, Dtype::F32, vec![*rows, *dim], values)?);
+    }
+    for (name, Parameter { rows, dim, values, accumulator }) in checkpoint.model.parameters() {
         tensors.push(tensor(&accumulator_name(name), Dtype::F32, vec![*rows], accumulator)?);
+        if checkpoint.best.is_some() {
+            tensors.push(tensor(&format!("{LAST}{name}"), Dtype::F32, vec![*rows, *dim], values)?);
+        }
     }
     // One entry: a map of several would be written in an order that changes from run to run.
     let state = serde_json::json!({
@@ -86,42 +112,52 @@ pub fn save(path: &Path, checkpoint: &Checkpoint, settings: &Settings, item_name
     std::fs::rename(&unfinished, path).map_err(|e| format!("{}: {e}", path.display()).into())
 }
 
-/// Reads a checkpoint that was written with the same settings on the same items.
-pub fn load(path: &Path, settings: &Settings, item_names: &[String]) -> Fallible<Checkpoint> {
-    let in_file = |e: &dyn std::fmt::Display| format!("checkpoint {}: {e}", path.display());
+/// Reads a checkpoint that was written with the same settings on the same data. The tables are (num_items, dim).
+pub fn load(path: &Path, settings: &Settings, num_items: usize, dim: usize) -> Fallible<Checkpoint> {
+    let in_file = |e: &dyn std::fmt::Display| format!("--resume: checkpoint {}: {e}", path.display());
     let bytes = std::fs::read(path).map_err(|e| in_file(&e))?;
-    parse(&bytes, settings, item_names).map_err(|e| in_file(&e).into())
+    parse(&bytes, settings, num_items, dim).map_err(|e| in_file(&e).into())
 }
 
-fn parse(bytes: &[u8], settings: &Settings, item_names: &[String]) -> Fallible<Checkpoint> {
+fn parse(bytes: &[u8], settings: &Settings, num_items: usize, dim: usize) -> Fallible<Checkpoint> {
     let (_, metadata) = SafeTensors::read_metadata(bytes)?;
-    check_metadata(&metadata, settings, item_names)?;
+    check_metadata(&metadata, settings)?;
     let tensors = SafeTensors::deserialize(bytes)?;
     let curve: Vec<f64> = values(&tensors, "curve", Dtype::F64)?;
-    let dim = tensors.tensor("items")?.shape().last().copied().unwrap_or(0);
-    let mut model = Model::zeros(item_names.len(), dim);
+    let mut model = Model::zeros(num_items, dim);
+    let mut best = None;
+    if tensors.tensor(&format!("{LAST}items")).is_ok() {
+        let mut parameters = Model::zeros(num_items, dim);
+        fill_model(&mut parameters, &tensors, "")?;
+        best = Some(parameters);
+    }
+    fill_model(&mut model, &tensors, if best.is_some() { LAST } else { "" })?;
     for (name, parameter) in model.parameters_mut() {
-        fill(&mut parameter.values, values(&tensors, name, Dtype::F32)?, name)?;
         let name = accumulator_name(name);
         fill(&mut parameter.accumulator, values(&tensors, &name, Dtype::F32)?, &name)?;
     }
+    if !model.is_finite() {
+        return Err("it has parameters that are not finite".into());
+    }
     let [queue, frequencies] = POOLS.map(|name| values(&tensors, name, Dtype::U8));
-    Ok(Checkpoint { model, curve: curve.chunks_exact(4).map(point).collect(), pools: [queue?, frequencies?] })
+    Ok(Checkpoint { model, best, curve: curve.chunks_exact(4).map(point).collect(), pools: [queue?, frequencies?] })
 }
 
-fn check_metadata(metadata: &Metadata, settings: &Settings, item_names: &[String]) -> Fallible<()> {
+/// Names everything that differs.
+fn check_metadata(metadata: &Metadata, settings: &Settings) -> Fallible<()> {
     let state = metadata.metadata().as_ref().and_then(|map| map.get("train_two_tower"));
     let state: serde_json::Value = serde_json::from_str(state.ok_or("not written by train_two_tower")?)?;
+    let mut differences = Vec::new();
     for (name, here) in settings {
         let there = state["settings"][name].as_str().unwrap_or("missing");
-        if there != here {
-            return Err(format!("{name} is {there} there and {here} here").into());
+        if there != here && *name == DATA {
+            let rule = "the same interactions in the same order";
+            differences.push(format!("the data are others: their hash is {here}, and {there} there; rule: {rule}"));
+        } else if there != here {
+            differences.push(format!("{name} is {here}, and {there} there"));
         }
     }
-    if state["item_names"] != serde_json::json!(item_names) {
-        return Err("it was trained on other items".into());
-    }
-    Ok(())
+    if differences.is_empty() { Ok(()) } else { Err(differences.join("; ").into()) }
 }
 
 fn accumulator_name(parameter: &str) -> String {
@@ -146,6 +182,15 @@ fn values<T: AnyBitPattern>(tensors: &SafeTensors<'_>, name: &str, dtype: Dtype)
     Ok(tensor.data().chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect())
 }
 
+/// The values of all parameters, whose names in the file begin with `prefix`.
+fn fill_model(model: &mut Model, tensors: &SafeTensors<'_>, prefix: &str) -> Fallible<()> {
+    for (name, parameter) in model.parameters_mut() {
+        let name = format!("{prefix}{name}");
+        fill(&mut parameter.values, values(tensors, &name, Dtype::F32)?, &name)?;
+    }
+    Ok(())
+}
+
 fn fill(into: &mut Vec<f32>, values: Vec<f32>, name: &str) -> Fallible<()> {
     if values.len() != into.len() {
         return Err(format!("tensor {name} has {} elements, expected {}", values.len(), into.len()).into());
@@ -155,14 +200,15 @@ fn fill(into: &mut Vec<f32>, values: Vec<f32>, name: &str) -> Fallible<()> {
 }
 
 fn row(point: EpochPoint) -> [f64; 4] {
-    [point.train_loss, point.temperature, point.validation_recall_at_10, point.validation_ndcg_at_10]
+    let validation = point.validation.unwrap_or(Validation { recall_at_10: f64::NAN, ndcg_at_10: f64::NAN });
+    [point.train_loss, point.temperature, validation.recall_at_10, validation.ndcg_at_10]
 }
 
 fn point(row: &[f64]) -> EpochPoint {
+    let validation = Validation { recall_at_10: row[2], ndcg_at_10: row[3] };
     EpochPoint {
         train_loss: row[0],
         temperature: row[1],
-        validation_recall_at_10: row[2],
-        validation_ndcg_at_10: row[3],
+        validation: (!validation.ndcg_at_10.is_nan()).then_some(validation),
     }
 }

@@ -13,37 +13,49 @@ use crate::train::EpochPoint;
 const COLOURS: [RGBColor; 5] =
     [RGBColor(213, 94, 0), RGBColor(0, 114, 178), RGBColor(0, 158, 115), RGBColor(204, 121, 167), RGBColor(0, 0, 0)];
 
+/// Names of objectives may be long.
+const LEGEND_COLUMNS: usize = 2;
+const LEGEND_LINE: u32 = 22;
+
 /// A curve: the objective's name and its value after each epoch.
 type Curve<'a> = (&'a str, Vec<f64>);
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
 pub fn draw(path: &Path, runs: &[Finished<'_>]) -> Fallible<()> {
     draw_panels(path, runs).map_err(|e| format!("{}: {e}", path.display()).into())
 }
 
 fn draw_panels(path: &Path, runs: &[Finished<'_>]) -> Result<(), Box<dyn Error>> {
-    let picture = SVGBackend::new(path, (1200, 480)).into_drawing_area();
+    // Of each run that is there, relative to its first epoch: losses have scales of their own.
+    let losses = curves(runs, |run| {
+        let first = run.curve.first().map_or(1.0, |point| point.train_loss);
+        run.curve.iter().map(|point| if first == 0.0 { 0.0 } else { point.train_loss / first }).collect()
+    });
+    let validation = |point: &EpochPoint| point.validation.map(|validation| validation.ndcg_at_10);
+    let ndcg = curves(runs, |run| run.curve.iter().filter_map(validation).collect());
+    let legend_height = LEGEND_LINE * losses.len().div_ceil(LEGEND_COLUMNS) as u32 + 12;
+    let picture = SVGBackend::new(path, (1200, 480 + legend_height)).into_drawing_area();
     picture.fill(&WHITE)?;
-    let panels = picture.split_evenly((1, 2));
-    draw_panel(&panels[0], "training loss (each objective has its own scale)", &curves(runs, |p| p.train_loss))?;
-    draw_panel(&panels[1], "validation NDCG@10", &curves(runs, |p| p.validation_ndcg_at_10))?;
+    let (panels, legend) = picture.split_vertically(480);
+    let panels = panels.split_evenly((1, 2));
+    draw_panel(&panels[0], "training loss, relative to that of the first epoch", &losses)?;
+    draw_panel(&panels[1], "validation NDCG@10", &ndcg)?;
+    draw_legend(&legend, &losses)?;
     picture.present()?;
     Ok(())
 }
 
 /// One curve per objective that was trained: the mean over its seeds.
-fn curves<'a>(runs: &[Finished<'a>], value: fn(&EpochPoint) -> f64) -> Vec<Curve<'a>> {
+fn curves<'a>(runs: &[Finished<'a>], values: impl Fn(&Finished<'a>) -> Vec<f64>) -> Vec<Curve<'a>> {
     let mean_curve = |of_seeds: &[Finished<'a>]| {
-        let mean = |epoch| of_seeds.iter().map(|run| value(&run.curve[epoch])).sum::<f64>() / of_seeds.len() as f64;
-        (of_seeds[0].objective.name.as_str(), (0..of_seeds[0].curve.len()).map(mean).collect())
+        let all: Vec<Vec<f64>> = of_seeds.iter().map(&values).collect();
+        let mean = |epoch: usize| all.iter().map(|values| values[epoch]).sum::<f64>() / all.len() as f64;
+        (of_seeds[0].objective.name.as_str(), (0..all[0].len()).map(mean).collect())
     };
     by_objective(runs).map(mean_curve).collect()
 }
 
-fn draw_panel(
-    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
-    title: &str,
-    curves: &[Curve<'_>],
-) -> Result<(), Box<dyn Error>> {
+fn draw_panel(area: &Area<'_>, title: &str, curves: &[Curve<'_>]) -> Result<(), Box<dyn Error>> {
     let epochs = curves.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
     let top = curves.iter().flat_map(|(_, values)| values).fold(0.0, |max, &value| f64::max(max, value));
     let mut chart = ChartBuilder::on(area)
@@ -57,20 +69,26 @@ fn draw_panel(
         .x_desc("epoch")
         .x_labels(epochs.clamp(2, 10))
         .x_label_formatter(&|x| format!("{x:.0}"))
+        .light_line_style(TRANSPARENT)
         .draw()?;
-    for (index, (name, values)) in curves.iter().enumerate() {
-        let colour = COLOURS[index % COLOURS.len()].stroke_width(2);
+    for (index, (_, values)) in curves.iter().enumerate() {
         let points = values.iter().enumerate().map(|(epoch, &value)| ((epoch + 1) as f64, value));
-        chart
-            .draw_series(LineSeries::new(points, colour).point_size(3))?
-            .label(*name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour));
+        chart.draw_series(LineSeries::new(points, stroke(index)).point_size(3))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK)
-        .draw()?;
     Ok(())
+}
+
+/// The names below the panels, where they hide no curve.
+fn draw_legend(area: &Area<'_>, curves: &[Curve<'_>]) -> Result<(), Box<dyn Error>> {
+    for (index, (name, _)) in curves.iter().enumerate() {
+        let x = 56 + (index % LEGEND_COLUMNS) as i32 * 560;
+        let y = 12 + (index / LEGEND_COLUMNS) as i32 * LEGEND_LINE as i32;
+        area.draw(&PathElement::new([(x, y), (x + 24, y)], stroke(index)))?;
+        area.draw(&Text::new(*name, (x + 32, y - 8), ("sans-serif", 14)))?;
+    }
+    Ok(())
+}
+
+fn stroke(index: usize) -> ShapeStyle {
+    COLOURS[index % COLOURS.len()].stroke_width(2)
 }

@@ -10,6 +10,7 @@
 //!
 //! Items are inserted one after the other: the graph, and so every list, is the same in every run.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -19,7 +20,6 @@ use catalog_softmax::{Backend, Embeddings, Similarity};
 use hnsw_rs::anndists::dist::Distance;
 use hnsw_rs::prelude::{AnnT, Hnsw};
 use rayon::prelude::*;
-use rustc_hash::FxHashSet;
 
 use crate::Fallible;
 use crate::evaluate::{self, BLOCK, TOP};
@@ -120,7 +120,7 @@ impl ItemIndex {
     /// The best `k` items for a query that are not in `excluded`, best first, as far as the graph finds them.
     pub fn top_k(&self, query: &[f32], excluded: &[u32], k: usize) -> Vec<u32> {
         let Some(query) = unit(query) else { return Vec::new() };
-        let excluded: FxHashSet<u32> = excluded.iter().copied().collect();
+        let excluded: HashSet<u32> = excluded.iter().copied().collect();
         let wanted = (k + excluded.len()).min(self.items);
         let found = self.graph.search(&query, wanted, self.ef_search.max(wanted));
         let items = found.into_iter().map(|neighbour| neighbour.d_id as u32);
@@ -145,6 +145,8 @@ pub struct Comparison {
     bytes: u64,
     vector_bytes: u64,
     queries: usize,
+    /// Test targets of all queries.
+    targets: usize,
     /// Items in the exact lists; how many of them the index's lists have, too.
     listed: usize,
     shared: usize,
@@ -156,7 +158,7 @@ pub struct Comparison {
 #[derive(Default)]
 struct Side {
     time: Duration,
-    /// How many lists have the user's test target.
+    /// How many test targets are in their user's list.
     targets: usize,
 }
 
@@ -183,13 +185,14 @@ pub fn compare(
         ..Comparison::default()
     };
     let mut activations = Activations::default();
-    for block in split.test.chunks(BLOCK) {
+    let mut query = 0;
+    for block in split.test.queries.chunks(BLOCK) {
         let histories: Vec<&[u32]> = block.iter().map(|&example| split.history(example, history)).collect();
         model.queries(&histories, &mut activations);
         let queries = Embeddings::new(&activations.queries, block.len(), model.dim());
         let items = Embeddings::new(&model.items.values, model.items.rows, model.dim());
         let start = Instant::now();
-        let exact = evaluate::top(queries, items, Similarity::Cosine, split, block, backend)?;
+        let exact = evaluate::top([queries, items], Similarity::Cosine, split, block, TOP, backend)?;
         comparison.exact.time += start.elapsed();
 
         let start = Instant::now();
@@ -198,20 +201,23 @@ pub fn compare(
             rows.map(|(&example, query)| index.top_k(query, split.before(example), TOP)).collect();
         comparison.index.time += start.elapsed();
 
-        for (row, (&example, found)) in block.iter().zip(&found).enumerate() {
-            comparison.add(exact.row(row).0, found, split.target(example));
+        for (row, found) in found.iter().enumerate() {
+            comparison.add(exact.row(row).0, found, split.test.targets_of(query));
+            query += 1;
         }
     }
     Ok(comparison)
 }
 
 impl Comparison {
-    fn add(&mut self, exact: &[u32], found: &[u32], target: u32) {
+    fn add(&mut self, exact: &[u32], found: &[u32], targets: &[u32]) {
         self.queries += 1;
+        self.targets += targets.len();
         self.listed += exact.len();
         self.shared += exact.iter().filter(|item| found.contains(item)).count();
-        self.exact.targets += usize::from(exact.contains(&target));
-        self.index.targets += usize::from(found.contains(&target));
+        let among = |list: &[u32]| targets.iter().filter(|target| list.contains(target)).count();
+        self.exact.targets += among(exact);
+        self.index.targets += among(found);
     }
 
     /// Share of the exact lists' items that the index returns.
@@ -223,7 +229,7 @@ impl Comparison {
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let queries = self.queries as f64;
-        let targets = |side: &Side| side.targets as f64 / queries;
+        let targets = |side: &Side| side.targets as f64 / self.targets.max(1) as f64;
         let per_second = |side: &Side| queries / side.time.as_secs_f64().max(1e-9);
         let (index, exact) = (&self.index, &self.exact);
         writeln!(

@@ -70,6 +70,12 @@ impl Model {
         self.items.dim
     }
 
+    /// Whether no parameter is NaN or infinite, and no optimiser's state.
+    pub fn is_finite(&self) -> bool {
+        let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+        self.parameters().iter().all(|(_, parameter)| finite(&parameter.values) && finite(&parameter.accumulator))
+    }
+
     /// The parameters by name, as checkpoints hold them.
     pub fn parameters(&self) -> [(&'static str, &Parameter); 5] {
         let Model { items, history, weight, bias, log_temperature } = self;

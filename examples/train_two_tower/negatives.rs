@@ -11,6 +11,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::numbers::readable;
+
 /// The pools of one loss.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Negatives {
@@ -64,6 +66,9 @@ impl FromStr for Negatives {
                         .sampled
                         .push(Sampled { from: source_of(part, source, rest)?, draws: count(part, "N", draws)? });
                 }
+                ["full"] => {
+                    return Err(format!("{part:?} is not a pool; the whole catalogue is --loss full; rule: {PARTS}"));
+                }
                 _ => return Err(format!("{part:?} is none of the pools; rule: {PARTS}")),
             }
         }
@@ -105,7 +110,7 @@ impl fmt::Display for Negatives {
             Source::Uniform => format!("uniform:{draws}"),
             Source::LogUniform => format!("log-uniform:{draws}"),
             Source::Unigram { exponent: 1.0 } => format!("unigram:{draws}"),
-            Source::Unigram { exponent } => format!("unigram:{draws}:{exponent}"),
+            Source::Unigram { exponent } => format!("unigram:{draws}:{}", readable(*exponent)),
         });
         let queue = self.queue.map(|capacity| format!("queue:{capacity}"));
         f.write_str(&in_batch.into_iter().chain(sampled).chain(queue).collect::<Vec<_>>().join(","))

@@ -11,13 +11,20 @@
 //! | full | the whole catalogue, which `--negatives` has no name for | | |
 //!
 //! In all of them the items of the query's own history are no negatives: they are positives of the same user, and
-//! nothing recommends them again. A candidate with the target's id is none either (an accidental hit), in whichever pool.
+//! nothing recommends them again. A candidate with the target's id is none either (an accidental hit), in whichever
+//! pool.
+
+use std::hash::Hasher;
 
 use catalog_softmax::{Correction, Loss, Reduction, Similarity};
 use clap::ValueEnum;
+use fnv::FnvHasher;
 
 use crate::frequencies::LogQ;
 use crate::negatives::{Negatives, Sampled, Source};
+
+/// A file's name has 255 bytes on most systems, with the seed and the suffix.
+const LONGEST_STEM: usize = 150;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Objective {
@@ -49,8 +56,8 @@ impl Objective {
         ]
     }
 
-    /// The pools of `--negatives`. `correction` is not `None`; `log_q` may be, and leaves `LogQ`, which need not be asked for,
-    /// with nothing to do.
+    /// The pools of `--negatives`. `correction` is not `None`; `log_q` may be, and leaves `LogQ`, which need not be
+    /// asked for, with nothing to do.
     pub fn new(negatives: Negatives, log_q: LogQ, correction: Correction) -> Result<Self, String> {
         let estimated = matches!(log_q, LogQ::Streaming | LogQ::CountMin);
         let source = log_q.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
@@ -76,9 +83,15 @@ impl Objective {
         Ok(Objective { name, negatives: Some(negatives), log_q, correction })
     }
 
-    /// The name, as it can be part of a file's name everywhere.
+    /// The name, as it can be part of a file's name everywhere: of the end of a long one, a hash of it all.
     pub fn file_stem(&self) -> String {
-        self.name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-")
+        let stem = self.name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
+        if stem.len() <= LONGEST_STEM {
+            return stem;
+        }
+        let mut hasher = FnvHasher::default();
+        hasher.write(self.name.as_bytes());
+        format!("{}-{:016x}", &stem[..LONGEST_STEM - 17], hasher.finish())
     }
 
     /// Whether the batch's targets are candidates.
@@ -91,8 +104,9 @@ impl Objective {
         self.correction == Correction::LogQNegativesOnly
     }
 
-    /// Summed, not averaged: Adagrad takes its scale from past gradients, and an example of the last, smaller batch of an
-    /// epoch must weigh as much as any other. (Averaged, a last batch of one example throws every row of `full` about.)
+    /// Summed, not averaged: Adagrad takes its scale from past gradients, and an example of the last, smaller batch of
+    /// an epoch must weigh as much as any other. (Averaged, a last batch of one example throws every row of `full`
+    /// about.)
     pub fn loss(&self, temperature: f64) -> Loss {
         Loss::softmax(Similarity::Cosine, temperature).correction(self.correction).reduction(Reduction::Sum)
     }
@@ -137,6 +151,14 @@ mod tests {
         let all = new("in-batch,unigram:8:0.5,queue:4", LogQ::CountMin, Correction::CorrectedLogQ).unwrap();
         assert_eq!(all.name, "in-batch,unigram:8:0.5,queue:4 count-min corrected");
         assert_eq!(all.file_stem(), "in-batch-unigram-8-0.5-queue-4-count-min-corrected");
+        let extreme = new("unigram:8:1e308", LogQ::Exact, Correction::LogQ).unwrap();
+        assert_eq!(extreme.file_stem(), "unigram-8-1e308");
+        // Long names differ in their files, even where they begin alike.
+        let long = |last: &str| {
+            let list = ["uniform:1000", "log-uniform:1000"].repeat(20).join(",") + last;
+            new(&list, LogQ::Exact, Correction::LogQ).unwrap().file_stem()
+        };
+        assert!(long(",uniform:1").len() == LONGEST_STEM && long(",uniform:1") != long(",uniform:2"));
         assert_eq!(
             new("uniform:8", LogQ::Exact, Correction::LogQNegativesOnly).unwrap().name,
             "uniform:8 negatives-only"

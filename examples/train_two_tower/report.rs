@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::Fallible;
 use crate::evaluate::{Ranking, Recommended};
 use crate::objective::Objective;
-use crate::train::EpochPoint;
+use crate::train::{EpochPoint, best_epoch};
 
 /// A run that is over.
 pub struct Finished<'a> {
@@ -18,13 +18,16 @@ pub struct Finished<'a> {
     pub recommended: Recommended,
 }
 
-const COLUMNS: [&str; 6] = ["Recall@10", "Recall@100", "NDCG@10", "MRR", "popularity", "coverage"];
+const COLUMNS: [&str; 8] =
+    ["Recall@10", "Recall@20", "Recall@100", "NDCG@10", "NDCG@20", "MRR", "popularity", "coverage"];
 
-fn row(ranking: &Ranking, recommended: &Recommended) -> [f64; 6] {
+fn row(ranking: &Ranking, recommended: &Recommended) -> [f64; 8] {
     [
         ranking.recall_at_10,
+        ranking.recall_at_20,
         ranking.recall_at_100,
         ranking.ndcg_at_10,
+        ranking.ndcg_at_20,
         ranking.mrr,
         recommended.popularity,
         recommended.coverage,
@@ -32,17 +35,34 @@ fn row(ranking: &Ranking, recommended: &Recommended) -> [f64; 6] {
 }
 
 /// Prints a line for each objective, averaged over seeds, and one for the baseline.
-pub fn print_table(runs: &[Finished<'_>], baseline: &(Ranking, Recommended), seeds: usize) {
+pub fn print_table(runs: &[Finished<'_>], baseline: &(Ranking, Recommended)) {
+    let seeds = by_objective(runs).map(<[_]>::len).max().unwrap_or(0);
     let spread = if seeds > 1 { format!(", mean ± standard deviation over {seeds} seeds") } else { String::new() };
     println!("\nTest targets ranked over the whole catalogue{spread}");
     let names = by_objective(runs).map(|runs| runs[0].objective.name.len());
-    let width = names.chain([14]).max().unwrap_or(0);
-    println!("{:>width$}{}", "", COLUMNS.map(|name| format!("{name:>18}")).concat());
+    let table = Table { name_width: names.chain([14]).max().unwrap_or(0), width: if seeds > 1 { 18 } else { 12 } };
+    table.print_header();
     for runs in by_objective(runs) {
-        let rows: Vec<[f64; 6]> = runs.iter().map(|run| row(&run.ranking, &run.recommended)).collect();
-        print_row(&runs[0].objective.name, width, &rows);
+        let rows: Vec<[f64; 8]> = runs.iter().map(|run| row(&run.ranking, &run.recommended)).collect();
+        let epochs: Vec<String> = runs.iter().map(|run| (best_epoch(&run.curve) + 1).to_string()).collect();
+        let fewer = if runs.len() < seeds { format!(" ({} of {seeds} seeds)", runs.len()) } else { String::new() };
+        table.print_row(&runs[0].objective.name, &rows, &format!("{}{fewer}", epochs.join(",")));
     }
-    print_row("most popular", width, &[row(&baseline.0, &baseline.1)]);
+    table.print_row("most popular", &[row(&baseline.0, &baseline.1)], "");
+}
+
+/// Two lines on what is to be seen in the table.
+pub fn print_reading(validated: bool) {
+    println!(
+        "\nAs a rule, in-batch negatives with logQ come near to the full softmax; without it they rank popular items \
+         too low, and may do worse than \"most popular\"."
+    );
+    let tested = if validated {
+        "The table tests the epoch with the best validation NDCG@10"
+    } else {
+        "The table tests the last epoch, as there is no --validation file"
+    };
+    println!("{tested}. Each loss has a scale of its own, corrected logQ above all: compare metrics, not losses.");
 }
 
 /// The runs of each objective, which follow one another.
@@ -50,15 +70,29 @@ pub fn by_objective<'r, 'a>(runs: &'r [Finished<'a>]) -> impl Iterator<Item = &'
     runs.chunk_by(|a, b| a.objective == b.objective)
 }
 
-fn print_row(name: &str, width: usize, rows: &[[f64; 6]]) {
-    let cells = std::array::from_fn::<String, 6, _>(|column| {
-        let (mean, deviation) = mean_and_deviation(rows.iter().map(|row| row[column]));
-        // Popularity is a count of interactions, the others are shares.
-        let digits = if COLUMNS[column] == "popularity" { 1 } else { 4 };
-        let spread = if rows.len() > 1 { format!(" ± {deviation:.digits$}") } else { String::new() };
-        format!("{:>18}", format!("{mean:.digits$}{spread}"))
-    });
-    println!("{name:>width$}{}", cells.concat());
+/// How wide the columns are.
+struct Table {
+    name_width: usize,
+    width: usize,
+}
+
+impl Table {
+    fn print_header(&self) {
+        let Table { name_width, width } = *self;
+        println!("{:>name_width$}{}  epoch", "", COLUMNS.map(|name| format!("{name:>width$}")).concat());
+    }
+
+    fn print_row(&self, name: &str, rows: &[[f64; 8]], epochs: &str) {
+        let Table { name_width, width } = *self;
+        let cells = std::array::from_fn::<String, 8, _>(|column| {
+            let (mean, deviation) = mean_and_deviation(rows.iter().map(|row| row[column]));
+            // Popularity is a count of interactions, the others are shares.
+            let digits = if COLUMNS[column] == "popularity" { 1 } else { 4 };
+            let spread = if rows.len() > 1 { format!(" ± {deviation:.digits$}") } else { String::new() };
+            format!("{:>width$}", format!("{mean:.digits$}{spread}"))
+        });
+        println!("{name:>name_width$}{}  {epochs}", cells.concat());
+    }
 }
 
 /// Mean and sample standard deviation (0 for a single value).
@@ -79,6 +113,7 @@ pub fn write_json(path: &Path, data: &str, runs: &[Finished<'_>], baseline: &(Ra
         json!({
             "loss": run.objective.name,
             "seed": run.seed,
+            "best_epoch": best_epoch(&run.curve) + 1,
             "test": metrics(&run.ranking, &run.recommended),
             "epochs": epochs,
         })
@@ -95,16 +130,9 @@ fn epoch(point: &EpochPoint) -> Value {
     json!({
         "train_loss": point.train_loss,
         "temperature": point.temperature,
-        "validation Recall@10": point.validation_recall_at_10,
-        "validation NDCG@10": point.validation_ndcg_at_10,
+        "validation Recall@10": point.validation.map(|validation| validation.recall_at_10),
+        "validation NDCG@10": point.validation.map(|validation| validation.ndcg_at_10),
     })
-}
-
-/// Peak of the process's resident memory so far in MiB, where the system says it (Linux).
-pub fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
 }
 
 #[cfg(test)]

@@ -1,25 +1,27 @@
 //! One training run: epochs of steps, a validation and a checkpoint after each.
 //!
-//! All randomness of an epoch comes from the seed and the epoch's number. A run that is resumed after an epoch therefore
-//! goes on bitwise as if it had never stopped.
+//! All randomness of an epoch comes from the seed and the epoch's number. A run that is resumed after an epoch
+//! therefore goes on bitwise as if it had never stopped.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use catalog_softmax::Backend;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 use crate::Fallible;
 use crate::candidates::{Candidates, Step};
-use crate::checkpoint::{self, Checkpoint};
-use crate::evaluate;
+use crate::checkpoint::{self, Checkpoint, Settings};
+use crate::evaluate::{self, Scorer};
+use crate::interrupt::Interrupted;
+use crate::memory;
 use crate::model::{Activations, Model, ModelGradient};
 use crate::objective::{ExcludedItems, Objective};
 use crate::options::Options;
-use crate::report;
 use crate::split::{Example, Split};
 use crate::temperature;
 
@@ -30,8 +32,27 @@ pub struct EpochPoint {
     pub train_loss: f64,
     /// Of the epoch's last step.
     pub temperature: f64,
-    pub validation_recall_at_10: f64,
-    pub validation_ndcg_at_10: f64,
+    /// None where the split has no validation targets.
+    pub validation: Option<Validation>,
+}
+
+/// How the validation targets are ranked after an epoch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Validation {
+    pub recall_at_10: f64,
+    pub ndcg_at_10: f64,
+}
+
+/// The epoch, from 0, whose model is tested: that of the highest validation NDCG@10, the first of equal ones, or the
+/// last epoch where there is no validation.
+pub fn best_epoch(curve: &[EpochPoint]) -> usize {
+    let mut best = (curve.len().saturating_sub(1), f64::NEG_INFINITY);
+    for (epoch, point) in curve.iter().enumerate() {
+        if let Some(validation) = point.validation.filter(|validation| validation.ndcg_at_10 > best.1) {
+            best = (epoch, validation.ndcg_at_10);
+        }
+    }
+    best.0
 }
 
 /// What is trained, on what, how.
@@ -41,6 +62,8 @@ pub struct Run<'a> {
     pub options: &'a Options,
     pub objective: &'a Objective,
     pub seed: u64,
+    /// Whether the user asked to stop.
+    pub interrupt: &'a AtomicBool,
 }
 
 /// The buffers of a step.
@@ -53,60 +76,97 @@ struct Buffers {
 impl Run<'_> {
     /// Trains from scratch, or from the checkpoint at `path` where `--resume` says so and there is one.
     pub fn train(&self, backend: &mut dyn Backend<Real = f32>, path: &Path) -> Fallible<Checkpoint> {
-        let Run { split, options, objective, seed } = *self;
-        let settings = checkpoint::settings(self);
-        let mut state = if options.resume && path.exists() {
-            checkpoint::load(path, &settings, split.item_names())?
-        } else {
-            let model = Model::new(split.num_items(), options.dim, options.temperature, &mut rng(seed, 0));
-            Checkpoint { model, curve: Vec::new(), pools: Default::default() }
-        };
+        let Run { split, options, objective, seed, .. } = *self;
         let name = format!("{:>14}  seed {seed}", objective.name);
+        let settings = checkpoint::settings(self);
+        let mut state = self.start(&settings, path)?;
         let done = state.curve.len();
-        if done > options.epochs {
-            return Err(format!("{} has {done} epochs, --epochs asks for {}", path.display(), options.epochs).into());
-        }
-        if done > 0 {
-            println!("{name}  resumed after epoch {done} from {}", path.display());
-        }
         let mut candidates = Candidates::new(objective, split, options.dim)?;
         if done > 0 {
+            println!("{name}  resumed after epoch {done} from {}", path.display());
             candidates.restore(&state.pools)?;
         }
         for epoch in done..options.epochs {
             let start = Instant::now();
-            let (train_loss, temperature) = self.epoch(epoch, &mut state.model, &mut candidates, backend)?;
+            // The model that would be tested if this epoch were not better.
+            let validated = epoch > 0 && !split.validation.is_empty();
+            let best = validated.then(|| state.best.take().unwrap_or_else(|| state.model.clone()));
+            let Some((train_loss, temperature)) = self.epoch(epoch, &mut state.model, &mut candidates, backend)? else {
+                return Err(self.interrupted(epoch, path).into());
+            };
             let throughput = split.train.len() as f64 / start.elapsed().as_secs_f64();
-            let memory = report::peak_memory().map_or(String::new(), |mib| format!("  peak memory {mib} MiB"));
-            let validation = evaluate::rank(&state.model, split, &split.validation, options.history, backend)?;
-            println!(
-                "{name}  epoch {:>2}  loss {train_loss:.4}  temperature {temperature:.4}  validation NDCG@10 {:.4}  \
-                 Recall@10 {:.4}  {throughput:.0} examples/s{memory}",
-                epoch + 1,
-                validation.ndcg_at_10,
-                validation.recall_at_10,
-            );
-            state.curve.push(EpochPoint {
-                train_loss,
-                temperature,
-                validation_recall_at_10: validation.recall_at_10,
-                validation_ndcg_at_10: validation.ndcg_at_10,
+            let validation = self.validate(&state.model, backend)?;
+            state.curve.push(EpochPoint { train_loss, temperature, validation });
+            state.best = best.filter(|_| best_epoch(&state.curve) != epoch);
+            let validated = validation.map_or(String::new(), |validation| {
+                let Validation { recall_at_10, ndcg_at_10 } = validation;
+                format!("  validation NDCG@10 {ndcg_at_10:.4}  Recall@10 {recall_at_10:.4}")
             });
+            let memory = memory::peak().map_or(String::new(), |bytes| format!("  peak memory {} MiB", bytes >> 20));
+            println!(
+                "{name}  epoch {:>2}  loss {train_loss:.4}  temperature {temperature:.4}{validated}  \
+                 {throughput:.0} examples/s{memory}",
+                epoch + 1,
+            );
             state.pools = candidates.save();
             checkpoint::save(path, &state, &settings, split.item_names())?;
         }
         Ok(state)
     }
 
-    /// One pass over the training examples. Returns the mean loss and the last temperature.
+    /// What an epoch goes on from.
+    fn start(&self, settings: &Settings, path: &Path) -> Fallible<Checkpoint> {
+        let Run { split, options, seed, .. } = *self;
+        if !(options.resume && path.exists()) {
+            let model = Model::new(split.num_items(), options.dim, options.temperature, &mut rng(seed, 0));
+            return Ok(Checkpoint { model, best: None, curve: Vec::new(), pools: Default::default() });
+        }
+        let state = checkpoint::load(path, settings, split.num_items(), options.dim)?;
+        let (done, epochs) = (state.curve.len(), options.epochs);
+        if done > epochs {
+            let rule = format!("at least the {done} that checkpoint {} has, with --resume", path.display());
+            return Err(format!("--epochs is {epochs}; rule: {rule}").into());
+        }
+        Ok(state)
+    }
+
+    /// Ranks the validation targets. A model that is not finite is an error instead: every rank would count as none.
+    fn validate(&self, model: &Model, backend: &mut dyn Backend<Real = f32>) -> Fallible<Option<Validation>> {
+        if !model.is_finite() {
+            return Err(self.diverged("the model has parameters that are not finite").into());
+        }
+        if self.split.validation.is_empty() {
+            return Ok(None);
+        }
+        let scorer = Scorer::Model(model, self.options.history);
+        let ranking = evaluate::rank(scorer, self.split, &self.split.validation, backend)?;
+        Ok(Some(Validation { recall_at_10: ranking.recall_at_10, ndcg_at_10: ranking.ndcg_at_10 }))
+    }
+
+    fn diverged(&self, what: &str) -> String {
+        format!("{}: {what}; lower --learning-rate or raise --temperature", self.objective.name)
+    }
+
+    fn interrupted(&self, epoch: usize, path: &Path) -> Interrupted {
+        let kept = match epoch {
+            0 => "no epoch was finished".to_string(),
+            _ => format!("{} has the epochs before", path.display()),
+        };
+        let Run { objective, seed, .. } = self;
+        let stopped = format!("{}, seed {seed}: stopped in epoch {}", objective.name, epoch + 1);
+        Interrupted(format!("{stopped}; {kept}; the same command with --resume goes on from there"))
+    }
+
+    /// One pass over the training examples. Returns the mean loss and the last temperature, or nothing where the user
+    /// asked to stop.
     fn epoch(
         &self,
         epoch: usize,
         model: &mut Model,
         candidates: &mut Candidates<'_>,
         backend: &mut dyn Backend<Real = f32>,
-    ) -> Fallible<(f64, f64)> {
-        let Run { split, options, objective, seed } = *self;
+    ) -> Fallible<Option<(f64, f64)>> {
+        let Run { split, options, objective, seed, interrupt } = *self;
         let mut rng = rng(seed, epoch as u64 + 1);
         let mut examples = split.train.clone();
         examples.shuffle(&mut rng);
@@ -124,17 +184,20 @@ impl Run<'_> {
             temperature = temperature::current(options, model, progress)?;
             let loss = self.step(batch, temperature, model, candidates, &mut buffers, backend)?;
             if !loss.is_finite() {
-                let advice = "lower --learning-rate or raise --temperature";
-                return Err(format!("{}: the loss is {loss} in epoch {}; {advice}", objective.name, epoch + 1).into());
+                return Err(self.diverged(&format!("the loss is {loss} in epoch {}", epoch + 1)).into());
             }
             sum += loss;
             done += batch.len();
             bar.inc(batch.len() as u64);
             let loss = loss / batch.len() as f64;
             bar.set_message(format!("loss {loss:.3}  temperature {temperature:.4}"));
+            if interrupt.load(Ordering::Relaxed) {
+                bar.finish_and_clear();
+                return Ok(None);
+            }
         }
         bar.finish_and_clear();
-        Ok((sum / examples.len() as f64, temperature))
+        Ok(Some((sum / examples.len() as f64, temperature)))
     }
 
     /// Query tower, loss, way back, optimiser. Returns the loss, summed over the batch.
@@ -171,8 +234,12 @@ impl Run<'_> {
 
 fn progress_bar(objective: &Objective, epoch: usize, epochs: usize, examples: usize) -> ProgressBar {
     let bar = ProgressBar::new(examples as u64);
-    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len}  {msg}  {per_sec}  {eta} left") {
-        bar.set_style(style);
+    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len}  {msg}  {speed}  {eta} left") {
+        // Its own `per_sec` has four digits after the point.
+        let speed = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let _ = write!(out, "{:.0} examples/s", state.per_sec());
+        };
+        bar.set_style(style.with_key("speed", speed));
     }
     bar.set_prefix(format!("{:>14} {}/{epochs}", objective.name, epoch + 1));
     bar
@@ -187,81 +254,4 @@ fn rng(seed: u64, stream: u64) -> StdRng {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::frequencies::LogQ;
-    use crate::generate;
-    use catalog_softmax::{Correction, Cpu};
-    use clap::Parser;
-
-    fn small_split() -> Split {
-        Split::new(generate::sequences(60, 2000)).unwrap()
-    }
-
-    fn options(flags: &[&str]) -> Options {
-        let small = ["train_two_tower", "--dim", "8", "--batch", "64"];
-        Options::parse_from(small.iter().chain(flags))
-    }
-
-    /// The presets, and two losses that leave something for later steps: a queue that wraps around, an estimator.
-    fn objectives() -> Vec<Objective> {
-        let new = |list: &str, log_q| Objective::new(list.parse().unwrap(), log_q, Correction::LogQ).unwrap();
-        let several = new("in-batch,uniform:32,queue:100", LogQ::Streaming);
-        let apart = new("unigram:32:0.5,log-uniform:32,queue:1000", LogQ::CountMin);
-        Objective::presets().into_iter().chain([several, apart]).collect()
-    }
-
-    #[test]
-    fn a_resumed_run_is_bitwise_the_uninterrupted_one() {
-        let split = small_split();
-        let folder = tempfile::tempdir().unwrap();
-        let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
-        for objective in &objectives() {
-            let train = |flags: &[&str], path: &Path| {
-                let options = options(&[&["--learn-temperature"], flags].concat());
-                Run { split: &split, options: &options, objective, seed: 5 }.train(&mut Cpu::new(), path)
-            };
-            let uninterrupted = train(&["--epochs", "3"], &whole).unwrap();
-            train(&["--epochs", "1"], &parts).unwrap();
-            let resumed = train(&["--epochs", "3", "--resume"], &parts).unwrap();
-            assert_eq!(uninterrupted.model, resumed.model, "{}", objective.name);
-            assert_eq!(uninterrupted.curve, resumed.curve, "{}", objective.name);
-            assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&parts).unwrap());
-        }
-    }
-
-    #[test]
-    fn a_checkpoint_of_other_settings_is_refused() {
-        let split = small_split();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("checkpoint");
-        let train = |flags: &[&str]| {
-            let options = options(flags);
-            let objective = &options.objectives().unwrap()[0];
-            Run { split: &split, options: &options, objective, seed: 5 }.train(&mut Cpu::new(), &path)
-        };
-        train(&["--loss", "logq", "--epochs", "1"]).unwrap();
-        let error =
-            train(&["--loss", "logq", "--epochs", "2", "--resume", "--history", "3"]).err().unwrap().to_string();
-        assert!(error.contains("history is 20 there and 3 here"), "{error}");
-        let other_q = ["--negatives", "in-batch", "--log-q", "count-min", "--epochs", "2", "--resume"];
-        let error = train(&other_q).err().unwrap().to_string();
-        assert!(error.contains("log_q is Exact there and CountMin here"), "{error}");
-        std::fs::write(&path, b"not a checkpoint").unwrap();
-        assert!(
-            train(&["--loss", "logq", "--epochs", "2", "--resume"]).err().unwrap().to_string().contains("checkpoint")
-        );
-    }
-
-    #[test]
-    fn training_lowers_every_loss() {
-        let split = small_split();
-        let folder = tempfile::tempdir().unwrap();
-        for objective in &objectives() {
-            let options = options(&["--epochs", "3"]);
-            let run = Run { split: &split, options: &options, objective, seed: 1 };
-            let curve = run.train(&mut Cpu::new(), &folder.path().join(objective.file_stem())).unwrap().curve;
-            assert!(curve[2].train_loss < curve[0].train_loss, "{}: {curve:?}", objective.name);
-        }
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@ use catalog_softmax::{Batch, Cpu, Pool};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use crate::evaluate::Scorer;
 use crate::generate;
 use crate::objective::ExcludedItems;
 
@@ -85,12 +86,12 @@ fn users_of_a_split_get_what_they_had_not_taken() {
     let folder = tempfile::tempdir().unwrap();
     let options = HnswOptions::default();
     let comparison = compare(&model, &split, 20, options, folder.path(), &mut Cpu::new()).unwrap();
-    assert_eq!(comparison.queries, split.test.len());
-    assert_eq!(comparison.listed, 10 * split.test.len());
+    assert_eq!(comparison.queries, split.test.queries.len());
+    assert_eq!(comparison.listed, 10 * split.test.queries.len());
     // EF_SEARCH is nearly the catalogue: what is missing is what the graph does not reach.
     assert!(comparison.recall() > 0.9, "{}", comparison.recall());
-    let all = evaluate::rank(&model, &split, &split.test, 20, &mut Cpu::new()).unwrap();
-    let share = comparison.exact.targets as f64 / comparison.queries as f64;
+    let all = evaluate::rank(Scorer::Model(&model, 20), &split, &split.test, &mut Cpu::new()).unwrap();
+    let share = comparison.exact.targets as f64 / comparison.targets as f64;
     assert!((share - all.recall_at_10).abs() < 1e-12, "{share} {}", all.recall_at_10);
     assert!(comparison.bytes > comparison.vector_bytes);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the files of the index are removed");

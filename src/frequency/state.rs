@@ -1,7 +1,7 @@
 //! States as bytes, little endian: `CSFQ`, version, kind, contents, checksum.
 
 use super::hashes::Hashes;
-use crate::error::{Error, Result, value};
+use crate::error::{Error, Result, Shown, value};
 
 const MAGIC: [u8; 4] = *b"CSFQ";
 const VERSION: u8 = 1;
@@ -17,7 +17,7 @@ pub(super) enum Kind {
 }
 
 /// An error about a state.
-pub(super) fn corrupt(found: impl ToString) -> Error {
+pub(super) fn corrupt(found: impl Shown) -> Error {
     value("bytes", found, "the state as to_bytes of the same estimator and version returned it")
 }
 

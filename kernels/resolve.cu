@@ -14,18 +14,13 @@
 // Limits: fewer than 2^32 pairs; `capacity` is a power of two above their number, and slot `capacity` is the key EMPTY's.
 // Tests: tests/gpu.rs, every mask against the reference.
 #include "fault.cuh"
+#include "hash.h"
 #include "resolve_params.h"
 
 namespace {
 
 constexpr uint64_t EMPTY = 0x9e3779b97f4a7c15ull;
 constexpr uint32_t NONE = ~0u;
-
-// Fibonacci hashing after mixing the halves: ids are often consecutive, indices always.
-__device__ __forceinline__ uint32_t hash(uint64_t key, uint32_t capacity) {
-    key ^= key >> 32;
-    return static_cast<uint32_t>((key * 0x9e3779b97f4a7c15ull) >> 32) & (capacity - 1);
-}
 
 // Row of excluded pair `index`: the last row whose offset is not past it.
 __device__ __forceinline__ uint32_t row_of(const int64_t* offsets, uint32_t rows, int64_t index) {
@@ -67,7 +62,7 @@ extern "C" __global__ void insert_pairs(const __grid_constant__ ResolveParams p)
     const uint64_t key = !is_positive ? p.exclude_ids[excluded] : p.positive_ids ? p.positive_ids[pair] : p.positives[pair];
     uint32_t slot = p.capacity;
     if (key != EMPTY) {
-        slot = hash(key, p.capacity);
+        slot = first_slot(key, p.capacity);
         // The table is at most half full, so a free slot or the key's own comes.
         while (true) {
             const unsigned long long found =
@@ -89,7 +84,7 @@ extern "C" __global__ void find_hits(const __grid_constant__ ResolveParams p) {
     Hits hits = {1, 0, 0};
     uint32_t slot = p.capacity;
     if (key != EMPTY) {
-        slot = hash(key, p.capacity);
+        slot = first_slot(key, p.capacity);
         while (p.slot_keys[slot] != key && p.slot_keys[slot] != EMPTY) slot = (slot + 1) & (p.capacity - 1);
     }
     if (p.slot_heads[slot] != NONE) hits = {p.slot_first[slot], p.slot_last[slot], slot};

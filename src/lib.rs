@@ -101,6 +101,7 @@ mod frequency;
 mod geometry;
 mod loss;
 mod masks;
+mod memory;
 pub mod metrics;
 mod output;
 mod plan;

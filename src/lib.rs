@@ -99,6 +99,7 @@ mod embeddings;
 mod error;
 mod frequency;
 mod geometry;
+mod hash;
 mod loss;
 mod masks;
 mod memory;

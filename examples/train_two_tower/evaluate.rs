@@ -108,7 +108,7 @@ pub fn recommended(
     backend: &mut dyn Backend<Real = f32>,
 ) -> Fallible<Recommended> {
     let mut activations = Activations::default();
-    let mut counts = metrics::Recommended::new(split.num_items());
+    let mut counts = metrics::Recommended::new(split.num_items())?;
     for block in split.test.chunks(BLOCK) {
         let histories: Vec<&[u32]> = block.iter().map(|&example| split.history(example, history)).collect();
         model.queries(&histories, &mut activations);
@@ -122,7 +122,7 @@ pub fn recommended(
 /// The same for the baseline.
 pub fn recommended_by_popularity(split: &Split, backend: &mut dyn Backend<Real = f32>) -> Fallible<Recommended> {
     let popularity: Vec<f32> = split.popularity.iter().map(|&count| count as f32).collect();
-    let mut counts = metrics::Recommended::new(split.num_items());
+    let mut counts = metrics::Recommended::new(split.num_items())?;
     for block in split.test.chunks(BLOCK) {
         let ones = vec![1.0; block.len()];
         let queries = Embeddings::new(&ones, block.len(), 1);

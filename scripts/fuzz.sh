@@ -30,6 +30,8 @@ for target in "${targets[@]}"; do build+=(--bin "$target"); done
 RUSTFLAGS="--cfg fuzzing -Cdebug-assertions -Coverflow-checks $coverage" "${build[@]}"
 
 mkdir -p fuzz/artifacts
+# The readers of files get files, which are quick to write there.
+if [ -w /dev/shm ]; then export TMPDIR=/dev/shm; fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 for target in "${targets[@]}"; do

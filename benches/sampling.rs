@@ -72,8 +72,11 @@ fn samplers(c: &mut Criterion) {
 }
 
 fn estimators(c: &mut Criterion) {
-    let stream =
-        Unigram::new(&counts(), 1.0).expect("valid counts").draw(BATCH * BATCHES, &mut RandomStream::new(7, 1)).ids;
+    let stream = Unigram::new(&counts(), 1.0)
+        .expect("valid counts")
+        .draw(BATCH * BATCHES, &mut RandomStream::new(7, 1))
+        .expect("draws")
+        .ids;
     estimator(c, "exact_counts", ExactCounts::new(), &stream);
     estimator(c, "count_min", CountMin::new(1 << 22, 4, 7).expect("valid"), &stream);
     estimator(c, "gaps", GapEstimator::new(1 << 22, 2, 0.01, 7).expect("valid"), &stream);

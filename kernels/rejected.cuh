@@ -3,6 +3,7 @@
 // A lookup costs one or two reads however many rows reject the key: popular items, which are the positives of many rows and in the
 // histories of many users, cost what others cost.
 #pragma once
+#include "hash.h"
 #include "stream_params.h"
 
 // What marks a free place; no slot is as large.
@@ -11,21 +12,11 @@ constexpr uint32_t ROWS_OF_KEY = 64;
 
 __device__ __forceinline__ uint64_t block_of_key(uint32_t slot, uint32_t block) { return uint64_t(slot) << 32 | block; }
 
-// Every bit of the key changes every bit of the hash: ids may be consecutive, multiples of a number, or differ in their high bits
-// alone. (The finaliser of MurmurHash3.)
-__host__ __device__ __forceinline__ uint64_t mix(uint64_t key) {
-    key = (key ^ key >> 33) * 0xff51afd7ed558ccdull;
-    key = (key ^ key >> 33) * 0xc4ceb9fe1a85ec53ull;
-    return key ^ key >> 33;
-}
-
-__device__ __forceinline__ uint32_t hash(uint64_t key, uint32_t capacity) { return static_cast<uint32_t>(mix(key)) & (capacity - 1); }
-
 // Rows 64 · block + i that reject a candidate, bit i each.
 __device__ __forceinline__ uint64_t rejecting_rows(const StreamParams& p, const Hits& hits, uint32_t block) {
     if (hits.first == hits.last) return hits.first / ROWS_OF_KEY == block ? 1ull << hits.first % ROWS_OF_KEY : 0;
     const uint64_t key = block_of_key(hits.slot, block);
-    for (uint32_t place = hash(key, p.rows_capacity);; place = (place + 1) & (p.rows_capacity - 1)) {
+    for (uint32_t place = first_slot(key, p.rows_capacity);; place = (place + 1) & (p.rows_capacity - 1)) {
         const ulonglong2 found = *reinterpret_cast<const ulonglong2*>(&p.rows_of_keys[place]);
         if (found.x == key) return found.y;
         if (found.x == NO_KEY) return 0;

@@ -41,7 +41,7 @@ __device__ __forceinline__ uint32_t row_of(const int64_t* offsets, uint32_t rows
 // Sets the row's bit in its block of the slot's key.
 __device__ __forceinline__ void insert_row(const ResolveParams& p, uint32_t slot, uint32_t row) {
     const uint64_t key = block_of_key(slot, row / ROWS_OF_KEY);
-    uint32_t place = hash(key, p.capacity);
+    uint32_t place = first_slot(key, p.capacity);
     while (true) {
         const uint64_t found = compare_and_swap(&p.rows_of_keys[place].key, NO_KEY, key);
         if (found == NO_KEY || found == key) break;
@@ -79,7 +79,7 @@ extern "C" __global__ void insert_pairs(const __grid_constant__ ResolveParams p)
     const uint64_t key = !is_positive ? p.exclude_ids[excluded] : p.positive_ids ? p.positive_ids[pair] : p.positives[pair];
     uint32_t slot = p.capacity;
     if (key != EMPTY) {
-        slot = hash(key, p.capacity);
+        slot = first_slot(key, p.capacity);
         // The table is at most half full, so a free slot or the key's own comes.
         while (true) {
             const uint64_t found = compare_and_swap(&p.slot_keys[slot], EMPTY, key);
@@ -99,7 +99,7 @@ extern "C" __global__ void find_hits(const __grid_constant__ ResolveParams p) {
     Hits hits = {1, 0, 0};
     uint32_t slot = p.capacity;
     if (key != EMPTY) {
-        slot = hash(key, p.capacity);
+        slot = first_slot(key, p.capacity);
         while (p.slot_keys[slot] != key && p.slot_keys[slot] != EMPTY) slot = (slot + 1) & (p.capacity - 1);
     }
     if (p.slot_first[slot] != NONE) hits = {p.slot_first[slot], p.slot_last[slot], slot};

@@ -142,8 +142,61 @@ pub(crate) fn shape(argument: impl Into<String>, found: impl Into<String>, rule:
     Error::Shape { argument: argument.into(), found: found.into(), rule: rule.into() }
 }
 
-pub(crate) fn value(argument: impl Into<String>, value: impl ToString, rule: impl Into<String>) -> Error {
-    Error::Value { argument: argument.into(), value: value.to_string(), rule: rule.into() }
+pub(crate) fn value(argument: impl Into<String>, value: impl Shown, rule: impl Into<String>) -> Error {
+    Error::Value { argument: argument.into(), value: value.shown(), rule: rule.into() }
+}
+
+/// How a value reads in an error: as `Display` has it, except for floating-point numbers, of which `Display` writes
+/// 1e-300 with 300 zeros. They have no `Display` in errors, so whatever goes through [`value`] is readable.
+pub(crate) trait Shown {
+    fn shown(&self) -> String;
+}
+
+macro_rules! shown {
+    ($($type:ty),* => $show:expr) => {
+        $(impl Shown for $type {
+            fn shown(&self) -> String {
+                $show(self)
+            }
+        })*
+    };
+}
+
+shown!(i32, i64, u32, u64, usize, str, String, Error => ToString::to_string);
+shown!(f32, f64 => number);
+
+/// The shortest digits that are read back as the same number, with an exponent where the number is very small or large.
+pub(crate) fn number(number: impl std::fmt::Debug) -> String {
+    let mut digits = format!("{number:?}");
+    if digits.ends_with(".0") {
+        digits.truncate(digits.len() - ".0".len());
+    }
+    digits
+}
+
+impl<T: Shown + ?Sized> Shown for &T {
+    fn shown(&self) -> String {
+        (**self).shown()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::value;
+
+    #[test]
+    fn numbers_are_short_and_are_read_back_as_they_were() {
+        for number in [0.0, -0.0, 1.0, -2.5, 0.1, 1e-4, 1.0 / 3.0, 1e16, 1e-300, -5e-324, f64::MAX, f64::MIN_POSITIVE] {
+            let error = value("x", number, "another").to_string();
+            let digits = error.strip_prefix("x is ").and_then(|rest| rest.strip_suffix("; rule: another"));
+            let digits = digits.unwrap_or_else(|| panic!("{error}"));
+            // A sign, 17 digits, a point and an exponent of three digits with its sign.
+            assert!(digits.len() <= 24, "{digits}");
+            assert_eq!(digits.parse(), Ok(number), "{digits}");
+        }
+        assert_eq!(value("x", -1f32, "y").to_string(), "x is -1; rule: y");
+        assert_eq!(value("x", 0.1f32, "y").to_string(), "x is 0.1; rule: y");
+    }
 }
 
 pub(crate) fn missing(argument: impl Into<String>, rule: &'static str) -> Error {

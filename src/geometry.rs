@@ -84,7 +84,8 @@ pub fn uniformity<B: Backend + ?Sized>(backend: &mut B, x: Embeddings<'_>, t: f6
     let batch = Batch::in_batch(x, x).build()?;
     let loss = Loss::softmax(Similarity::Cosine, 0.5 / t);
     // All that can be wrong with this loss is a temperature, of which the caller knows nothing.
-    loss.check(&batch).map_err(|_| value("t", t, "finite and > 0, as is 2 log2(e) t in single precision"))?;
+    loss.check(&batch)
+        .map_err(|_| value("t", t, "finite and > 0, with 2 log2(e) t a normal number of single precision"))?;
     let statistics = backend.statistics(&batch, &loss, Request::value())?;
     let pairs = x.rows() as f64 * (x.rows() - 1) as f64;
     Ok(log_sum_exp(&statistics.lse) - 2.0 * t - pairs.ln())

@@ -74,7 +74,7 @@ pub enum Reduction {
 pub struct Loss {
     /// How a query and a candidate are compared.
     pub similarity: Similarity,
-    /// `tau`: scores are `sim / tau`. Finite and > 0, as is its inverse in single precision.
+    /// `tau`: scores are `sim / tau`. Finite and > 0, with an inverse that is a normal number of single precision.
     pub temperature: f64,
     /// How the sampling probability of negatives is corrected for.
     pub correction: Correction,
@@ -151,10 +151,11 @@ impl Loss {
 
     /// Options that are out of range or do not fit what a batch was given, wherever its arrays are.
     pub(crate) fn check_options(&self, given: &Given) -> Result<()> {
-        // Backends score in units of log 2, in f32: what they multiply by is log2(e) / temperature.
+        // Backends score in units of log 2, in f32: what they multiply by is log2(e) / temperature. A subnormal number
+        // would have lost digits, and the gradients with it.
         let scale = (self.scale() * std::f64::consts::LOG2_E) as f32;
-        if !(self.temperature > 0.0 && self.temperature.is_finite() && scale > 0.0 && scale.is_finite()) {
-            let rule = "finite and > 0, as is log2(e) / temperature in single precision";
+        if !(self.temperature > 0.0 && self.temperature.is_finite() && scale.is_normal()) {
+            let rule = "finite and > 0, with log2(e) / temperature a normal number of single precision";
             return Err(value("temperature", self.temperature, rule));
         }
         if self.reduction == Reduction::WeightedMean && !given.row_weight {

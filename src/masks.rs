@@ -3,15 +3,14 @@
 //! Hits are rare, so rows are hashed by the ids that they reject, and each candidate of a tile is looked up. Memory is
 //! O(B + excluded ids), independent of N.
 
-use rustc_hash::FxHashMap;
-
 use crate::batch::{Batch, Ids, Positives};
+use crate::hash::IdMap;
 
 /// Rows by rejected key. A candidate's key is its id; without ids, its index over all pools.
 #[derive(Debug, Default)]
 pub(crate) struct Masks {
     /// Key → start and length in `rows`.
-    spans: FxHashMap<u64, (u32, u32)>,
+    spans: IdMap<u64, (u32, u32)>,
     /// Rows that reject the key, ascending, each once.
     rows: Vec<u32>,
     /// Scratch of `rebuild`: (key, row).

@@ -23,7 +23,7 @@
 //! assert!(ranking.recall_at(3).is_err());
 //! assert_eq!(ranking.mrr(), (1.0 + 0.5) / 2.0);
 //!
-//! let mut recommended = Recommended::new(3);
+//! let mut recommended = Recommended::new(3)?;
 //! recommended.add(&top)?;
 //! assert_eq!(recommended.coverage(), 1.0);
 //! assert_eq!(recommended.mean_popularity(&[8.0, 2.0, 4.0])?, (8.0 + 2.0 + 4.0 + 2.0) / 4.0);
@@ -33,6 +33,7 @@
 use crate::batch::check_csr;
 use crate::embeddings::Real;
 use crate::error::{Result, missing, shape, value};
+use crate::memory::zeroed;
 use crate::search::TopK;
 use crate::stats::RowStatistics;
 
@@ -242,8 +243,13 @@ pub struct Recommended {
 
 impl Recommended {
     /// Of a catalogue of `num_items` items, none recommended yet.
-    pub fn new(num_items: usize) -> Recommended {
-        Recommended { counts: vec![0; num_items] }
+    ///
+    /// # Errors
+    /// [`Error::Value`](crate::Error::Value) for more items than memory holds counts of.
+    pub fn new(num_items: usize) -> Result<Recommended> {
+        let counts =
+            zeroed(num_items).ok_or_else(|| value("num_items", num_items, "no more than memory holds counts of"))?;
+        Ok(Recommended { counts })
     }
 
     /// Counts the items of each row's list.

@@ -118,18 +118,15 @@ fn options_out_of_range() {
             ("temperature −1", |p| p.loss.temperature = -1.0, Value("temperature", "-1")),
             ("temperature NaN", |p| p.loss.temperature = f64::NAN, Value("temperature", "NaN")),
             ("temperature ∞", |p| p.loss.temperature = f64::INFINITY, Value("temperature", "inf")),
-            ("1 / temperature past f32", |p| p.loss.temperature = 1e-40, Value("temperature", TINY)),
+            ("1 / temperature past f32", |p| p.loss.temperature = 1e-40, Value("temperature", "1e-40")),
             // 1 / temperature fits in f32; in units of log 2 it does not.
-            ("log2(e) / temperature past f32", |p| p.loss.temperature = 3e-39, Value("temperature", SMALL)),
-            ("1 / temperature 0 in f32", |p| p.loss.temperature = 1e50, Value("temperature", HUGE)),
+            ("log2(e) / temperature past f32", |p| p.loss.temperature = 3e-39, Value("temperature", "3e-39")),
+            // 1e-39 is a number of f32, with a third of its digits.
+            ("1 / temperature subnormal in f32", |p| p.loss.temperature = 1e39, Value("temperature", "1e39")),
+            ("1 / temperature 0 in f32", |p| p.loss.temperature = 1e50, Value("temperature", "1e50")),
         ],
     );
 }
-
-/// 1e-40, 3e-39 and 1e50 as `f64` prints them.
-const TINY: &str = "0.0000000000000000000000000000000000000001";
-const SMALL: &str = "0.000000000000000000000000000000000000003";
-const HUGE: &str = "100000000000000000000000000000000000000000000000000";
 
 #[test]
 fn shapes_that_disagree() {

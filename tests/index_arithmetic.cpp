@@ -1,4 +1,6 @@
-// Checks kernels/layout.h against the PTX manual's layouts. `index_arithmetic CHECK` exits with 1 and says what is wrong.
+// Checks kernels/layout.h against the PTX manual's layouts, and kernels/hash.h. `index_arithmetic CHECK` exits with 1
+// and says what is wrong.
+#include "../kernels/hash.h"
 #include "../kernels/layout.h"
 
 #include <array>
@@ -248,6 +250,46 @@ void panels_hold_each_fragment_once() {
     require(*seen.rbegin() + UNIT_BYTES == uint64_t(CHUNKS) * SLABS * SLAB_ROWS * PANEL_CHUNK_ROWS * 2, "2 bytes for each pair");
 }
 
+// The first output of SplitMix64 from seed 0, which src/hash.rs is checked against, too.
+void ids_are_hashed_as_on_the_host() {
+    require(mix(0x9e3779b97f4a7c15ull) == 0xe220a8397b1dcdafull, "not the published finaliser");
+}
+
+// Slots that are looked at while `keys` go into a table that they fill half, as resolve.cu does it.
+uint64_t probes(const std::vector<uint64_t>& keys) {
+    const uint32_t capacity = 2 * keys.size();
+    std::vector<bool> taken(capacity);
+    uint64_t count = 0;
+    for (uint64_t key : keys) {
+        uint32_t slot = first_slot(key, capacity);
+        for (++count; taken[slot]; ++count) slot = (slot + 1) & (capacity - 1);
+        taken[slot] = true;
+    }
+    return count;
+}
+
+// Linear probing looks at 1.5 slots for each of random keys (Knuth, vol. 3, 6.4), give or take 0.03 with 2^13 of them.
+void keys_of_every_structure_find_a_slot_at_once() {
+    constexpr uint64_t KEYS = 1 << 13;
+    const std::map<std::string, std::function<uint64_t(uint64_t, uint32_t)>> kinds = {
+        {"i << ", [](uint64_t i, uint32_t shift) { return i << shift; }},
+        {"shard << 48 | n << ", [](uint64_t i, uint32_t shift) { return i % 64 << 48 | i / 64 << shift; }},
+        {"i << 48 | i << ", [](uint64_t i, uint32_t shift) { return i << 48 | i << shift; }},
+    };
+    for (const auto& [name, key] : kinds) {
+        for (uint32_t shift = 0; shift <= 34; ++shift) {
+            std::vector<uint64_t> keys;
+            for (uint64_t i = 0; i < KEYS; ++i) keys.push_back(key(i, shift));
+            const uint64_t count = probes(keys);
+            const std::string what = name + std::to_string(shift) + ": probes";
+            require(count < KEYS * 17 / 10, at(what.c_str(), static_cast<uint32_t>(count)));
+        }
+    }
+    std::vector<uint64_t> high;
+    for (uint64_t i = 0; i < KEYS; ++i) high.push_back(i << 51);
+    require(probes(high) < KEYS * 17 / 10, "ids in the highest bits alone");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -264,6 +306,8 @@ int main(int argc, char** argv) {
         {"single_precision_permutes_both_sides_alike", single_precision_permutes_both_sides_alike},
         {"copies_cover_a_chunk_once", copies_cover_a_chunk_once},
         {"panels_hold_each_fragment_once", panels_hold_each_fragment_once},
+        {"ids_are_hashed_as_on_the_host", ids_are_hashed_as_on_the_host},
+        {"keys_of_every_structure_find_a_slot_at_once", keys_of_every_structure_find_a_slot_at_once},
     };
     if (argc == 1) {
         for (const auto& check : checks) std::printf("%s\n", check.first.c_str());

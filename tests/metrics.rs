@@ -151,7 +151,7 @@ fn nothing_is_0_and_not_minus_0() {
     // No relevant item in its list, and none at a K of 0.
     let scores: [&[f32]; 2] = [&[3., 2., 1.], &[3., 2., 1.]];
     let ranking = Ranking::in_lists(&lists(&scores, 1), &[0, 1, 2], &[1, 2]).unwrap();
-    let popularity = Recommended::new(3).mean_popularity(&[1.0; 3]).unwrap();
+    let popularity = Recommended::new(3).unwrap().mean_popularity(&[1.0; 3]).unwrap();
     for found in [
         ranking.recall_at(1).unwrap(),
         ranking.ndcg_at(1).unwrap(),
@@ -247,8 +247,8 @@ fn a_relevant_index_past_the_candidates_is_not_found() {
 #[test]
 fn coverage_and_popularity_by_hand() {
     let scores: [&[f32]; 2] = [&[3., 2., 1., 0.], &[3., 0., 2., 1.]];
-    assert!(Recommended::new(0).coverage().is_nan());
-    let mut recommended = Recommended::new(4);
+    assert!(Recommended::new(0).unwrap().coverage().is_nan());
+    let mut recommended = Recommended::new(4).unwrap();
     assert_eq!((recommended.coverage(), recommended.mean_popularity(&[1.0; 4]).unwrap()), (0.0, 0.0));
     recommended.add(&lists(&scores, 2)).unwrap();
     assert_eq!(recommended.coverage(), 0.75);
@@ -268,9 +268,9 @@ fn what_does_not_fit_is_an_error() {
     assert!(error(&[1, 1, 1], &[1]).starts_with("offsets[0] is 1; rule: 0"));
     assert!(error(&[0, 1, 0], &[1]).starts_with("offsets[2] is 0; rule: "));
     assert!(error(&[0, 1, 2], &[1]).starts_with("relevant has 1 ids; rule: the last offset, which is 2"));
-    let mut small = Recommended::new(2);
+    let mut small = Recommended::new(2).unwrap();
     assert!(matches!(small.add(&top), Err(Error::Value { value, .. }) if value == "2"));
-    assert_eq!(small, Recommended::new(2));
+    assert_eq!(small, Recommended::new(2).unwrap());
     assert!(matches!(small.mean_popularity(&[1.0; 3]), Err(Error::Shape { argument, .. }) if argument == "popularity"));
     let problem = Config::new(4, 20, 3).problem();
     let statistics = Cpu::new().statistics(&problem.batch().unwrap(), &problem.loss, Request::value()).unwrap();

@@ -154,7 +154,7 @@ impl<'a> Candidates<'a> {
 
     /// The targets in-batch, then the drawn pools, then the queue, which has no gradient.
     fn pools(&mut self, model: &Model, step: &Step<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
-        self.draw(model, step);
+        self.draw(model, step)?;
         self.set_log_q()?;
         let (dim, queries) = (model.dim(), queries(model, step));
         let queued = self.queue.iter().flat_map(NegativeQueue::pools).enumerate();
@@ -187,17 +187,18 @@ impl<'a> Candidates<'a> {
     }
 
     /// Items and embeddings of the targets and of this step's draws.
-    fn draw(&mut self, model: &Model, step: &Step<'_>) {
+    fn draw(&mut self, model: &Model, step: &Step<'_>) -> Fallible<()> {
         let Candidates { samplers, random, targets, drawn, .. } = self;
         targets.items.clear();
         targets.items.extend(step.targets.iter().map(|&item| u64::from(item)));
         for (sampler, rows) in samplers.iter().zip(&mut *drawn) {
             rows.items.clear();
-            sampler.draw(random, &mut rows.items);
+            sampler.draw(random, &mut rows.items)?;
         }
         for rows in std::iter::once(targets).chain(drawn) {
             model.items.gather(&rows.items, &mut rows.embeddings);
         }
+        Ok(())
     }
 
     /// log_q of all candidates and positives, in the union of the pools; the batch is observed first.

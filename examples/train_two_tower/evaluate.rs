@@ -153,7 +153,7 @@ fn exact_ranks(
 /// Popularity and coverage of what is recommended to the users of the test targets.
 pub fn recommended(scorer: Scorer<'_>, split: &Split, backend: &mut dyn Backend<Real = f32>) -> Fallible<Recommended> {
     let mut towers = scorer.towers(split);
-    let mut counts = metrics::Recommended::new(split.num_items());
+    let mut counts = metrics::Recommended::new(split.num_items())?;
     for block in split.test.queries.chunks(BLOCK) {
         let similarity = towers.scored;
         let embeddings = scorer.embed(split, block, &mut towers);

@@ -37,12 +37,13 @@ impl Sampler {
     }
 
     /// Appends a step's draws to `items`.
-    pub fn draw(&self, random: &mut RandomStream, items: &mut Vec<u64>) {
-        let drawn = self.distribution.draw(self.draws, random).ids;
+    pub fn draw(&self, random: &mut RandomStream, items: &mut Vec<u64>) -> Fallible<()> {
+        let drawn = self.distribution.draw(self.draws, random)?.ids;
         match &self.ranking {
             None => items.extend(drawn),
             Some(ranking) => items.extend(drawn.iter().map(|&rank| u64::from(ranking.item_of_rank[rank as usize]))),
         }
+        Ok(())
     }
 
     /// log Q of each item per draw, −∞ for one that is never drawn.
@@ -82,7 +83,7 @@ mod tests {
             let draws = 200_000;
             let sampler = Sampler::new(Sampled { from, draws }, &popularity).unwrap();
             let (mut items, mut counts) = (Vec::new(), [0u32; 5]);
-            sampler.draw(&mut RandomStream::new(11, 0), &mut items);
+            sampler.draw(&mut RandomStream::new(11, 0), &mut items).unwrap();
             assert_eq!(items.len(), draws);
             items.iter().for_each(|&item| counts[item as usize] += 1);
             let q: Vec<f64> = sampler.log_q(&all).iter().map(|&log_q| f64::from(log_q).exp()).collect();

@@ -1,7 +1,7 @@
 //! Counts in fixed memory.
 
 use super::hashes::Hashes;
-use super::state::{Kind, Reader, Writer, corrupt};
+use super::state::{Kind, Reader, Writer, corrupt, counted};
 use super::{FrequencyEstimator, unseen};
 use crate::error::Result;
 
@@ -43,6 +43,7 @@ impl CountMin {
 
 impl FrequencyEstimator for CountMin {
     fn observe(&mut self, ids: &[u64]) {
+        let ids = counted(ids, self.draws);
         for &id in ids {
             let count = self.count(id) + 1;
             for cell in self.hashes.cells(id) {
@@ -71,9 +72,12 @@ impl FrequencyEstimator for CountMin {
         let mut reader = Reader::new(Kind::CountMin, bytes)?;
         let hashes = reader.hashes(8)?;
         let draws = reader.draws()?;
-        let cells: Vec<u64> = (0..hashes.num_cells()).map(|_| reader.u64()).collect::<Result<_>>()?;
-        if let Some(cell) = cells.iter().find(|&&cell| cell > draws) {
-            return Err(corrupt(format!("a cell of {cell} after {draws} ids")));
+        let mut cells: Vec<u64> = hashes.empty_cells()?;
+        for cell in &mut cells {
+            *cell = reader.u64()?;
+            if *cell > draws {
+                return Err(corrupt(format!("a cell of {cell} after {draws} ids")));
+            }
         }
         reader.end()?;
         Ok(CountMin { hashes, cells, draws })

@@ -1,10 +1,10 @@
 //! Every id's count.
 
-use rustc_hash::FxHashMap;
-
-use super::state::{Kind, Reader, Writer, corrupt};
+use super::state::{Kind, MOST_DRAWS, Reader, Writer, corrupt, counted};
 use super::{FrequencyEstimator, unseen};
 use crate::error::Result;
+use crate::hash::IdMap;
+use crate::memory::reserved;
 
 /// Exact counts: `Q(id) = count(id) / n` after n ids. Every id that has been seen takes about 20 to 40 bytes.
 ///
@@ -17,9 +17,12 @@ use crate::error::Result;
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct ExactCounts {
-    counts: FxHashMap<u64, u64>,
+    counts: IdMap<u64, u64>,
     draws: u64,
 }
+
+/// Bytes of a state for each id.
+const ENTRY: usize = 16;
 
 impl ExactCounts {
     /// With nothing observed.
@@ -30,6 +33,7 @@ impl ExactCounts {
 
 impl FrequencyEstimator for ExactCounts {
     fn observe(&mut self, ids: &[u64]) {
+        let ids = counted(ids, self.draws);
         for &id in ids {
             *self.counts.entry(id).or_insert(0) += 1;
         }
@@ -44,7 +48,7 @@ impl FrequencyEstimator for ExactCounts {
     fn to_bytes(&self) -> Vec<u8> {
         let mut entries: Vec<(u64, u64)> = self.counts.iter().map(|(&id, &count)| (id, count)).collect();
         entries.sort_unstable();
-        let mut writer = Writer::new(Kind::ExactCounts, 16 * entries.len());
+        let mut writer = Writer::new(Kind::ExactCounts, ENTRY * entries.len());
         for (id, count) in entries {
             writer.u64(id);
             writer.u64(count);
@@ -54,12 +58,14 @@ impl FrequencyEstimator for ExactCounts {
 
     fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let mut reader = Reader::new(Kind::ExactCounts, bytes)?;
-        let mut counts = ExactCounts::new();
+        let entries = reader.left() / ENTRY;
+        let counts = reserved(entries).ok_or_else(|| corrupt(format!("{entries} ids, more than memory holds")))?;
+        let mut counts = ExactCounts { counts, draws: 0 };
         let mut previous = None;
         while reader.left() > 0 {
             let (id, count) = (reader.u64()?, reader.u64()?);
             counts.draws = match counts.draws.checked_add(count) {
-                Some(draws) if count > 0 && draws <= Reader::MOST_DRAWS && Some(id) > previous => draws,
+                Some(draws) if count > 0 && draws <= MOST_DRAWS && Some(id) > previous => draws,
                 _ => return Err(corrupt(format!("id {id} with count {count}"))),
             };
             counts.counts.insert(id, count);

@@ -1,7 +1,9 @@
 //! Frequencies from the gaps between appearances, in fixed memory and following a drift.
 
+use bytemuck::Zeroable;
+
 use super::hashes::Hashes;
-use super::state::{Kind, Reader, Writer, corrupt};
+use super::state::{Kind, Reader, Writer, corrupt, counted};
 use super::{FrequencyEstimator, unseen};
 use crate::error::{Result, value};
 
@@ -57,7 +59,8 @@ pub struct GapEstimator {
     draws: u64,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Zeroable)]
+#[repr(C)]
 struct Cell {
     /// A: the last appearance, counted from 1.
     last: u64,
@@ -94,14 +97,16 @@ fn check_alpha(alpha: f64) -> Result<()> {
 
 impl FrequencyEstimator for GapEstimator {
     fn observe(&mut self, ids: &[u64]) {
-        for &id in ids {
+        for &id in counted(ids, self.draws) {
             self.draws += 1;
             for index in self.hashes.cells(id) {
                 let cell = &mut self.cells[index];
                 cell.appearances = cell.appearances.saturating_add(1);
                 let rate = self.alpha.max(1.0 / f64::from(cell.appearances));
                 let (gap, mean) = ((self.draws - cell.last) as f64, f64::from(cell.gap));
-                cell.gap = (mean + rate * (gap - mean)) as f32;
+                // A mean of gaps is 1 at least. From 2^53 on the difference above may have been rounded by more than
+                // that.
+                cell.gap = ((mean + rate * (gap - mean)) as f32).max(1.0);
                 cell.last = self.draws;
             }
         }
@@ -136,8 +141,11 @@ impl FrequencyEstimator for GapEstimator {
         let hashes = reader.hashes(16)?;
         let draws = reader.draws()?;
         let alpha = f64::from_bits(reader.u64()?);
-        check_alpha(alpha).map_err(|_| corrupt(format!("alpha {alpha}")))?;
-        let cells: Vec<Cell> = (0..hashes.num_cells()).map(|_| read_cell(&mut reader, draws)).collect::<Result<_>>()?;
+        check_alpha(alpha).map_err(|_| corrupt(format!("alpha {alpha:?}")))?;
+        let mut cells: Vec<Cell> = hashes.empty_cells()?;
+        for cell in &mut cells {
+            *cell = read_cell(&mut reader, draws)?;
+        }
         reader.end()?;
         Ok(GapEstimator { hashes, alpha, cells, draws })
     }

@@ -1,13 +1,19 @@
 //! The hash functions of the sketches.
 
+use bytemuck::Zeroable;
+
 use crate::error::{Result, value};
+use crate::hash::mix;
+use crate::memory::zeroed;
 use crate::sampling::RandomStream;
 
 /// Several hash functions from ids to `0..width`, each with cells of its own: `rows` of `width` cells.
 ///
-/// The high 64 bits of `a·id + b` mod 2^128 with random a and b are pairwise independent (Dietzfelbinger, "Universal Hashing and
-/// k-wise Independent Random Variables via Integer Arithmetic without Primes", STACS 1996), as the bounds of count-min need; their
-/// product with the width, again its high part, is the cell.
+/// The high 64 bits of `a·x + b` mod 2^128 with random a and b are pairwise independent (Dietzfelbinger, "Universal
+/// Hashing and k-wise Independent Random Variables via Integer Arithmetic without Primes", STACS 1996), as the bounds
+/// of count-min need; their product with the width, again its high part, is the cell. Here x is the [mixed](mix) id,
+/// which is different for different ids and has none of their structure: that of arithmetic progressions would stay
+/// one, for better or for worse.
 #[derive(Debug, Clone)]
 pub(super) struct Hashes {
     pub(super) seed: u64,
@@ -40,22 +46,20 @@ impl Hashes {
         self.width * self.functions.len()
     }
 
-    /// All rows' cells, empty.
-    pub(super) fn empty_cells<T: Clone + Default>(&self) -> Result<Vec<T>> {
-        let mut cells = Vec::new();
-        if cells.try_reserve_exact(self.num_cells()).is_err() {
+    /// All rows' cells, empty: zeros.
+    pub(super) fn empty_cells<T: Zeroable>(&self) -> Result<Vec<T>> {
+        zeroed(self.num_cells()).ok_or_else(|| {
             let rule = format!("the cells of {} (depth) hash functions fit in memory", self.depth());
-            return Err(value("width", self.width, rule));
-        }
-        cells.resize(self.num_cells(), T::default());
-        Ok(cells)
+            value("width", self.width, rule)
+        })
     }
 
     /// The id's cell in each row.
     #[inline]
     pub(super) fn cells(&self, id: u64) -> impl Iterator<Item = usize> {
+        let id = u128::from(mix(id));
         self.functions.iter().enumerate().map(move |(row, &(factor, offset))| {
-            let hash = (factor.wrapping_mul(u128::from(id)).wrapping_add(offset) >> 64) as u64;
+            let hash = (factor.wrapping_mul(id).wrapping_add(offset) >> 64) as u64;
             row * self.width + ((u128::from(hash) * self.width as u128) >> 64) as usize
         })
     }

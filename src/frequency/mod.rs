@@ -51,7 +51,8 @@ use crate::sampling::Inclusion;
 /// `observe` would make of it, and a bound, since an id of a greater Q would likely have been seen. With nothing observed that is
 /// 1. So no log_q is ever −∞, and none is clipped.
 pub trait FrequencyEstimator {
-    /// Takes the ids of a batch in, in their order, repetitions and all. A position is one draw.
+    /// Takes the ids of a batch in, in their order, repetitions and all. A position is one draw. After 2^62 of them no
+    /// more are counted.
     fn observe(&mut self, ids: &[u64]);
 
     /// The estimate of Q(id), the probability that one draw is `id`: in (0, 1].
@@ -76,7 +77,8 @@ pub trait FrequencyEstimator {
     /// An estimator from its state.
     ///
     /// # Errors
-    /// Bytes that are not what `to_bytes` of the same type and version returned: cut short, changed, or something else.
+    /// Bytes that are not what `to_bytes` of the same type and version returned: cut short, changed, or something else;
+    /// where memory does not hold them. Memory is taken in proportion to the bytes.
     fn from_bytes(bytes: &[u8]) -> Result<Self>
     where
         Self: Sized;

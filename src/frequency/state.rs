@@ -1,12 +1,22 @@
 //! States as bytes, little endian: `CSFQ`, version, kind, contents, checksum.
 
 use super::hashes::Hashes;
-use crate::error::{Error, Result, value};
+use crate::error::{Error, Result, Shown, value};
 
 const MAGIC: [u8; 4] = *b"CSFQ";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEADER: usize = MAGIC.len() + 2;
 const CHECKSUM: usize = 8;
+
+/// More ids than any stream has. An estimator that has observed so many takes no more in, so that no counter ends, and
+/// no state that was written is refused.
+pub(super) const MOST_DRAWS: u64 = 1 << 62;
+
+/// Those of the ids that are still counted, the first ones, after `draws` of them.
+pub(super) fn counted(ids: &[u64], draws: u64) -> &[u64] {
+    let left = usize::try_from(MOST_DRAWS - draws).unwrap_or(usize::MAX);
+    &ids[..ids.len().min(left)]
+}
 
 /// Whose state it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,7 +27,7 @@ pub(super) enum Kind {
 }
 
 /// An error about a state.
-pub(super) fn corrupt(found: impl ToString) -> Error {
+pub(super) fn corrupt(found: impl Shown) -> Error {
     value("bytes", found, "the state as to_bytes of the same estimator and version returned it")
 }
 
@@ -57,9 +67,6 @@ impl Writer {
 pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    /// More ids than any stream has: counting on from here overflows nothing.
-    pub(super) const MOST_DRAWS: u64 = 1 << 62;
-
     pub(super) fn new(kind: Kind, bytes: &'a [u8]) -> Result<Self> {
         let (Some((rest, sum)), Some(header)) = (bytes.split_last_chunk::<CHECKSUM>(), bytes.first_chunk::<HEADER>())
         else {
@@ -90,7 +97,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn draws(&mut self) -> Result<u64> {
         let draws = self.u64()?;
-        if draws <= Self::MOST_DRAWS { Ok(draws) } else { Err(corrupt(format!("{draws} ids"))) }
+        if draws <= MOST_DRAWS { Ok(draws) } else { Err(corrupt(format!("{draws} ids"))) }
     }
 
     /// Hash functions, once it is sure that there are `cell_bytes` for each of their cells.

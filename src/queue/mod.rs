@@ -12,6 +12,7 @@ use half::{bf16, f16};
 use crate::batch::Pool;
 use crate::embeddings::{DType, Elements, Embeddings};
 use crate::error::{Result, missing, shape, value};
+use crate::memory::zeroed;
 use ring::Ring;
 
 /// What a [`NegativeQueue`] holds. [`NegativeQueue::new`] checks it.
@@ -230,7 +231,7 @@ pub struct NegativeQueue {
 }
 
 impl NegativeQueue {
-    /// An empty queue. Its memory is allocated here, and never again.
+    /// An empty queue. Its memory is reserved here, and never again; the system provides it as rows first come in.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) for a capacity or dim that is 0 or not below 2^32, and where memory does not hold the
@@ -244,15 +245,12 @@ impl NegativeQueue {
         let capacity = options.capacity;
         let words = (capacity * options.row_bytes()[0]).div_ceil(size_of::<u32>());
         let kept = |kept: bool| if kept { capacity } else { 0 };
-        let reserved = || Some((reserve(words)?, reserve(kept(options.ids))?, reserve(kept(options.log_q))?));
-        let Some((mut embeddings, mut ids, mut log_q)) = reserved() else {
+        let arrays = || Some((zeroed(words)?, zeroed(kept(options.ids))?, zeroed(kept(options.log_q))?));
+        let (embeddings, ids, log_q) = arrays().ok_or_else(|| {
             let row_bytes: usize = options.row_bytes().iter().sum();
             let rule = format!("what memory holds, at {row_bytes} bytes for each row");
-            return Err(shape("queue", format!("shape ({capacity}, {})", options.dim), rule));
-        };
-        embeddings.resize(words, 0);
-        ids.resize(kept(options.ids), 0);
-        log_q.resize(kept(options.log_q), 0.0);
+            shape("queue", format!("shape ({capacity}, {})", options.dim), rule)
+        })?;
         Ok(NegativeQueue { options, ring, embeddings, ids, log_q })
     }
 
@@ -377,11 +375,4 @@ impl NegativeQueue {
         };
         Embeddings::new(elements, rows, dim)
     }
-}
-
-/// An empty vector for `len` elements, if memory holds them.
-fn reserve<T>(len: usize) -> Option<Vec<T>> {
-    let mut vector = Vec::new();
-    vector.try_reserve_exact(len).ok()?;
-    Some(vector)
 }

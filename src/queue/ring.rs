@@ -14,18 +14,9 @@ pub(crate) struct Ring {
     max_age: Option<u64>,
     /// The slot that is written next.
     next: usize,
-    /// Calls of `push` so far.
-    enqueues: u64,
-    /// Live rows by the `push` that brought them, oldest first.
-    runs: VecDeque<Run>,
-}
-
-/// Live rows of one enqueue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Run {
-    /// Its number: the first is 1.
-    pub(crate) enqueue: u64,
-    pub(crate) rows: usize,
+    /// Live rows of each `push`, oldest first, none of them 0. Every push brings rows and rows go from the front, so
+    /// these are the latest pushes without a gap: the place in this list is the age.
+    runs: VecDeque<usize>,
 }
 
 /// Rows to copy: from row `from` of what is enqueued to slot `to`.
@@ -38,39 +29,27 @@ pub(crate) struct Rows {
 
 impl Ring {
     pub(crate) fn new(capacity: usize, max_age: Option<u64>) -> Self {
-        Ring { capacity, max_age, next: 0, enqueues: 0, runs: VecDeque::new() }
+        Ring { capacity, max_age, next: 0, runs: VecDeque::new() }
     }
 
     /// A ring that was saved, if it can have been one.
-    pub(crate) fn restored(
-        capacity: usize,
-        max_age: Option<u64>,
-        next: usize,
-        enqueues: u64,
-        runs: VecDeque<Run>,
-    ) -> Option<Self> {
-        let ring = Ring { capacity, max_age, next, enqueues, runs };
-        let rows = ring.runs.iter().try_fold(0usize, |sum, run| sum.checked_add(run.rows));
-        let ascending = ring.runs.iter().zip(ring.runs.iter().skip(1)).all(|(a, b)| a.enqueue < b.enqueue);
-        let each = |run: &Run| run.rows >= 1 && (1..=enqueues).contains(&run.enqueue) && !ring.expired(run);
+    pub(crate) fn restored(capacity: usize, max_age: Option<u64>, next: usize, runs: VecDeque<usize>) -> Option<Self> {
+        let ring = Ring { capacity, max_age, next, runs };
+        let rows = ring.runs.iter().try_fold(0usize, |sum, &rows| sum.checked_add(rows));
         let holds = next < capacity && rows.is_some_and(|rows| rows <= capacity);
-        (holds && ascending && ring.runs.iter().all(each)).then_some(ring)
+        (holds && !ring.has_expired() && !ring.runs.contains(&0)).then_some(ring)
     }
 
     /// Number of live rows.
     pub(crate) fn len(&self) -> usize {
-        self.runs.iter().map(|run| run.rows).sum()
+        self.runs.iter().sum()
     }
 
     pub(crate) fn next(&self) -> usize {
         self.next
     }
 
-    pub(crate) fn enqueues(&self) -> u64 {
-        self.enqueues
-    }
-
-    pub(crate) fn runs(&self) -> &VecDeque<Run> {
+    pub(crate) fn runs(&self) -> &VecDeque<usize> {
         &self.runs
     }
 
@@ -89,14 +68,15 @@ impl Ring {
 
     /// Age of each live row in the step that follows, in the order of [`live`](Ring::live). The latest have age 1.
     pub(crate) fn ages(&self) -> impl Iterator<Item = u64> {
-        let oldest_first = self.runs.iter().flat_map(|run| std::iter::repeat_n(self.age(run), run.rows));
+        let ages = (1..=self.runs.len() as u64).rev();
+        let oldest_first = ages.zip(&self.runs).flat_map(|(age, &rows)| std::iter::repeat_n(age, rows));
         // Of a full ring, the first slots hold the rows that came last.
         let first = if self.len() == self.capacity { self.capacity - self.next } else { 0 };
         oldest_first.clone().skip(first).chain(oldest_first.take(first))
     }
 
-    /// Makes room for `rows` rows and says where they go, as if they came one by one: of more than `capacity`, the last
-    /// `capacity` stay. The second copy has no rows where the first does not wrap around.
+    /// Makes room for `rows` rows, at least one, and says where they go, as if they came one by one: of more than
+    /// `capacity`, the last `capacity` stay. The second copy has no rows where the first does not wrap around.
     pub(crate) fn push(&mut self, rows: usize) -> [Rows; 2] {
         let kept = rows.min(self.capacity);
         let first = kept.min(self.capacity - self.next);
@@ -104,18 +84,17 @@ impl Ring {
         let copies =
             [Rows { from, to: self.next, rows: first }, Rows { from: from + first, to: 0, rows: kept - first }];
         self.next = (self.next + kept) % self.capacity;
-        self.enqueues += 1;
         let mut overwritten = (self.len() + kept).saturating_sub(self.capacity);
         while let Some(oldest) = self.runs.front_mut().filter(|_| overwritten > 0) {
-            let gone = oldest.rows.min(overwritten);
-            oldest.rows -= gone;
+            let gone = overwritten.min(*oldest);
+            *oldest -= gone;
             overwritten -= gone;
-            if oldest.rows == 0 {
+            if *oldest == 0 {
                 self.runs.pop_front();
             }
         }
-        self.runs.push_back(Run { enqueue: self.enqueues, rows: kept });
-        while self.runs.front().is_some_and(|run| self.expired(run)) {
+        self.runs.push_back(kept);
+        while self.has_expired() {
             self.runs.pop_front();
         }
         copies
@@ -126,11 +105,8 @@ impl Ring {
         self.next = 0;
     }
 
-    fn age(&self, run: &Run) -> u64 {
-        self.enqueues - run.enqueue + 1
-    }
-
-    fn expired(&self, run: &Run) -> bool {
-        self.max_age.is_some_and(|max_age| self.age(run) > max_age)
+    /// Whether the oldest rows are too old.
+    fn has_expired(&self) -> bool {
+        self.max_age.is_some_and(|max_age| self.runs.len() as u64 > max_age)
     }
 }

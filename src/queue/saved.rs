@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! u64: MAGIC, VERSION, type of elements, 1 with ids + 2 with log_q, capacity, dim, max_age (0: none), next slot,
-//!      enqueues, number of runs; of each run its enqueue and its rows
+//!      number of enqueues with live rows; the rows of each, oldest first
 //! live rows, in the order of the queue's pools: embeddings, then ids (u64), then log_q (f32)
 //! u64: checksum of all bytes before it
 //! ```
@@ -11,14 +11,14 @@
 
 use std::collections::VecDeque;
 
-use super::ring::{Ring, Run};
+use super::ring::Ring;
 use super::{NegativeQueue, QueueOptions};
 use crate::embeddings::DType;
 use crate::error::{Error, Result, shape, value};
 
 /// "catqueue" as a little-endian number.
 const MAGIC: u64 = u64::from_le_bytes(*b"catqueue");
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const ARGUMENT: &str = "bytes";
 const RULE: &str = "a NegativeQueue as to_bytes returned it, on a machine of this byte order";
@@ -32,8 +32,8 @@ impl NegativeQueue {
         let arrays = u64::from(ids) | u64::from(log_q) << 1;
         let (next, runs) = (self.ring.next() as u64, self.ring.runs());
         let mut header = vec![MAGIC, VERSION, dtype, arrays, capacity as u64, dim as u64, max_age.unwrap_or(0)];
-        header.extend([next, self.ring.enqueues(), runs.len() as u64]);
-        header.extend(runs.iter().flat_map(|run| [run.enqueue, run.rows as u64]));
+        header.extend([next, runs.len() as u64]);
+        header.extend(runs.iter().map(|&rows| rows as u64));
         let mut bytes: Vec<u8> = bytemuck::cast_slice(&header).to_vec();
         for (array, row_bytes) in self.arrays().into_iter().zip(self.options.row_bytes()) {
             for slots in self.ring.live() {
@@ -49,7 +49,9 @@ impl NegativeQueue {
     ///
     /// # Errors
     /// [`Error::Value`] or [`Error::Shape`] where the bytes are not what `to_bytes` of a queue returned, of another version or
-    /// byte order, cut off, or damaged; where memory does not hold the queue.
+    /// byte order, cut off, or damaged; where memory does not hold the queue. The queue's memory is reserved for its
+    /// whole capacity, and the system provides it as rows come in: bytes from a stranger can make it large, and not
+    /// take it.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let mut reader = Reader { bytes };
         if reader.number()? != MAGIC {
@@ -121,12 +123,10 @@ impl<'a> Reader<'a> {
         let max_age = (max_age > 0).then_some(max_age);
         let options = QueueOptions { capacity, dim, dtype, ids: arrays & 1 != 0, log_q: arrays & 2 != 0, max_age };
         options.check()?;
-        let (next, enqueues, count) = (self.size()?, self.number()?, self.size()?);
-        let mut runs = VecDeque::new();
-        for _ in 0..count {
-            runs.push_back(Run { enqueue: self.number()?, rows: self.size()? });
-        }
-        let ring = Ring::restored(capacity, max_age, next, enqueues, runs);
+        let (next, count) = (self.size()?, self.size()?);
+        // The error of a number that the bytes are too few for comes before memory for as many.
+        let runs = (0..count).map(|_| self.size()).collect::<Result<VecDeque<_>>>()?;
+        let ring = Ring::restored(capacity, max_age, next, runs);
         let rule = "its live rows in the order of their enqueues, as many as its capacity and none too old";
         Ok((options, ring.ok_or_else(|| value(ARGUMENT, "in a state that none can have", rule))?))
     }

@@ -12,8 +12,6 @@ mod uniform;
 mod unigram;
 mod without_replacement;
 
-use rustc_hash::{FxBuildHasher, FxHashSet};
-
 pub(crate) use inclusion::Inclusion;
 pub use log_uniform::LogUniform;
 pub use mixture::Mixture;
@@ -23,6 +21,8 @@ pub use uniform::Uniform;
 pub use unigram::Unigram;
 
 use crate::error::{Error, Result, value};
+use crate::hash::IdSet;
+use crate::memory::reserved;
 
 /// A distribution Q over the items `0..N` of a catalogue, and the ways to draw negatives from it.
 ///
@@ -43,7 +43,7 @@ use crate::error::{Error, Result, value};
 /// let items: Vec<f32> = (0..counts.len() * d).map(|i| (i as f32).cos()).collect();
 /// let popularity = Unigram::new(&counts, 0.75)?;
 ///
-/// let negatives = popularity.draw(n, &mut RandomStream::new(7, 0));
+/// let negatives = popularity.draw(n, &mut RandomStream::new(7, 0))?;
 /// let rows = |ids: &[u64]| -> Vec<f32> {
 ///     ids.iter().flat_map(|&id| items[id as usize * d..][..d].iter().copied()).collect()
 /// };
@@ -108,10 +108,14 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
     }
 
     /// `draws` independent draws, with repetitions. log_q is log Q.
-    fn draw(&self, draws: usize, random: &mut RandomStream) -> Sample {
-        let mut sample = Sample::with_capacity(draws, Inclusion::PerDraw);
+    ///
+    /// # Errors
+    /// `draws` past 2^32 − 1, the most rows that a pool has, or more than memory holds.
+    fn draw(&self, draws: usize, random: &mut RandomStream) -> Result<Sample> {
+        check_draws(draws)?;
+        let mut sample = Sample::with_room("draws", draws, draws, Inclusion::PerDraw)?;
         for_each_draw(self, draws, random, |id, probability| sample.push(id, probability));
-        sample
+        Ok(sample)
     }
 
     /// The distinct ids among `draws` independent draws, in the order in which they first came. log_q is the logarithm of
@@ -119,15 +123,20 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
     ///
     /// This is an expected count, of an id's appearances in the sample (0 or 1), and no probability per draw: it serves every
     /// correction but [`CorrectedLogQ`](crate::Correction::CorrectedLogQ), which needs [`draw`](Distribution::draw).
-    fn draw_deduplicated(&self, draws: usize, random: &mut RandomStream) -> Sample {
-        let mut sample = Sample::with_capacity(draws, Inclusion::among_draws(draws));
-        let mut seen = FxHashSet::with_capacity_and_hasher(draws, FxBuildHasher);
+    ///
+    /// # Errors
+    /// `draws` past 2^32 − 1, and more distinct ids than memory holds.
+    fn draw_deduplicated(&self, draws: usize, random: &mut RandomStream) -> Result<Sample> {
+        check_draws(draws)?;
+        let most = draws.min(self.support() as usize);
+        let mut sample = Sample::with_room("draws", draws, most, Inclusion::among_draws(draws))?;
+        let mut seen: IdSet = reserved(most).ok_or_else(|| past_memory("draws", draws))?;
         for_each_draw(self, draws, random, |id, probability| {
             if seen.insert(id) {
                 sample.push(id, probability);
             }
         });
-        sample
+        Ok(sample)
     }
 
     /// Exactly `count` distinct ids: draws until there are so many, in the order in which they came. All ids that can be drawn
@@ -146,8 +155,8 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
     /// tries one pass over the catalogue.
     ///
     /// # Errors
-    /// `count` past the number of ids that can be drawn; a [`support`](Distribution::support) that is not that number, where it
-    /// comes to light.
+    /// `count` past the number of ids that can be drawn, or more than memory holds; a
+    /// [`support`](Distribution::support) that is not that number, where it comes to light.
     fn draw_distinct(&self, count: usize, random: &mut RandomStream) -> Result<Sample> {
         check_distinct(count, self.support())?;
         without_replacement::draw(self, count, random)
@@ -196,6 +205,17 @@ fn check_num_items(num_items: u64) -> Result<u32> {
         Ok(num_items) if num_items > 0 => Ok(num_items),
         _ => Err(value("num_items", num_items, "from 1 to 2^32 - 1")),
     }
+}
+
+fn check_draws(draws: usize) -> Result<()> {
+    match u32::try_from(draws) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(value("draws", draws, "at most 2^32 - 1, the most rows that a pool has")),
+    }
+}
+
+fn past_memory(argument: &str, found: usize) -> Error {
+    value(argument, found, "no more ids than memory holds with their log_q")
 }
 
 fn check_distinct(count: usize, support: u32) -> Result<()> {

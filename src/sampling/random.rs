@@ -12,9 +12,9 @@ use chacha20::rand_core::{Rng, SeedableRng};
 /// ```
 /// use catalog_softmax::{Distribution, RandomStream, Uniform};
 /// let items = Uniform::new(1_000_000)?;
-/// let of_worker = |worker| items.draw(100, &mut RandomStream::new(7, worker)).ids;
-/// assert_eq!(of_worker(0), of_worker(0));
-/// assert_ne!(of_worker(0), of_worker(1));
+/// let of_worker = |worker| items.draw(100, &mut RandomStream::new(7, worker));
+/// assert_eq!(of_worker(0)?.ids, of_worker(0)?.ids);
+/// assert_ne!(of_worker(0)?.ids, of_worker(1)?.ids);
 /// # Ok::<(), catalog_softmax::Error>(())
 /// ```
 ///

@@ -1,9 +1,9 @@
 //! What a draw returns.
 
-use rustc_hash::FxHashSet;
-
-use super::{Distribution, Inclusion, checked_probability};
+use super::{Distribution, Inclusion, checked_probability, past_memory};
 use crate::error::{Result, value};
+use crate::hash::IdSet;
+use crate::memory::reserved;
 
 /// Ids that were drawn from a [`Distribution`], and the log_q that belongs to the way in which they were drawn.
 ///
@@ -20,8 +20,10 @@ pub struct Sample {
 }
 
 impl Sample {
-    pub(super) fn with_capacity(capacity: usize, inclusion: Inclusion) -> Sample {
-        Sample { ids: Vec::with_capacity(capacity), log_q: Vec::with_capacity(capacity), inclusion }
+    /// An empty one with room for `room` ids, of which the caller asked for by `argument`.
+    pub(super) fn with_room(argument: &str, asked: usize, room: usize, inclusion: Inclusion) -> Result<Sample> {
+        let made = || Some(Sample { ids: reserved(room)?, log_q: reserved(room)?, inclusion });
+        made().ok_or_else(|| past_memory(argument, asked))
     }
 
     #[inline]
@@ -40,10 +42,10 @@ impl Sample {
     /// # Errors
     /// An id past N, and one that is never drawn or, in a sample of no draws, cannot have been: its log_q would be −∞.
     pub fn log_q_of<D: Distribution + ?Sized>(&self, distribution: &D, ids: &[u64]) -> Result<Vec<f32>> {
-        let drawn: FxHashSet<u64> = match self.inclusion {
+        let drawn: IdSet = match self.inclusion {
             Inclusion::Before { .. } => self.ids.iter().copied().collect(),
             // Elsewhere the ids that were drawn are no exception.
-            _ => FxHashSet::default(),
+            _ => IdSet::default(),
         };
         let log_q = |(i, &id): (usize, &u64)| {
             let probability = checked_probability(distribution, id, i)?;

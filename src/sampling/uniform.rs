@@ -1,9 +1,9 @@
 //! Every item alike.
 
-use rustc_hash::FxHashMap;
-
-use super::{Distribution, Inclusion, RandomStream, Sample, check_distinct, check_num_items};
+use super::{Distribution, Inclusion, RandomStream, Sample, check_distinct, check_num_items, past_memory};
 use crate::error::Result;
+use crate::hash::IdMap;
+use crate::memory::reserved;
 
 /// The uniform distribution: `Q = 1/N`.
 ///
@@ -52,8 +52,8 @@ impl Distribution for Uniform {
     fn draw_distinct(&self, count: usize, random: &mut RandomStream) -> Result<Sample> {
         check_distinct(count, self.num_items)?;
         let share = count as f64 / f64::from(self.num_items);
-        let mut sample = Sample::with_capacity(count, Inclusion::Always(share));
-        let mut moved: FxHashMap<u32, u32> = FxHashMap::default();
+        let mut sample = Sample::with_room("count", count, count, Inclusion::Always(share))?;
+        let mut moved: IdMap<u32, u32> = reserved(count).ok_or_else(|| past_memory("count", count))?;
         for place in 0..count as u32 {
             let other = place + random.below(self.num_items - place);
             let here = moved.get(&place).copied().unwrap_or(place);

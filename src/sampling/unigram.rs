@@ -22,7 +22,7 @@ use crate::error::{Result, shape, value};
 /// let popularity = Unigram::new(&[8.0, 0.0, 1.0, 1.0], 1.0)?;
 /// assert_eq!(popularity.log_q(&[0, 2])?, [0.8f32.ln(), 0.1f32.ln()]);
 /// assert!(popularity.log_q(&[1]).is_err(), "never drawn");
-/// assert!(popularity.draw(1000, &mut RandomStream::new(7, 0)).ids.iter().all(|&id| id != 1));
+/// assert!(popularity.draw(1000, &mut RandomStream::new(7, 0))?.ids.iter().all(|&id| id != 1));
 /// # Ok::<(), catalog_softmax::Error>(())
 /// ```
 #[derive(Debug, Clone)]

@@ -1,9 +1,9 @@
 //! Exactly k distinct ids from any distribution: [`Distribution::draw_distinct`] says what and why.
 
-use rustc_hash::{FxBuildHasher, FxHashSet};
-
-use super::{BLOCK, Distribution, Inclusion, RandomStream, Sample};
+use super::{BLOCK, Distribution, Inclusion, RandomStream, Sample, past_memory};
 use crate::error::{Error, Result, shape};
+use crate::hash::IdSet;
+use crate::memory::reserved;
 
 /// `count` is at most the distribution's support.
 pub(super) fn draw<D: Distribution + ?Sized>(
@@ -14,12 +14,12 @@ pub(super) fn draw<D: Distribution + ?Sized>(
     if count == distribution.support() as usize {
         return all(distribution);
     }
-    let Tries { mut first, seen, all, to_last } = tries(distribution, count, random);
+    let Tries { mut first, seen, all, to_last } = tries(distribution, count, random)?;
     // Which ids come does not depend on when: the times between the tries can be drawn afterwards, and only their sums matter.
     let mut last = random.sum_of_exponentials(to_last);
     let mut next = last + random.sum_of_exponentials(all - to_last);
     if first.len() <= count {
-        match finish(distribution, next, &seen, count + 1 - first.len(), &mut first, random)[..] {
+        match finish(distribution, next, &seen, count + 1 - first.len(), &mut first, random)?[..] {
             [.., before, end] => (last, next) = (before, end),
             [end] => next = end,
             [] => {}
@@ -28,7 +28,7 @@ pub(super) fn draw<D: Distribution + ?Sized>(
     if first.len() <= count {
         return Err(other_support(distribution, first.len()));
     }
-    let mut sample = Sample::with_capacity(count, Inclusion::Before { last, next });
+    let mut sample = Sample::with_room("count", count, count, Inclusion::Before { last, next })?;
     first[..count].iter().for_each(|&(id, probability)| sample.push(id, probability));
     Ok(sample)
 }
@@ -38,15 +38,15 @@ struct Tries {
     /// Ids with their Q in the order of their first times; the one after the last of the sample only ends it.
     first: Vec<(u64, f64)>,
     /// The same ids.
-    seen: FxHashSet<u64>,
+    seen: IdSet,
     all: usize,
     /// Tries up to the last id of the sample, 0 where that has not come.
     to_last: usize,
 }
 
-fn tries<D: Distribution + ?Sized>(distribution: &D, count: usize, random: &mut RandomStream) -> Tries {
-    let seen = FxHashSet::with_capacity_and_hasher(count + 1, FxBuildHasher);
-    let mut tries = Tries { first: Vec::with_capacity(count + 1), seen, all: 0, to_last: 0 };
+fn tries<D: Distribution + ?Sized>(distribution: &D, count: usize, random: &mut RandomStream) -> Result<Tries> {
+    let empty = || Some(Tries { first: reserved(count + 1)?, seen: reserved(count + 1)?, all: 0, to_last: 0 });
+    let mut tries = empty().ok_or_else(|| past_memory("count", count))?;
     let most = distribution.num_items() as usize;
     while tries.all < most {
         let mut block = [(0, 0.0); BLOCK];
@@ -59,13 +59,13 @@ fn tries<D: Distribution + ?Sized>(distribution: &D, count: usize, random: &mut 
                 match tries.first.len() {
                     found if found == count => tries.to_last = tries.all,
                     // The rest of the block is as if it had not been drawn: where to stop depends on what came before it.
-                    found if found > count => return tries,
+                    found if found > count => return Ok(tries),
                     _ => {}
                 }
             }
         }
     }
-    tries
+    Ok(tries)
 }
 
 /// A distribution of the caller's own may count other ids than have a probability.
@@ -76,14 +76,15 @@ fn other_support<D: Distribution + ?Sized>(distribution: &D, found: usize) -> Er
 
 /// Every id that can be drawn.
 fn all<D: Distribution + ?Sized>(distribution: &D) -> Result<Sample> {
-    let mut sample = Sample::with_capacity(distribution.support() as usize, Inclusion::Always(1.0));
+    let count = distribution.support() as usize;
+    let mut sample = Sample::with_room("count", count, count, Inclusion::Always(1.0))?;
     for id in 0..u64::from(distribution.num_items()) {
         let probability = distribution.probability(id);
         if probability > 0.0 {
             sample.push(id, probability);
         }
     }
-    if sample.ids.len() != distribution.support() as usize {
+    if sample.ids.len() != count {
         return Err(other_support(distribution, sample.ids.len()));
     }
     Ok(sample)
@@ -95,15 +96,16 @@ fn all<D: Distribution + ?Sized>(distribution: &D) -> Result<Sample> {
 fn finish<D: Distribution + ?Sized>(
     distribution: &D,
     time: f64,
-    seen: &FxHashSet<u64>,
+    seen: &IdSet,
     missing: usize,
     first: &mut Vec<(u64, f64)>,
     random: &mut RandomStream,
-) -> Vec<f64> {
+) -> Result<Vec<f64>> {
     let mut waiting: Vec<(f64, u64, f64)> = Vec::new();
     for id in (0..u64::from(distribution.num_items())).filter(|id| !seen.contains(id)) {
         let probability = distribution.probability(id);
         if probability > 0.0 {
+            waiting.try_reserve(1).map_err(|_| past_memory("count", seen.len() + missing))?;
             waiting.push((time + random.exponential() / probability, id, probability));
         }
     }
@@ -114,5 +116,5 @@ fn finish<D: Distribution + ?Sized>(
     }
     waiting.sort_unstable_by(order);
     first.extend(waiting.iter().map(|&(_, id, probability)| (id, probability)));
-    waiting.iter().map(|&(time, _, _)| time).collect()
+    Ok(waiting.iter().map(|&(time, _, _)| time).collect())
 }

@@ -182,7 +182,7 @@ fn checked_positive_ids(batch: &DeviceBatch<'_>, b: usize, ordinal: usize) -> Re
 fn checked_bounds(batch: &DeviceBatch<'_>) -> Result<Option<(f32, f32)>> {
     match batch.log_q_bounds {
         Some((low, high)) if !(low <= high && low.is_finite() && high.is_finite()) => {
-            Err(value("log_q_bounds", format!("({low}, {high})"), "finite, the lower one first"))
+            Err(value("log_q_bounds", format!("({low:?}, {high:?})"), "finite, the lower one first"))
         }
         bounds => Ok(bounds),
     }

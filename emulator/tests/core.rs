@@ -262,11 +262,11 @@ fn integers_and_bits() {
         let m = (b & 63) as u32;
         let p = (a as u128 * b as u128).wrapping_add(a as u128);
         let want: [u64; 20] = [
-            (a as u128 * b as u128 >> 64) as u64,
-            (a as i64 as i128 * b as i64 as i128 >> 64) as u64,
+            ((a as u128 * b as u128) >> 64) as u64,
+            ((a as i64 as i128 * b as i64 as i128) >> 64) as u64,
             a.checked_div(b).unwrap_or(1),
             if b == 0 { 2 } else { (a as i64).wrapping_rem((b | 1) as i64) as u64 },
-            (sx as i64 * sy as i64 >> 32) as u32 as u64,
+            ((sx as i64 * sy as i64) >> 32) as u32 as u64,
             a.count_ones() as u64
                 | (b.leading_zeros() as u64) << 8
                 | (x.leading_zeros() as u64) << 16
@@ -400,7 +400,7 @@ fn votes_and_shuffles() {
             mask(&|i| i / 5 == l / 5),
             496 ^ 31,
             if l % 8 >= 3 { l - 3 } else { l },
-            (l & 16) | (l * 5 & 15),
+            (l & 16) | ((l * 5) & 15),
             if l % 2 == 1 {
                 mask(&|i| i % 2 == 1 && i > 10)
             } else if l < 30 {

@@ -192,8 +192,11 @@ fn a_from_registers_f16_accumulators_and_tf32_multiply() {
     assert_eq!(device.get::<f32>(out, 4096), product(64, 64, 32, a, b).iter().map(|v| v + 1.0).collect::<Vec<_>>());
 }
 
-/// Runs a kernel of hopper_ring.cu; its result and what it should be.
-fn ring(kernel: &str, tiles: usize) -> Option<Result<(Vec<f32>, Vec<f32>), Fault>> {
+/// What a kernel computed, and what it should have.
+type Compared = (Vec<f32>, Vec<f32>);
+
+/// Runs a kernel of hopper_ring.cu.
+fn ring(kernel: &str, tiles: usize) -> Option<Result<Compared, Fault>> {
     let device = Device::new("hopper_ring")?;
     let k = 64 * tiles;
     let (a, b) = (numbers(128 * k, 5), numbers(64 * k, 6));

@@ -1,8 +1,9 @@
 //! The race detector: for each kind of missing order a kernel that must be found whatever the schedule, and its twin
 //! that has the order and must be silent. Needs nvcc (NVCC, CUDA_HOME/bin or PATH); without one the tests pass unrun
 //! and say so.
+use cuda::exec::{self, RaceCheck};
 use cuda::hopper::{TensorMap, TensorMapRequest};
-use cuda::{Fault, LaunchDims, exec, memory::Memory, ptx};
+use cuda::{Fault, LaunchDims, memory::Memory, ptx};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -66,7 +67,14 @@ impl Device {
         bytes.chunks(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
-    fn run(&self, kernel: &str, shape: Shape, args: &[Vec<u8>], seed: Option<u64>, races: bool) -> Result<(), Fault> {
+    fn run(
+        &self,
+        kernel: &str,
+        shape: Shape,
+        args: &[Vec<u8>],
+        seed: Option<u64>,
+        races: RaceCheck,
+    ) -> Result<(), Fault> {
         let k = self.module.kernel(kernel).unwrap_or_else(|| panic!("no kernel {kernel}"));
         let mut params = vec![0u8; k.param_bytes()];
         assert_eq!(k.params.len(), args.len(), "{kernel}");
@@ -83,7 +91,7 @@ impl Device {
     fn silent(&self, kernel: &str, shape: Shape, args: &[Vec<u8>], how: i32) {
         for seed in SCHEDULES {
             let args = [args, &[how.to_le_bytes().to_vec()]].concat();
-            if let Err(fault) = self.run(kernel, shape, &args, seed, true) {
+            if let Err(fault) = self.run(kernel, shape, &args, seed, RaceCheck::On) {
                 panic!("{kernel}, {how}, seed {seed:?}: {fault}");
             }
         }
@@ -93,7 +101,7 @@ impl Device {
     fn found(&self, kernel: &str, shape: Shape, args: &[Vec<u8>], how: i32, words: &[&str]) {
         for seed in SCHEDULES {
             let args = [args, &[how.to_le_bytes().to_vec()]].concat();
-            let Err(fault) = self.run(kernel, shape, &args, seed, true) else {
+            let Err(fault) = self.run(kernel, shape, &args, seed, RaceCheck::On) else {
                 panic!("{kernel}, {how}, seed {seed:?}: not found")
             };
             for word in words {
@@ -153,7 +161,8 @@ fn barriers_of_a_block_and_of_a_warp_order_shared_memory() {
 #[test]
 fn a_fault_names_both_accesses() {
     let d = device!(plain);
-    let fault = d.run("block_barrier", shape(1, 256), &[pointer(d.zeros(256)), int(0)], None, true).unwrap_err();
+    let fault =
+        d.run("block_barrier", shape(1, 256), &[pointer(d.zeros(256)), int(0)], None, RaceCheck::On).unwrap_err();
     assert_eq!((fault.block, fault.kernel.as_str()), ([0; 3], "block_barrier"), "{fault}");
     // Warp 0 reads before warp 1 writes, in the even schedule.
     for words in [
@@ -169,7 +178,7 @@ fn a_fault_names_both_accesses() {
 #[test]
 fn without_the_switch_nothing_is_looked_for() {
     let d = device!(plain);
-    d.run("block_barrier", shape(1, 256), &[pointer(d.zeros(256)), int(0)], None, false).unwrap();
+    d.run("block_barrier", shape(1, 256), &[pointer(d.zeros(256)), int(0)], None, RaceCheck::Off).unwrap();
 }
 
 #[test]
@@ -208,7 +217,7 @@ fn fences_and_atomics_order_global_memory() {
     for how in 0..4 {
         for seed in SCHEDULES {
             let args = [pointer(d.zeros(256)), pointer(d.zeros(1)), pointer(d.zeros(1)), int(how)];
-            let done = d.run("last_block", shape(4, 64), &args, seed, true);
+            let done = d.run("last_block", shape(4, 64), &args, seed, RaceCheck::On);
             assert_eq!(done.is_ok(), how == 1, "last_block, {how}, seed {seed:?}: {done:?}");
         }
     }
@@ -217,11 +226,34 @@ fn fences_and_atomics_order_global_memory() {
             for seed in SCHEDULES {
                 let (first, second) =
                     if kernel == "lock" { (d.zeros(1), d.zeros(1)) } else { (d.zeros(1), d.zeros(4)) };
-                let done = d.run(kernel, shape(4, threads), &[pointer(first), pointer(second), int(how)], seed, true);
+                let done =
+                    d.run(kernel, shape(4, threads), &[pointer(first), pointer(second), int(how)], seed, RaceCheck::On);
                 assert_eq!(done.is_ok(), how == 1, "{kernel}, {how}, seed {seed:?}: {done:?}");
             }
         }
     }
+}
+
+/// A vote orders reads before it, unless the letter counts; writes it never does.
+#[test]
+fn by_the_letter_exchanges_order_nothing() {
+    let d = device!(plain);
+    let faults = |kernel: &str, right: i32, check: RaceCheck| {
+        let args = [pointer(d.zeros(32)), int(right)];
+        let done = SCHEDULES.map(|seed| d.run(kernel, shape(1, 32), &args, seed, check));
+        for fault in done.iter().filter_map(|done| done.as_ref().err()) {
+            assert!(fault.what.contains("race at shared address"), "{fault}");
+        }
+        done.iter().filter(|done| done.is_err()).count()
+    };
+    let all = SCHEDULES.len();
+    for check in [RaceCheck::On, RaceCheck::ByTheLetter] {
+        assert_eq!(faults("exchange_before_write", 1, check), 0, "{check:?}");
+        assert_eq!(faults("exchange_after_write", 1, check), 0, "{check:?}");
+        assert_eq!(faults("exchange_after_write", 0, check), all, "{check:?}");
+    }
+    assert_eq!(faults("exchange_before_write", 0, RaceCheck::On), 0);
+    assert_eq!(faults("exchange_before_write", 0, RaceCheck::ByTheLetter), all);
 }
 
 #[test]
@@ -229,7 +261,7 @@ fn two_warp_barriers_in_a_row_are_two() {
     let d = device!(plain);
     for seed in (0..40).map(Some).chain([None]) {
         let out = d.zeros(32);
-        d.run("two_warp_barriers", shape(1, 32), &[pointer(out)], seed, true)
+        d.run("two_warp_barriers", shape(1, 32), &[pointer(out)], seed, RaceCheck::On)
             .unwrap_or_else(|e| panic!("seed {seed:?}: {e}"));
         assert_eq!(d.words(out, 16), (16..32).collect::<Vec<_>>(), "seed {seed:?}");
     }

@@ -5,7 +5,7 @@ use super::float::{Bf16, F16, Half, add_odd, flush};
 use super::instr::{Access, Atom, AtomOp, CpAsync, Order, Row, Ty, Where};
 use super::machine::{LOCAL_WINDOW, Machine, SHARED_WINDOW, WINDOW_MASK};
 use super::warp::{Registers, Warp};
-use crate::races::{self, Kind};
+use crate::races::{self, Kind, Touch};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 /// The lanes' addresses.
@@ -91,7 +91,7 @@ fn touch(
     kind: Kind,
     same: impl Fn(&mut Machine, usize) -> bool,
 ) -> Result<(), String> {
-    races::touch(m, w.id, mask, place, at, bytes as usize, kind, same).map_err(|(lane, what)| {
+    races::touch(m, Touch { warp: w.id, mask, place, at, len: bytes as usize, kind }, same).map_err(|(lane, what)| {
         w.fault_lane = Some(lane);
         what
     })

@@ -434,8 +434,8 @@ fn prmt(a: u32, b: u32, c: u32, mode: u32) -> u32 {
         1 => Some([s, s + 1, s + 2, s + 3]),
         2 => Some([s, (s + 7) % 8, (s + 6) % 8, (s + 5) % 8]),
         3 => Some([s; 4]),
-        4 => Some([0usize.max(s), 1usize.max(s), 2usize.max(s), 3usize.max(s)]),
-        5 => Some([0usize.min(s), 1usize.min(s), 2usize.min(s), 3usize.min(s)]),
+        4 => Some([s, 1.max(s), 2.max(s), 3.max(s)]),
+        5 => Some([0, 1.min(s), 2.min(s), 3.min(s)]),
         6 => Some(if s & 1 == 0 { [0, 1, 0, 1] } else { [2, 3, 2, 3] }),
         _ => None,
     };

@@ -118,10 +118,9 @@ impl Cluster {
             }
         }
         let random = l.seed.unwrap_or(0).wrapping_add(n + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let races = l
-            .races
-            .is_some()
-            .then(|| Box::new(races::Races::new(n, blocks.len(), blocks[0].threads, blocks[0].shared.end())));
+        let races = l.races.as_ref().map(|global| {
+            Box::new(races::Races::new(global, n, blocks.len(), blocks[0].threads, blocks[0].shared.end()))
+        });
         Cluster { blocks, random, hopper: Default::default(), races }
     }
 

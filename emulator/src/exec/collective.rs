@@ -60,7 +60,7 @@ pub fn barrier(i: &Bar, m: &mut Machine, w: &mut Warp, mask: u32, token: &mut u6
     let Some(b) = block.barriers.get_mut(id as usize) else { return Err(format!("barrier {id}: there are 16")) };
     if *token == 0 {
         let count = i.count.map_or(0, |c| w.regs.get32(c, lane));
-        if count % 32 != 0 {
+        if !count.is_multiple_of(32) {
             return Err(format!("barrier {id} for {count} threads: a multiple of 32 is needed"));
         }
         if b.arrived > 0 && b.expected != count {

@@ -18,6 +18,8 @@ fn bits_where<T: Copy>(a: &[T; 32], b: &[T; 32], f: impl Fn(T, T) -> bool) -> u3
     hits.iter().fold(0, |m, h| m | h)
 }
 
+// `x != y` would hold for NaN, and "less or greater" does not.
+#[allow(clippy::double_comparisons)]
 #[inline(always)]
 fn ordered<T: PartialOrd + Copy>(cmp: Cmp, a: &[T; 32], b: &[T; 32]) -> u32 {
     match cmp {
@@ -510,6 +512,39 @@ fn convert_pack(on: On, d: Row, a: Row, b: Row, to: Ty, flags: u16) {
             u16::store(on.base, d, on.mask, &out.map(|v| v as u16));
         } else {
             u32::store(on.base, d, on.mask, &out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ordered comparisons do not hold for NaN, unordered ones do.
+    #[test]
+    fn comparisons_of_less_equal_greater_and_nan() {
+        let pairs = [(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (f32::NAN, 2.0)];
+        let (mut a, mut b) = ([0.0; 32], [0.0; 32]);
+        for (lane, (x, y)) in pairs.into_iter().enumerate() {
+            (a[lane], b[lane]) = (x, y);
+        }
+        for (cmp, holds) in [
+            (Cmp::Eq, 0b0010),
+            (Cmp::Ne, 0b0101),
+            (Cmp::Lt, 0b0001),
+            (Cmp::Le, 0b0011),
+            (Cmp::Gt, 0b0100),
+            (Cmp::Ge, 0b0110),
+            (Cmp::Equ, 0b1010),
+            (Cmp::Neu, 0b1101),
+            (Cmp::Ltu, 0b1001),
+            (Cmp::Leu, 0b1011),
+            (Cmp::Gtu, 0b1100),
+            (Cmp::Geu, 0b1110),
+            (Cmp::Num, 0b0111),
+            (Cmp::Nan, 0b1000),
+        ] {
+            assert_eq!(ordered(cmp, &a, &b) & 0b1111, holds, "{cmp:?}");
         }
     }
 }

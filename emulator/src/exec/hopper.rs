@@ -185,7 +185,7 @@ fn wide_address(a: &Address, w: &Warp, lane: usize) -> u64 {
     at.wrapping_add(a.offset as u64)
 }
 
-fn operand<'o>(operands: &'o [Operand], index: usize) -> Result<&'o Operand, String> {
+fn operand(operands: &[Operand], index: usize) -> Result<&Operand, String> {
     operands.get(index).ok_or_else(|| format!("operand {} is missing", index + 1))
 }
 

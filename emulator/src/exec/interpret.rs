@@ -33,7 +33,7 @@ pub fn turn(m: &mut Machine, w: &mut Warp, quantum: u32) -> Result<u32, Failure>
     let mut done = 0;
     w.turns = w.turns.wrapping_add(1);
     w.groups.iter_mut().for_each(|g| g.waits = None);
-    let mut last_first = w.turns % UNFAIR_TURNS == 0;
+    let mut last_first = w.turns.is_multiple_of(UNFAIR_TURNS);
     while done < quantum {
         if w.groups.len() > 1 {
             merge(&mut w.groups);

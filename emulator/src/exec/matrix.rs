@@ -5,7 +5,7 @@ use super::float::{self, F16, Half};
 use super::instr::{MatrixMove, Mma, MmaType, Ty, Where};
 use super::machine::Machine;
 use super::warp::{Registers, Warp};
-use crate::races::{self, Kind};
+use crate::races::{self, Kind, Touch};
 
 pub fn multiply(i: &Mma, regs: &mut Registers) {
     match i.acc {
@@ -184,14 +184,14 @@ pub fn load(m: &mut Machine, w: &mut Warp, i: &MatrixMove) -> Result<(), String>
     touch(m, w, i, &at, Kind::Read)?;
     for (k, row) in i.data.iter().enumerate() {
         let mut tile = [[0u16; 8]; 8];
-        for r in 0..8 {
+        for (r, row) in tile.iter_mut().enumerate() {
             let lane = 8 * k + r;
             let line = place(m, at[lane]).and_then(|(block, offset)| {
                 let bytes = m.cluster.blocks[block].shared.read(offset, 16)?;
                 Ok(std::array::from_fn(|c| u16::from_le_bytes([bytes[2 * c], bytes[2 * c + 1]])))
             });
             match line {
-                Ok(line) => tile[r] = line,
+                Ok(line) => *row = line,
                 Err(e) => {
                     w.fault_lane = Some(lane);
                     return Err(e);
@@ -199,11 +199,11 @@ pub fn load(m: &mut Machine, w: &mut Warp, i: &MatrixMove) -> Result<(), String>
             }
         }
         let out = w.regs.row32_mut(*row);
-        for l in 0..32 {
+        for (l, word) in out.iter_mut().enumerate() {
             let (g, t) = (l / 4, l % 4);
             let (lo, hi) =
                 if i.trans { (tile[2 * t][g], tile[2 * t + 1][g]) } else { (tile[g][2 * t], tile[g][2 * t + 1]) };
-            out[l] = lo as u32 | (hi as u32) << 16;
+            *word = lo as u32 | (hi as u32) << 16;
         }
     }
     Ok(())
@@ -215,10 +215,10 @@ pub fn store(m: &mut Machine, w: &mut Warp, i: &MatrixMove) -> Result<(), String
     for (k, row) in i.data.iter().enumerate() {
         let words = *w.regs.row32(*row);
         let mut tile = [[0u16; 8]; 8];
-        for l in 0..32 {
+        for (l, word) in words.iter().enumerate() {
             let (g, t) = (l / 4, l % 4);
             for e in 0..2 {
-                let v = (words[l] >> (16 * e)) as u16;
+                let v = (word >> (16 * e)) as u16;
                 if i.trans {
                     tile[2 * t + e][g] = v;
                 } else {
@@ -226,10 +226,10 @@ pub fn store(m: &mut Machine, w: &mut Warp, i: &MatrixMove) -> Result<(), String
                 }
             }
         }
-        for r in 0..8 {
+        for (r, row) in tile.iter().enumerate() {
             let lane = 8 * k + r;
             let mut bytes = [0u8; 16];
-            (0..8).for_each(|c| bytes[2 * c..2 * c + 2].copy_from_slice(&tile[r][c].to_le_bytes()));
+            (0..8).for_each(|c| bytes[2 * c..2 * c + 2].copy_from_slice(&row[c].to_le_bytes()));
             let done =
                 place(m, at[lane]).and_then(|(block, offset)| m.cluster.blocks[block].shared.write(offset, &bytes));
             if let Err(e) = done {
@@ -244,7 +244,8 @@ pub fn store(m: &mut Machine, w: &mut Warp, i: &MatrixMove) -> Result<(), String
 /// For the race detector: the lane that gives a row's address counts as the one that moves the row.
 fn touch(m: &mut Machine, w: &mut Warp, i: &MatrixMove, at: &[u64; 32], kind: Kind) -> Result<(), String> {
     let givers = ((1u64 << (8 * i.data.len())) - 1) as u32;
-    races::touch(m, w.id, givers, Where::Shared, at, 16, kind, |_, _| false).map_err(|(lane, what)| {
+    let what = Touch { warp: w.id, mask: givers, place: Where::Shared, at, len: 16, kind };
+    races::touch(m, what, |_, _| false).map_err(|(lane, what)| {
         w.fault_lane = Some(lane);
         what
     })

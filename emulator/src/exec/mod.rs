@@ -13,7 +13,8 @@
 //! Environment: CUDA_EMULATOR_STRICT=1 (reads of unwritten bytes fault), CUDA_EMULATOR_TIMEOUT=seconds (a launch
 //! that runs longer is a fault with a dump of its warps; 600 if unset), CUDA_EMULATOR_SEED=number (warps take turns in
 //! a shuffled order and for random lengths, the same for the same seed: shows missing barriers that the even
-//! schedule hides), CUDA_EMULATOR_RACES=1 (accesses that nothing orders are faults, see `races`).
+//! schedule hides), CUDA_EMULATOR_RACES=1 or 2 (accesses that nothing orders are faults, see `RaceCheck`
+//! and `races`).
 pub mod access;
 mod alu;
 pub mod cluster;
@@ -152,7 +153,19 @@ pub struct Options {
     /// CUDA_EMULATOR_SEED
     pub seed: Option<u64>,
     /// CUDA_EMULATOR_RACES
-    pub races: bool,
+    pub races: RaceCheck,
+}
+
+/// What the race detector takes for an order.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub enum RaceCheck {
+    /// Races are not looked for.
+    #[default]
+    Off,
+    /// A shuffle or a vote orders what its lanes have read before it.
+    On,
+    /// Shuffles and votes order nothing, as CUDA's manual says.
+    ByTheLetter,
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -161,7 +174,12 @@ fn number(variable: &str) -> Option<u64> {
 
 impl Options {
     pub fn from_environment() -> Options {
-        Options { seed: number("CUDA_EMULATOR_SEED"), races: number("CUDA_EMULATOR_RACES").is_some_and(|n| n != 0) }
+        let races = match number("CUDA_EMULATOR_RACES") {
+            None | Some(0) => RaceCheck::Off,
+            Some(1) => RaceCheck::On,
+            Some(_) => RaceCheck::ByTheLetter,
+        };
+        Options { seed: number("CUDA_EMULATOR_SEED"), races }
     }
 }
 
@@ -213,7 +231,7 @@ pub fn launch_with(
         limit: Duration::from_secs(seconds),
         stop: AtomicBool::new(false),
         seed: options.seed,
-        races: options.races.then(races::Global::default),
+        races: races::Global::of(options.races),
     };
     run_all(&launch)
 }
@@ -239,7 +257,7 @@ fn checked(program: &instr::Program, mut dims: LaunchDims, params: &[u8]) -> Res
             return Err(format!("a block of {:?} threads, but the kernel was compiled for {max:?}", dims.block));
         }
     }
-    if (0..3).any(|i| dims.grid[i] % dims.cluster[i] != 0) {
+    if (0..3).any(|i| !dims.grid[i].is_multiple_of(dims.cluster[i])) {
         return Err(format!("a grid of {:?} does not divide into clusters of {:?}", dims.grid, dims.cluster));
     }
     let shared = program.static_shared as u64 + dims.dynamic_shared as u64;

@@ -226,10 +226,8 @@ pub fn shared_layout(module: &Module, kernel: &Kernel) -> (std::collections::Has
 
 fn collect_names<'a>(operand: &'a Operand, out: &mut std::collections::HashSet<&'a str>) {
     match operand {
-        Operand::Name(n) | Operand::NameOffset(n, _) => {
-            if !n.starts_with('%') {
-                out.insert(n);
-            }
+        Operand::Name(n) | Operand::NameOffset(n, _) if !n.starts_with('%') => {
+            out.insert(n);
         }
         Operand::Vector(v) | Operand::List(v) => v.iter().for_each(|o| collect_names(o, out)),
         Operand::Address { base, extra, .. } => {

@@ -44,15 +44,10 @@ pub struct Mbarrier {
 }
 
 /// The cp.async copies of a warp: how many each lane has issued, and how many at each commit not yet waited for.
+#[derive(Default)]
 pub struct Copies {
     issued: [u32; 32],
     commits: [VecDeque<u32>; 32],
-}
-
-impl Default for Copies {
-    fn default() -> Copies {
-        Copies { issued: [0; 32], commits: Default::default() }
-    }
 }
 
 /// Bulk store groups of a thread.
@@ -85,9 +80,11 @@ impl Races {
         self.threads.acquire(warp, mask, &told);
     }
 
-    /// Lanes have executed a shuffle, a vote or the like together.
+    /// Lanes have executed a shuffle, a vote or the like together. By the letter that orders nothing.
     pub fn warp_exchange(&mut self, block: usize, warp: u32, mask: u32) {
-        self.threads.exchange(self.threads.warp(block, warp), mask);
+        if self.exchanges_order {
+            self.threads.exchange(self.threads.warp(block, warp), mask);
+        }
     }
 
     pub fn cluster_arrive(&mut self, block: usize, warp: u32, mask: u32, relaxed: bool) {
@@ -186,7 +183,7 @@ impl Races {
                 }
                 Some(keep) => {
                     let over = commits.len().saturating_sub(keep as usize);
-                    commits.drain(..over).last()
+                    commits.drain(..over).next_back()
                 }
             };
             let Some(end) = end else { continue };

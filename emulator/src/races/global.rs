@@ -1,6 +1,7 @@
 //! Global memory of a launch: histories by page, and what atomics published.
 use super::clock::Knowledge;
 use super::shadow::{self, CELL, Cell, Conflict, Probe};
+use crate::exec::RaceCheck;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -14,20 +15,25 @@ const OTHERS: usize = 6;
 type Page = Box<[Cell]>;
 
 pub struct Global {
+    /// Whether a shuffle or a vote orders what its lanes have read.
+    pub exchanges_order: bool,
     shards: Vec<Mutex<HashMap<u64, Page>>>,
     /// By address: what those told who wrote there by atomics.
     published: Mutex<HashMap<u64, Arc<Knowledge>>>,
     any_published: AtomicBool,
 }
 
-impl Default for Global {
-    fn default() -> Global {
-        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Global { shards, published: Mutex::default(), any_published: AtomicBool::new(false) }
-    }
-}
-
 impl Global {
+    /// None: races are not looked for.
+    pub fn of(check: RaceCheck) -> Option<Global> {
+        (check != RaceCheck::Off).then(|| Global {
+            exchanges_order: check == RaceCheck::On,
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            published: Mutex::default(),
+            any_published: AtomicBool::new(false),
+        })
+    }
+
     fn pages(&self, at: u64, len: usize, mut f: impl FnMut(&mut [Cell], usize, usize)) {
         let (mut from, end) = (at, at + len as u64);
         while from < end {

@@ -1,5 +1,6 @@
 //! Finds races: two accesses to the same bytes, not both reads and not both atomic, that nothing orders. Whether they
-//! happened to run in the right order here does not matter. On with CUDA_EMULATOR_RACES=1.
+//! happened to run in the right order here does not matter. On with CUDA_EMULATOR_RACES=1, and by the letter of CUDA's
+//! manual with 2.
 //!
 //! Every lane has a clock of what it knows to have happened (`clock`, `threads`); barriers and waits pass that on
 //! (`edges`); memory remembers its last accesses (`shadow`, `global`), and each new one must know of those that it
@@ -30,6 +31,7 @@ use threads::{Actor, Threads, lanes_of};
 
 /// What is known of a cluster's threads and shared memory.
 pub struct Races {
+    exchanges_order: bool,
     threads: Threads,
     /// By CTA and by shared address / 16.
     shadows: Vec<Vec<Cell>>,
@@ -41,11 +43,14 @@ pub struct Races {
     /// What atomics on shared memory told.
     published: HashMap<(usize, u32), Arc<Knowledge>>,
     /// For each warpgroup, its last wgmmas and the 16-byte units that they read.
-    operands: HashMap<(usize, u32), VecDeque<(u64, Arc<Vec<u32>>)>>,
+    operands: HashMap<(usize, u32), VecDeque<Operands>>,
     /// By CTA: what its ended threads knew, and the last accesses of other CTAs to its shared memory.
     exits: Vec<Arc<Knowledge>>,
     remote: Vec<HashMap<(u16, u32), Access>>,
 }
+
+/// A wgmma's number, and the 16-byte units that it reads.
+type Operands = (u64, Arc<Vec<u32>>);
 
 /// All reads of shared memory are remembered: there are no more than warps.
 const SHARED_OTHERS: usize = usize::MAX;
@@ -55,9 +60,10 @@ const TEXT: usize = 120;
 const OPERANDS: usize = 256;
 
 impl Races {
-    pub fn new(cluster: u64, blocks: usize, threads: u32, shared_end: u32) -> Races {
+    pub fn new(global: &Global, cluster: u64, blocks: usize, threads: u32, shared_end: u32) -> Races {
         let cells = (shared_end as usize).div_ceil(shadow::CELL);
         Races {
+            exchanges_order: global.exchanges_order,
             threads: Threads::new(cluster as u32, blocks, threads),
             shadows: vec![vec![Cell::default(); cells]; blocks],
             barriers: HashMap::new(),
@@ -217,32 +223,28 @@ fn cluster_and(m: &mut Machine, f: impl FnOnce(&mut Races, &Launch) -> Result<()
 
 /// Loads, stores and atomics of a warp, before they happen. An Err names the lane. A write over a write does not
 /// count where `same` says that it changes nothing.
-pub fn touch(
-    m: &mut Machine,
-    warp: u32,
-    mask: u32,
-    place: Where,
-    at: &[u64; 32],
-    len: usize,
-    kind: Kind,
-    same: impl Fn(&mut Machine, usize) -> bool,
-) -> Result<(), (usize, String)> {
+pub fn touch(m: &mut Machine, what: Touch, same: impl Fn(&mut Machine, usize) -> bool) -> Result<(), (usize, String)> {
     let Some(mut races) = m.cluster.races.take() else { return Ok(()) };
-    let result = touch_all(&mut races, m, warp, mask, place, at, len, kind, same);
+    let result = touch_all(&mut races, m, what, same);
     m.cluster.races = Some(races);
     result
 }
 
-#[allow(clippy::too_many_arguments)]
+/// What a warp's lanes are about to do, each at its own address.
+pub struct Touch<'a> {
+    pub warp: u32,
+    pub mask: u32,
+    pub place: Where,
+    pub at: &'a [u64; 32],
+    /// Bytes of each lane.
+    pub len: usize,
+    pub kind: Kind,
+}
+
 fn touch_all(
     races: &mut Races,
     m: &mut Machine,
-    warp: u32,
-    mask: u32,
-    place: Where,
-    at: &[u64; 32],
-    len: usize,
-    kind: Kind,
+    Touch { warp, mask, place, at, len, kind }: Touch,
     same: impl Fn(&mut Machine, usize) -> bool,
 ) -> Result<(), (usize, String)> {
     let number = races.threads.warp(m.block, warp);

@@ -23,6 +23,15 @@ impl Kind {
     pub fn writes(self) -> bool {
         matches!(self, Kind::Write | Kind::AsyncWrite | Kind::CopyWrite)
     }
+
+    fn reads(self) -> bool {
+        matches!(self, Kind::Read | Kind::AsyncRead)
+    }
+
+    /// Whether the order of two such accesses does not matter.
+    fn goes_with(self, other: Kind) -> bool {
+        self.reads() && other.reads() || self == Kind::Atomic && other == Kind::Atomic
+    }
 }
 
 /// One access. `epoch` is 0 where there was none.
@@ -110,16 +119,8 @@ impl Record {
         if kind == Kind::AsyncRead && !probe.sees(&self.write) {
             return Some(Conflict::Unfenced(self.write));
         }
-        let against = |other: &Access| match (kind, other.kind) {
-            (Kind::Atomic, Kind::Atomic) => false,
-            (Kind::Read | Kind::AsyncRead, Kind::Read | Kind::AsyncRead) => false,
-            _ => true,
-        };
-        self.others
-            .slice()
-            .iter()
-            .find(|other| against(other) && !probe.after(other))
-            .map(|other| Conflict::Race(*other))
+        let conflicts = |other: &&Access| !kind.goes_with(other.kind) && !probe.after(other);
+        self.others.slice().iter().find(conflicts).map(|other| Conflict::Race(*other))
     }
 
     /// Notes an access that was checked. At most `limit` reads and atomics are kept.

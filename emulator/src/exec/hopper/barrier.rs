@@ -285,9 +285,11 @@ fn execute_lane(
     Ok(())
 }
 
-/// The barriers that the lanes name, each with its lanes.
-fn places(m: &Machine, w: &Warp, mask: u32, at: &Address) -> Result<Vec<((usize, u32), u32)>, String> {
-    let mut out: Vec<((usize, u32), u32)> = vec![];
+/// A barrier by its CTA and shared address, and the lanes that name it.
+type Named = ((usize, u32), u32);
+
+fn places(m: &Machine, w: &Warp, mask: u32, at: &Address) -> Result<Vec<Named>, String> {
+    let mut out: Vec<Named> = vec![];
     for lane in lanes(mask) {
         let at = place(m, shared_address(at, w, lane)?)?;
         match out.iter_mut().find(|(place, _)| *place == at) {

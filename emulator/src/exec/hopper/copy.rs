@@ -224,7 +224,7 @@ fn own_shared(m: &Machine, address: u32) -> Result<u32, String> {
 }
 
 fn check_bulk(bytes: u32, address: u64) -> Result<(), String> {
-    if bytes % 16 != 0 || address % 16 != 0 {
+    if !bytes.is_multiple_of(16) || !address.is_multiple_of(16) {
         return Err(format!("bulk copy of {bytes} bytes at {address:#x}: both must be multiples of 16"));
     }
     Ok(())
@@ -238,7 +238,7 @@ fn tensor(
     coordinates: &[Row],
 ) -> Result<(Box<TensorMap>, [i32; 5]), String> {
     let at = wide_address(map, w, lane);
-    if at % 64 != 0 {
+    if !at.is_multiple_of(64) {
         return Err(format!("tensor map at {at:#x} is not aligned to 64 bytes"));
     }
     let mut bytes = [0u8; 128];

@@ -270,6 +270,7 @@ pub struct View {
 
 // SAFETY: the raw shadow pointers point into allocations that `_kept` holds; the shadows are atomics.
 unsafe impl Send for View {}
+// SAFETY: as for Send.
 unsafe impl Sync for View {}
 
 impl View {

@@ -291,6 +291,7 @@ fn put(regs: &mut Registers, row: Row, lane: usize, ty: Ty, value: u64) {
 unsafe fn modify(at: *mut u8, ty: Ty, f: impl Fn(u64) -> u64) -> u64 {
     macro_rules! with {
         ($atomic:ty, $t:ty) => {{
+            // SAFETY: the caller's promise: live, aligned memory, which others reach by atomics, too.
             let place = unsafe { <$atomic>::from_ptr(at.cast()) };
             let mut old = place.load(SeqCst);
             loop {

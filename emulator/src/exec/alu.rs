@@ -18,11 +18,13 @@ macro_rules! word32 {
         impl Word for $t {
             #[inline(always)]
             unsafe fn load(base: *const u32, row: Row) -> [Self; 32] {
+                // SAFETY: the caller's promise: a row of the file.
                 let row = unsafe { &*base.add(row as usize * 32).cast::<[u32; 32]>() };
                 std::array::from_fn(|i| $from(row[i]))
             }
             #[inline(always)]
             unsafe fn store(base: *mut u32, row: Row, mask: u32, value: &[Self; 32]) {
+                // SAFETY: the caller's promise: a row of the file.
                 let row = unsafe { &mut *base.add(row as usize * 32).cast::<[u32; 32]>() };
                 if mask == !0 {
                     for i in 0..32 {
@@ -44,11 +46,13 @@ macro_rules! word64 {
         impl Word for $t {
             #[inline(always)]
             unsafe fn load(base: *const u32, row: Row) -> [Self; 32] {
+                // SAFETY: the caller's promise: a row of the file.
                 let row = unsafe { &*base.add(row as usize * 32).cast::<[u64; 32]>() };
                 std::array::from_fn(|i| $from(row[i]))
             }
             #[inline(always)]
             unsafe fn store(base: *mut u32, row: Row, mask: u32, value: &[Self; 32]) {
+                // SAFETY: the caller's promise: a row of the file.
                 let row = unsafe { &mut *base.add(row as usize * 32).cast::<[u64; 32]>() };
                 for i in 0..32 {
                     let keep = ((mask >> i & 1) as u64).wrapping_sub(1);
@@ -385,6 +389,7 @@ fn bfi_rows(i: &Alu, on: On) {
     };
     // SAFETY: rows of the file.
     let len: [u32; 32] = unsafe { Word::load(on.base, i.imm) };
+    // SAFETY: rows of the file.
     unsafe {
         let pos: [u32; 32] = Word::load(on.base, i.c);
         if i.ty.bits() == 64 {

@@ -6,6 +6,7 @@ use super::warp::Registers;
 
 #[inline(always)]
 unsafe fn load<T: Word>(base: *mut u32, row: Row) -> [T; 32] {
+    // SAFETY: the caller's promise.
     unsafe { T::load(base, row) }
 }
 

@@ -95,6 +95,7 @@ pub unsafe fn apply(op: Operation, kind: ElementType, address: u64, source: &[u8
             const SIZE: usize = std::mem::size_of::<$word>();
             for (i, chunk) in source.chunks_exact(SIZE).enumerate() {
                 let new = <$word>::from_le_bytes(chunk.try_into().unwrap()) as u64;
+                // SAFETY: the caller's promise.
                 let cell = unsafe { <$atomic>::from_ptr((address as usize + i * SIZE) as *mut $word) };
                 let mut old = cell.load(Ordering::Relaxed);
                 loop {
@@ -132,6 +133,7 @@ mod tests {
         assert!(combine(Operation::Xor, ElementType::F32, 0, 0).is_err());
         let mut memory = [1.0f32, 2.0, 3.0];
         let source: Vec<u8> = [0.5f32, 0.25, -3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        // SAFETY: four floats of this test.
         unsafe { apply(Operation::Add, ElementType::F32, memory.as_mut_ptr() as u64, &source).unwrap() };
         assert_eq!(memory, [1.5, 2.25, 0.0]);
     }

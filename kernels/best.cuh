@@ -104,12 +104,13 @@ struct BestRows {
             const uint64_t key = base + lane < filled ? buffer[base + lane] : 0;
             const bool keep = key >= bound;
             const uint32_t keeping = __ballot_sync(~0u, keep);
+            // All have read what is written over now: a ballot orders no memory.
+            __syncwarp();
             if (keep) {
                 buffer[kept + __popc(keeping & ((1u << lane) - 1))] = key;
                 least = key < least ? key : least;
             }
             kept += __popc(keeping);
-            __syncwarp();
         }
         for (int distance = 16; distance > 0; distance /= 2) {
             const unsigned long long other = __shfl_xor_sync(~0u, least, distance);

@@ -4,10 +4,16 @@
 //! emulated device (its name says so) the largest is left out.
 
 mod common;
+#[path = "gpu/open.rs"]
+mod open;
 #[path = "gpu/queue.rs"]
 mod queue;
 #[path = "gpu/search.rs"]
 mod search;
+#[path = "gpu/settings.rs"]
+mod settings;
+#[path = "gpu/small.rs"]
+mod small;
 #[path = "gpu/steps.rs"]
 mod steps;
 
@@ -28,10 +34,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() {
     let arguments = Arguments::from_args();
-    let mut opened = Cuda::new(0);
-    if let (Ok(cuda), true) = (&mut opened, std::env::var("GPU_TESTS_HOPPER").is_ok_and(|value| value == "0")) {
-        cuda.allow_hopper(false);
-    }
+    let opened = open::backend();
     let name = opened.as_ref().ok().and_then(|cuda| cuda.name().ok());
     match (&opened, &name) {
         (Err(reason), _) => println!("gpu tests are ignored: {reason}"),
@@ -44,11 +47,17 @@ fn main() {
     let mut trials = trials(cuda);
     // What an emulator is too slow for is left out there, visibly.
     let emulated = name.is_some_and(|name| name.contains("emulator"));
-    let large = Trial::test("ten_million_candidates", move || {
-        ten_million_candidates(&mut *locked(cuda)?);
-        Ok(())
-    });
+    let large = own_trial(cuda, "ten_million_candidates", ten_million_candidates);
     trials.push(if emulated { large.with_ignored_flag(true).with_kind("too large for an emulator") } else { large });
+    let for_emulators: [Own; 3] = [
+        ("settings::too_little_memory_is_an_error_and_no_more", settings::too_little_memory_is_an_error_and_no_more),
+        ("settings::a_device_of_too_low_capability_is_refused", settings::a_device_of_too_low_capability_is_refused),
+        ("settings::an_old_driver_is_refused", settings::an_old_driver_is_refused),
+    ];
+    for (name, test) in for_emulators {
+        let trial = own_trial(cuda, name, test);
+        trials.push(if emulated { trial } else { trial.with_ignored_flag(true).with_kind("for an emulated device") });
+    }
     let trials = trials.into_iter().map(|trial| if absent { trial.with_ignored_flag(true) } else { trial });
     libtest_mimic::run(&arguments, trials.collect()).exit();
 }
@@ -70,7 +79,13 @@ fn trials(cuda: Shared) -> Vec<Trial> {
             Ok(())
         }));
     }
-    let own: [Own; 25] = [
+    let own: [Own; 36] = [
+        ("small::narrow", small::narrow),
+        ("small::wide", small::wide),
+        ("small::portable", small::portable),
+        ("small::spoiled", small::spoiled),
+        ("small::losses", small::losses),
+        ("small::searches", small::searches),
         ("hopper_kernels_agree_at_the_edges_of_their_tiles", hopper_kernels_agree_at_the_edges_of_their_tiles),
         ("hopper_kernels_agree_over_many_tiles", hopper_kernels_agree_over_many_tiles),
         ("wide_kernels_agree_at_the_edges_of_their_tiles", wide_kernels_agree_at_the_edges_of_their_tiles),
@@ -108,23 +123,33 @@ fn trials(cuda: Shared) -> Vec<Trial> {
             "search::a_reserved_search_allocates_nothing_and_replays_as_a_graph",
             search::a_reserved_search_allocates_nothing_and_replays_as_a_graph,
         ),
+        ("search::strided_rows_are_searched_as_contiguous_ones", search::strided_rows_are_searched_as_contiguous_ones),
         ("search::a_queue_can_be_searched", search::a_queue_can_be_searched),
         ("search::searches_that_do_not_fit_are_errors", search::searches_that_do_not_fit_are_errors),
         (
             "search::offsets_that_are_none_are_a_fault_of_a_search",
             search::offsets_that_are_none_are_a_fault_of_a_search,
         ),
+        (
+            "settings::strided_rows_give_what_contiguous_ones_give",
+            settings::strided_rows_give_what_contiguous_ones_give,
+        ),
+        ("settings::addresses_of_another_library_do", settings::addresses_of_another_library_do),
+        ("settings::two_streams_do_not_meet", settings::two_streams_do_not_meet),
+        ("settings::two_threads_do_not_meet", settings::two_threads_do_not_meet),
         ("the_same_bits_again", the_same_bits_again),
         ("what_a_workspace_held_does_not_matter", what_a_workspace_held_does_not_matter),
         ("the_plan_is_the_memory", the_plan_is_the_memory),
     ];
-    for (name, test) in own {
-        trials.push(Trial::test(name, move || {
-            test(&mut *locked(cuda)?);
-            Ok(())
-        }));
-    }
+    trials.extend(own.map(|(name, test)| own_trial(cuda, name, test)));
     trials
+}
+
+fn own_trial(cuda: Shared, name: &str, test: fn(&mut Cuda)) -> Trial {
+    Trial::test(name, move || {
+        test(&mut *locked(cuda)?);
+        Ok(())
+    })
 }
 
 /// A test that is this file's own.
@@ -198,7 +223,7 @@ fn the_same_bits_again(cuda: &mut Cuda) {
 fn what_a_workspace_held_does_not_matter(cuda: &mut Cuda) {
     let large = Config { pools: vec![3000, 500], masking: Masking::Excluded, ..Config::new(600, 1, 96) }.problem();
     for (p, problem) in problems().iter().enumerate() {
-        let fresh = run(&mut Cuda::new(0).expect("opened before"), problem);
+        let fresh = run(&mut open::backend().expect("opened before"), problem);
         run(cuda, &large);
         assert!(run(cuda, problem) == fresh, "problem {p}");
     }
@@ -365,7 +390,7 @@ fn the_plan_is_the_memory(cuda: &mut Cuda) {
         let problem = Config { dtype, ..Config::new(500, 2000, dim) }.problem();
         let batch = problem.batch().expect("a valid problem");
         let plan = cuda.plan(&batch, &problem.loss, Request::value_and_grad()).expect("a loss that fits");
-        let mut fresh = Cuda::new(0).expect("opened before");
+        let mut fresh = open::backend().expect("opened before");
         fresh.value_and_grad(&batch, &problem.loss).expect("a loss that fits");
         assert_eq!(fresh.device_bytes(), plan.workspace_bytes);
         // A second step, and a smaller problem, need no more.
@@ -377,7 +402,7 @@ fn the_plan_is_the_memory(cuda: &mut Cuda) {
 
 fn the_plan_of_a_topk_is_its_memory(_: &mut Cuda) {
     let data = SearchData::new(300, &[2000, 500], 64, DType::F16, Values::Normal, true);
-    let mut fresh = Cuda::new(0).expect("opened before");
+    let mut fresh = open::backend().expect("opened before");
     let plan = fresh.plan_top_k(&data.search(), data.similarity, 100).expect("a valid k");
     data.top_k(&mut fresh, 100);
     assert_eq!(fresh.device_bytes(), plan.workspace_bytes);

@@ -24,6 +24,8 @@ pub type PoolArrays = (DeviceStorage, Option<CudaSlice<u64>>, Option<CudaSlice<f
 /// A problem's arrays in device memory.
 pub struct OnDevice {
     pub stream: Arc<CudaStream>,
+    /// Elements between a row's end and the next row, in queries, candidates and separate positives.
+    padding: usize,
     pub queries: DeviceStorage,
     pub pools: Vec<PoolArrays>,
     pub positives: Result<CudaSlice<u32>, DeviceStorage>,
@@ -47,35 +49,47 @@ impl DeviceStorage {
     }
 
     pub fn view<'a>(&'a self, stream: &CudaStream, dim: usize) -> DeviceEmbeddings<'a> {
+        self.strided_view(stream, dim, 0)
+    }
+
+    /// A view of rows that lie `dim + padding` elements apart.
+    pub fn strided_view<'a>(&'a self, stream: &CudaStream, dim: usize, padding: usize) -> DeviceEmbeddings<'a> {
         fn view<'a, T: DeviceElement>(
             stream: &CudaStream,
             slice: &'a CudaSlice<T>,
-            dim: usize,
+            [dim, stride]: [usize; 2],
         ) -> DeviceEmbeddings<'a> {
-            DeviceEmbeddings::new(DeviceSlice::new(slice, stream), slice.len() / dim, dim)
+            DeviceEmbeddings::new(DeviceSlice::new(slice, stream), slice.len() / stride, dim).with_stride(stride)
         }
+        let shape = [dim, dim + padding];
         match self {
-            DeviceStorage::F32(slice) => view(stream, slice, dim),
-            DeviceStorage::F16(slice) => view(stream, slice, dim),
-            DeviceStorage::Bf16(slice) => view(stream, slice, dim),
+            DeviceStorage::F32(slice) => view(stream, slice, shape),
+            DeviceStorage::F16(slice) => view(stream, slice, shape),
+            DeviceStorage::Bf16(slice) => view(stream, slice, shape),
         }
     }
 }
 
 impl OnDevice {
     pub fn new(stream: &Arc<CudaStream>, problem: &Problem) -> Self {
+        OnDevice::padded(stream, problem, 0)
+    }
+
+    /// The same with `padding` NaNs behind each row.
+    pub fn padded(stream: &Arc<CudaStream>, problem: &Problem, padding: usize) -> Self {
+        let matrix = |from: &Storage| DeviceStorage::new(stream, &from.padded(problem.dim, padding));
         let option = |values: &Option<Vec<f32>>| values.as_ref().map(|values| up(stream, values));
         let ids = |values: &Option<Vec<u64>>| values.as_ref().map(|values| up(stream, values));
         let pools = problem.pools.iter();
-        let pools =
-            pools.map(|pool| (DeviceStorage::new(stream, &pool.candidates), ids(&pool.ids), option(&pool.log_q)));
+        let pools = pools.map(|pool| (matrix(&pool.candidates), ids(&pool.ids), option(&pool.log_q)));
         OnDevice {
             stream: stream.clone(),
-            queries: DeviceStorage::new(stream, &problem.queries),
+            padding,
+            queries: matrix(&problem.queries),
             pools: pools.collect(),
             positives: match &problem.positives {
                 PositiveData::Index(index) => Ok(up(stream, index)),
-                PositiveData::Separate(embeddings) => Err(DeviceStorage::new(stream, embeddings)),
+                PositiveData::Separate(embeddings) => Err(matrix(embeddings)),
             },
             positive_ids: ids(&problem.positive_ids),
             positive_log_q: option(&problem.positive_log_q),
@@ -85,9 +99,9 @@ impl OnDevice {
     }
 
     pub fn batch<'a>(&'a self, problem: &Problem) -> DeviceBatch<'a> {
-        let dim = problem.dim;
+        let view = |storage: &'a DeviceStorage| storage.strided_view(&self.stream, problem.dim, self.padding);
         let mut pools = self.pools.iter().zip(&problem.pools).map(|((candidates, ids, log_q), data)| {
-            let mut pool = DevicePool::new(candidates.view(&self.stream, dim));
+            let mut pool = DevicePool::new(view(candidates));
             if let Some(ids) = ids {
                 pool = pool.ids(DeviceSlice::new(ids, &self.stream));
             }
@@ -96,12 +110,10 @@ impl OnDevice {
             }
             if data.gradient { pool } else { pool.without_gradient() }
         });
-        let (queries, first) = (self.queries.view(&self.stream, dim), pools.next().expect("a pool"));
+        let (queries, first) = (view(&self.queries), pools.next().expect("a pool"));
         let mut batch = match &self.positives {
             Ok(index) => DeviceBatch::new(queries, first, DeviceSlice::new(index, &self.stream)),
-            Err(embeddings) => {
-                DeviceBatch::with_positive_embeddings(queries, first, embeddings.view(&self.stream, dim))
-            }
+            Err(embeddings) => DeviceBatch::with_positive_embeddings(queries, first, view(embeddings)),
         };
         for pool in pools {
             batch = batch.pool(pool);

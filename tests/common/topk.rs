@@ -118,7 +118,7 @@ fn similarity(similarity: Similarity, a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// Bit for bit the definition's list, where scores are exact.
-fn is_exact<T: Copy + Into<f64> + catalog_softmax::Real>(top: &TopK<T>, ranked: &[Vec<(f64, u32)>], k: usize) {
+pub fn is_exact<T: Copy + Into<f64> + catalog_softmax::Real>(top: &TopK<T>, ranked: &[Vec<(f64, u32)>], k: usize) {
     assert_eq!((top.k, top.indices.len(), top.scores.len()), (k, ranked.len() * k, ranked.len() * k));
     for (row, ranked) in ranked.iter().enumerate() {
         let (indices, scores) = top.row(row);

@@ -7,7 +7,8 @@ use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
 use half::{bf16, f16};
 use rand::RngExt;
 
-use super::steps::{assert_same, everything, from_host, on_stream};
+use super::open::{on_stream, on_stream_for_capture};
+use super::steps::{assert_same, everything, from_host};
 use crate::common::generate::{Config, Masking, rng, rows};
 use crate::common::on_device::{OnDevice, Results, up};
 use crate::common::problem::{PoolData, Problem, Storage};
@@ -161,7 +162,7 @@ fn join_in_the_order_of_the_memory(problem: &mut Problem) {
 
 /// A capture refuses whatever waits or allocates.
 pub fn an_enqueue_neither_waits_nor_allocates(_: &mut Cuda) {
-    let (stream, mut on_device) = on_stream();
+    let (stream, mut on_device) = on_stream_for_capture();
     let problem = Config { masking: Masking::Ids, ..Config::new(30, 30, 12) }.problem();
     let inputs = OnDevice::new(&stream, &problem);
     let data = &problem.pools[0];

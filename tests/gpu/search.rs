@@ -7,13 +7,15 @@ use catalog_softmax::{DType, Error, QueueOptions, Similarity, TopK};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaSlice, CudaStream};
 
-use super::steps::on_stream;
+use super::open::{on_stream, on_stream_for_capture};
 use crate::common::on_device::{DeviceStorage, up};
+use crate::common::problem::Storage;
 use crate::common::topk::{SearchData, Values};
 
 /// A search's arrays in device memory.
 struct OnDevice {
     stream: Arc<CudaStream>,
+    padding: usize,
     queries: DeviceStorage,
     pools: Vec<(DeviceStorage, Option<CudaSlice<u64>>)>,
     excluded: Option<(CudaSlice<i64>, CudaSlice<u64>)>,
@@ -21,12 +23,18 @@ struct OnDevice {
 
 impl OnDevice {
     fn new(stream: &Arc<CudaStream>, data: &SearchData) -> Self {
-        let pool = |(candidates, ids): &(_, Option<Vec<u64>>)| {
-            (DeviceStorage::new(stream, candidates), ids.as_ref().map(|ids| up(stream, ids)))
-        };
+        OnDevice::padded(stream, data, 0)
+    }
+
+    /// With `padding` NaNs behind each row.
+    fn padded(stream: &Arc<CudaStream>, data: &SearchData, padding: usize) -> Self {
+        let matrix = |from: &Storage| DeviceStorage::new(stream, &from.padded(data.dim, padding));
+        let pool =
+            |(candidates, ids): &(_, Option<Vec<u64>>)| (matrix(candidates), ids.as_ref().map(|ids| up(stream, ids)));
         OnDevice {
             stream: stream.clone(),
-            queries: DeviceStorage::new(stream, &data.queries),
+            padding,
+            queries: matrix(&data.queries),
             pools: data.pools.iter().map(pool).collect(),
             excluded: data.excluded.as_ref().map(|(offsets, ids)| (up(stream, offsets), up(stream, ids))),
         }
@@ -34,11 +42,12 @@ impl OnDevice {
 
     fn search(&self, dim: usize) -> DeviceSearch<'_> {
         let mut pools = self.pools.iter().map(|(candidates, ids)| {
-            let pool = DevicePool::new(candidates.view(&self.stream, dim));
+            let pool = DevicePool::new(candidates.strided_view(&self.stream, dim, self.padding));
             ids.as_ref().map_or(pool, |ids| pool.ids(DeviceSlice::new(ids, &self.stream)))
         });
         let first = pools.next().expect("a pool");
-        let search = pools.fold(DeviceSearch::new(self.queries.view(&self.stream, dim), first), DeviceSearch::pool);
+        let queries = self.queries.strided_view(&self.stream, dim, self.padding);
+        let search = pools.fold(DeviceSearch::new(queries, first), DeviceSearch::pool);
         match &self.excluded {
             Some((offsets, ids)) => {
                 search.excluded_ids(DeviceSlice::new(offsets, &self.stream), DeviceSlice::new(ids, &self.stream))
@@ -94,8 +103,24 @@ pub fn searches_of_device_memory_find_what_host_memory_finds(cuda: &mut Cuda) {
     }
 }
 
-pub fn a_reserved_search_allocates_nothing_and_replays_as_a_graph(cuda: &mut Cuda) {
+/// The elements between rows are NaN. Scores are exact: where rows begin decides in which order a length is summed.
+pub fn strided_rows_are_searched_as_contiguous_ones(cuda: &mut Cuda) {
     let (stream, mut on_device) = on_stream();
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        for (dim, padding) in [(33, 1), (20, 3), (24, 8), (64, 64)] {
+            let data = SearchData::new(70, &[190, 65], dim, dtype, Values::Whole, true);
+            let (inputs, mut place) = (OnDevice::padded(&stream, &data, padding), Place::new(&stream, 70, 20));
+            on_device
+                .top_k_on_device(&inputs.search(dim), data.similarity, 20, &mut place.view())
+                .expect("a search that fits");
+            on_device.fault().expect("valid input");
+            place.assert_is(&data.top_k(cuda, 20), &format!("{dtype:?}, dim {dim}, padding {padding}"));
+        }
+    }
+}
+
+pub fn a_reserved_search_allocates_nothing_and_replays_as_a_graph(cuda: &mut Cuda) {
+    let (stream, mut on_device) = on_stream_for_capture();
     let data = SearchData::new(130, &[300], 24, DType::F16, Values::Normal, true);
     let (inputs, mut place, k) = (OnDevice::new(&stream, &data), Place::new(&stream, 130, 50), 50);
     let (search, similarity) = (inputs.search(24), data.similarity);

@@ -1,14 +1,12 @@
 //! Steps on device memory: the same results as from host memory, no allocation, graphs, and faults that only the device sees.
 
-use std::sync::Arc;
-
 use catalog_softmax::cuda::{
     Cuda, DeviceBatch, DeviceEmbeddings, DevicePool, DeviceSlice, DeviceSliceMut, DeviceStatistics, DeviceUpstream,
 };
 use catalog_softmax::{Backend, Correction, Error, Output, Reduction, Request, RowStatistics};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{CudaContext, CudaStream};
 
+use super::open::{on_stream, on_stream_for_capture};
 use crate::common::bits::problems;
 use crate::common::generate::{Config, Masking};
 use crate::common::on_device::{DeviceStorage, OnDevice, Results, up};
@@ -19,15 +17,6 @@ type Spoil = (&'static str, fn(&mut Problem));
 
 pub fn everything() -> Request {
     Request::value_and_grad().with_moments().with_rank()
-}
-
-pub fn on_stream() -> (Arc<CudaStream>, Cuda) {
-    let context = CudaContext::new(0).expect("opened before");
-    // SAFETY: everything here is on one stream. Events that cudarc would wait for break a capture.
-    unsafe { context.disable_event_tracking() };
-    let stream = context.new_stream().expect("a stream");
-    let cuda = Cuda::on_stream(stream.clone()).expect("opened before");
-    (stream, cuda)
 }
 
 pub fn from_host(cuda: &mut Cuda, problem: &Problem) -> Output {
@@ -163,7 +152,7 @@ pub fn an_epilogue_of_your_own_on_device_memory(cuda: &mut Cuda) {
 }
 
 pub fn a_reserved_step_allocates_nothing_and_replays_as_a_graph(cuda: &mut Cuda) {
-    let (stream, mut on_device) = on_stream();
+    let (stream, mut on_device) = on_stream_for_capture();
     let config = Config { masking: Masking::Excluded, correction: Correction::LogQ, ..Config::new(150, 400, 40) };
     let problem = config.problem();
     let wanted = from_host(cuda, &problem);

@@ -1,0 +1,287 @@
+"""The faults of scripts/mutate_kernels.py: what is dropped, moved or miscounted, and which tests must see it."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Fault:
+    """In `file`, `old` becomes `new`: one anchor each, or tuples of several. An anchor is there once, or is the first
+    one behind `after`, which is there once."""
+
+    name: str
+    file: str
+    old: str | tuple[str, ...]
+    new: str | tuple[str, ...]
+    tests: str
+    capability: int = 90
+    after: str = ""
+    # "2": by the letter, where shuffles and votes order nothing.
+    races: str = "1"
+
+
+def wide_output(what, old, new, tests="small::wide", **more):
+    return Fault(f"wide_output: {what}", "wide_output_sm90a.cu", old, new, tests, **more)
+
+
+def wide_scores(what, old, new, **more):
+    return Fault(f"wide_scores: {what}", "wide_scores.cuh", old, new, "small::wide", **more)
+
+
+def output(what, old, new, tests="small::narrow", **more):
+    return Fault(f"output: {what}", "output_sm90a.cu", old, new, tests, **more)
+
+
+def statistics(what, old, new, **more):
+    return Fault(f"statistics: {what}", "statistics_sm90a.cu", old, new, "small::narrow", **more)
+
+
+def pipeline(what, old, new, **more):
+    return Fault(f"pipeline: {what}", "pipeline.cuh", old, new, "small::narrow", **more)
+
+
+def portable(what, file, old, new, tests="small::portable", **more):
+    return Fault(f"portable: {what}", file, old, new, tests, capability=80, **more)
+
+
+def topk(what, file, old, new, **more):
+    return Fault(f"topk: {what}", file, old, new, "small::searches", capability=80, **more)
+
+
+CLUSTER_SYNC = "    ptx::cluster_sync();\n"
+BLOCK_SYNC = "    __syncthreads();\n"
+
+FAULTS = [
+    # Hopper, narrow rows: the ring between producer and consumers.
+    pipeline(
+        "handed back without __syncwarp",
+        "        __syncwarp();\n        ptx::barrier_arrive(ptx",
+        "        ptx::barrier_arrive(ptx",
+        races="2",
+    ),
+    pipeline(
+        "empty barriers expect one arrival fewer", "&empty[i]), CONSUMER_WARPS)", "&empty[i]), CONSUMER_WARPS - 1)"
+    ),
+    pipeline(
+        "full barriers waited for with the wrong parity",
+        "&full[place.index]), place.parity);",
+        "&full[place.index]), place.parity ^ 1);",
+    ),
+    pipeline(
+        "empty barriers waited for with the wrong parity",
+        "&empty[place.index]), place.parity ^ 1);",
+        "&empty[place.index]), place.parity);",
+    ),
+    pipeline("the parity never turns", "            parity ^= 1;\n", ""),
+    pipeline("producer does not wait for empty terms", "        shared.of_terms.wait_empty(terms_place);\n", ""),
+    pipeline("producer does not wait for empty chunks", "            shared.chunks.wait_empty(chunk_place);\n", ""),
+    pipeline("producer does not wait for an empty X", "        shared.of_x.wait_empty(x_place);\n", ""),
+    pipeline(
+        "last terms without __syncwarp",
+        "to[i] = i < present ? from[i] : nothing;\n    __syncwarp();\n",
+        "to[i] = i < present ? from[i] : nothing;\n",
+    ),
+    pipeline(
+        "flag written after the arrival that hands it over",
+        "            shared.flags[terms_place.index] = flags;\n"
+        "            copy_bulk_terms(shared.of_terms, terms_place, to, terms + first, present);\n",
+        "            copy_bulk_terms(shared.of_terms, terms_place, to, terms + first, present);\n"
+        "            shared.flags[terms_place.index] = flags;\n",
+    ),
+    pipeline(
+        "fewer bytes expected than copied",
+        "shared.chunks.expect(chunk_place, BLOCK_Y * CHUNK_BYTES)",
+        "shared.chunks.expect(chunk_place, BLOCK_Y * CHUNK_BYTES / 2)",
+    ),
+    statistics("no __syncthreads after the barriers' initialisation", BLOCK_SYNC, ""),
+    statistics(
+        "chunks handed back before the matmul's wait",
+        "            finish(b);\n            release_chunks();\n",
+        "            release_chunks();\n            finish(b);\n",
+    ),
+    statistics("terms not waited for", "            shared.of_terms.wait_full(terms_place);\n", ""),
+    statistics(
+        "terms handed back before they are read",
+        "            reduce(b, tile, second);\n            release_terms();\n",
+        "            release_terms();\n            reduce(b, tile, second);\n",
+    ),
+    statistics("X not waited for", "        shared.of_x.wait_full(x_place);\n", ""),
+    output(
+        "chunks handed back before the matmul's wait",
+        "            wgmma::wait<0>();\n            wgmma::settle(o);\n            release_chunks();\n",
+        "            release_chunks();\n            wgmma::wait<0>();\n            wgmma::settle(o);\n",
+    ),
+    output(
+        "X handed back before the scores' wait",
+        (
+            "        start_scores(s);\n        wgmma::wait<0>();\n",
+            "        shared.of_x.release(x_place);\n        x_place.advance();\n",
+        ),
+        (
+            "        start_scores(s);\n        shared.of_x.release(x_place);\n        wgmma::wait<0>();\n",
+            "        x_place.advance();\n",
+        ),
+    ),
+    output(
+        "last chunks handed back before the matmul's wait",
+        "        wgmma::wait<0>();\n        wgmma::settle(o);\n        release_chunks();\n        write(",
+        "        release_chunks();\n        wgmma::wait<0>();\n        wgmma::settle(o);\n        write(",
+    ),
+    output(
+        "spoiled rows cleared without fence.proxy.async",
+        "        ptx::fence_async_shared();\n",
+        "",
+        tests="small::spoiled",
+    ),
+    output(
+        "spoiled rows cleared without the first barrier",
+        "    __device__ __forceinline__ void clear_spoiled() {\n"
+        "        ptx::named_barrier(CONSUMERS_BARRIER, CONSUMERS * WARPGROUP);\n",
+        "    __device__ __forceinline__ void clear_spoiled() {\n",
+        tests="small::spoiled",
+    ),
+    output(
+        "spoiled rows cleared without the last barrier",
+        "        ptx::fence_async_shared();\n        ptx::named_barrier(CONSUMERS_BARRIER, CONSUMERS * WARPGROUP);\n",
+        "        ptx::fence_async_shared();\n",
+        tests="small::spoiled",
+    ),
+    # Hopper, wide rows: pairs of blocks.
+    wide_scores(
+        "X handed back before wait<1>",
+        "            wgmma::wait<1>();\n            if (chunk == LAG) continue;\n            release_x();\n",
+        "            if (chunk != LAG) release_x();\n            wgmma::wait<1>();\n"
+        "            if (chunk == LAG) continue;\n",
+    ),
+    wide_scores(
+        "b's X handed back before wait<0>",
+        "        wgmma::wait<0>();\n        wgmma::settle(b);\n        release_x();\n",
+        "        release_x();\n        wgmma::wait<0>();\n        wgmma::settle(b);\n",
+    ),
+    wide_scores("no cluster barrier at the start", CLUSTER_SYNC, "", after="after it has gone.\n"),
+    wide_scores(
+        "no cluster barrier at the end",
+        "Shape, Epilogue>(h, shared).run();\n    }\n" + CLUSTER_SYNC,
+        "Shape, Epilogue>(h, shared).run();\n    }\n",
+    ),
+    wide_scores("producer does not wait for an empty X", "        shared.of_x.wait_empty(x_place);\n", ""),
+    wide_output(
+        "stage handed back before wait<1>",
+        "            wgmma::wait<1>();\n            release(used);\n            used.advance();\n",
+        "            release(used);\n            used.advance();\n            wgmma::wait<1>();\n",
+    ),
+    wide_output(
+        "last stage handed back before wait<0>",
+        "        wgmma::wait<0>();\n        wgmma::settle(o);\n        if (!empty) release(used);\n",
+        "        if (!empty) release(used);\n        wgmma::wait<0>();\n        wgmma::settle(o);\n",
+    ),
+    wide_output(
+        "__syncthreads in place of the first cluster barrier", CLUSTER_SYNC, BLOCK_SYNC, after="after it has gone.\n"
+    ),
+    wide_output(
+        "no cluster barrier at the end",
+        "Consumer<Element>(h, shared).run();\n    }\n" + CLUSTER_SYNC,
+        "Consumer<Element>(h, shared).run();\n    }\n",
+    ),
+    wide_output(
+        "stage read before it is full",
+        "        shared.ring.wait_full(place);\n        const char* slab",
+        "        const char* slab",
+    ),
+    wide_output(
+        "spoiled rows cleared without fence.proxy.async",
+        "        ptx::fence_async_shared();\n",
+        "",
+        tests="small::spoiled",
+    ),
+    wide_output(
+        "spoiled rows cleared without their barrier",
+        "        ptx::named_barrier(CONSUMERS_BARRIER, CONSUMERS * WARPGROUP);\n",
+        "",
+        tests="small::spoiled",
+    ),
+    Fault("wide: handed back without __syncwarp", "wide.cuh", "        __syncwarp();\n", "", "small::wide"),
+    Fault(
+        "wide: handed back to the own block only",
+        "wide.cuh",
+        "lane % PAIR, lane < PAIR)",
+        "ptx::cluster_rank(), lane < PAIR)",
+        "small::wide",
+    ),
+    Fault(
+        "wide: empty barriers expect the own block only",
+        "wide.cuh",
+        "PAIR * CONSUMER_WARPS)",
+        "CONSUMER_WARPS)",
+        "small::wide",
+    ),
+    # Portable kernels.
+    portable(
+        "ring without __syncthreads",
+        "tile_stream.cuh",
+        "        ptx::cp_async_wait<STAGES - 2>();\n        __syncthreads();\n",
+        "        ptx::cp_async_wait<STAGES - 2>();\n",
+    ),
+    portable(
+        "ring waits for one group of copies too few",
+        "tile_stream.cuh",
+        "cp_async_wait<STAGES - 2>",
+        "cp_async_wait<STAGES - 1>",
+    ),
+    portable(
+        "ring refilled before the barrier",
+        "tile_stream.cuh",
+        "        __syncthreads();\n        fill();\n",
+        "        fill();\n        __syncthreads();\n",
+    ),
+    portable(
+        "spoiled rows cleared without a barrier",
+        "tile_stream.cuh",
+        '                         : "memory");\n        }\n        __syncthreads();\n',
+        '                         : "memory");\n        }\n',
+        tests="small::spoiled",
+    ),
+    portable(
+        "one set of terms instead of two",
+        "stream_sm80.cu",
+        "ColumnTerm* terms = shared->terms[tile % 2];",
+        "ColumnTerm* terms = shared->terms[0];",
+        after="void run() {",
+    ),
+    portable(
+        "sum of a block without the barrier in its loop",
+        "epilogue.cu",
+        "        __syncthreads();\n        if (threadIdx.x < half)",
+        "        if (threadIdx.x < half)",
+        tests="small::losses",
+    ),
+    portable(
+        "sum of a block without its first barrier",
+        "epilogue.cu",
+        "    __syncthreads();  // the last sum has been read\n",
+        "",
+        tests="small::losses",
+    ),
+    portable(
+        "sum of a block without its last barrier",
+        "epilogue.cu",
+        "    __syncthreads();\n    return values[0];",
+        "    return values[0];",
+        tests="small::losses",
+    ),
+    portable(
+        "heads of lists by plain writes",
+        "resolve.cu",
+        "p.pair_next[pair] = atomicExch(&p.slot_heads[slot], pair);",
+        "p.pair_next[pair] = p.slot_heads[slot];\n    p.slot_heads[slot] = pair;",
+        tests="small::portable",
+    ),
+    topk("keys compacted without __syncwarp", "best.cuh", "            __syncwarp();\n", "", races="2"),
+    topk("shrink without __syncwarp", "best.cuh", "        __syncwarp();\n#pragma unroll", "#pragma unroll"),
+    topk("sort without __syncthreads in its loop", "topk.cu", "            __syncthreads();\n", ""),
+    topk(
+        "sort without __syncthreads at its end",
+        "topk.cu",
+        "        }\n    }\n    __syncthreads();\n}",
+        "        }\n    }\n}",
+    ),
+]

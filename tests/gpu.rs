@@ -8,6 +8,8 @@ mod common;
 mod queue;
 #[path = "gpu/search.rs"]
 mod search;
+#[path = "gpu/soundness.rs"]
+mod soundness;
 #[path = "gpu/steps.rs"]
 mod steps;
 
@@ -26,6 +28,9 @@ use common::topk::{SearchData, TOP_K, Values};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() {
+    if soundness::run_case() {
+        return;
+    }
     let arguments = Arguments::from_args();
     let mut opened = Cuda::new(0);
     if let (Ok(cuda), true) = (&mut opened, std::env::var("GPU_TESTS_HOPPER").is_ok_and(|value| value == "0")) {
@@ -69,6 +74,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
             Ok(())
         }));
     }
+    trials.extend(soundness::trials());
     let own: [Own; 25] = [
         ("hopper_kernels_agree_at_the_edges_of_their_tiles", hopper_kernels_agree_at_the_edges_of_their_tiles),
         ("hopper_kernels_agree_over_many_tiles", hopper_kernels_agree_over_many_tiles),

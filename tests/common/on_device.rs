@@ -23,7 +23,6 @@ pub type PoolArrays = (DeviceStorage, Option<CudaSlice<u64>>, Option<CudaSlice<f
 
 /// A problem's arrays in device memory.
 pub struct OnDevice {
-    pub stream: Arc<CudaStream>,
     pub queries: DeviceStorage,
     pub pools: Vec<PoolArrays>,
     pub positives: Result<CudaSlice<u32>, DeviceStorage>,
@@ -46,18 +45,14 @@ impl DeviceStorage {
         }
     }
 
-    pub fn view<'a>(&'a self, stream: &CudaStream, dim: usize) -> DeviceEmbeddings<'a> {
-        fn view<'a, T: DeviceElement>(
-            stream: &CudaStream,
-            slice: &'a CudaSlice<T>,
-            dim: usize,
-        ) -> DeviceEmbeddings<'a> {
-            DeviceEmbeddings::new(DeviceSlice::new(slice, stream), slice.len() / dim, dim)
+    pub fn view(&self, dim: usize) -> DeviceEmbeddings<'_> {
+        fn view<T: DeviceElement>(slice: &CudaSlice<T>, dim: usize) -> DeviceEmbeddings<'_> {
+            DeviceEmbeddings::new(DeviceSlice::new(slice), slice.len() / dim, dim)
         }
         match self {
-            DeviceStorage::F32(slice) => view(stream, slice, dim),
-            DeviceStorage::F16(slice) => view(stream, slice, dim),
-            DeviceStorage::Bf16(slice) => view(stream, slice, dim),
+            DeviceStorage::F32(slice) => view(slice, dim),
+            DeviceStorage::F16(slice) => view(slice, dim),
+            DeviceStorage::Bf16(slice) => view(slice, dim),
         }
     }
 }
@@ -70,7 +65,6 @@ impl OnDevice {
         let pools =
             pools.map(|pool| (DeviceStorage::new(stream, &pool.candidates), ids(&pool.ids), option(&pool.log_q)));
         OnDevice {
-            stream: stream.clone(),
             queries: DeviceStorage::new(stream, &problem.queries),
             pools: pools.collect(),
             positives: match &problem.positives {
@@ -84,39 +78,43 @@ impl OnDevice {
         }
     }
 
+    /// Queues a copy of f32 queries over those that are there.
+    pub fn write_queries(&mut self, stream: &Arc<CudaStream>, values: &[f32]) {
+        let DeviceStorage::F32(queries) = &mut self.queries else { panic!("f32") };
+        stream.memcpy_htod(values, queries).expect("as many elements");
+    }
+
     pub fn batch<'a>(&'a self, problem: &Problem) -> DeviceBatch<'a> {
         let dim = problem.dim;
         let mut pools = self.pools.iter().zip(&problem.pools).map(|((candidates, ids, log_q), data)| {
-            let mut pool = DevicePool::new(candidates.view(&self.stream, dim));
+            let mut pool = DevicePool::new(candidates.view(dim));
             if let Some(ids) = ids {
-                pool = pool.ids(DeviceSlice::new(ids, &self.stream));
+                pool = pool.ids(DeviceSlice::new(ids));
             }
             if let Some(log_q) = log_q {
-                pool = pool.log_q(DeviceSlice::new(log_q, &self.stream));
+                pool = pool.log_q(DeviceSlice::new(log_q));
             }
             if data.gradient { pool } else { pool.without_gradient() }
         });
-        let (queries, first) = (self.queries.view(&self.stream, dim), pools.next().expect("a pool"));
+        let (queries, first) = (self.queries.view(dim), pools.next().expect("a pool"));
         let mut batch = match &self.positives {
-            Ok(index) => DeviceBatch::new(queries, first, DeviceSlice::new(index, &self.stream)),
-            Err(embeddings) => {
-                DeviceBatch::with_positive_embeddings(queries, first, embeddings.view(&self.stream, dim))
-            }
+            Ok(index) => DeviceBatch::new(queries, first, DeviceSlice::new(index)),
+            Err(embeddings) => DeviceBatch::with_positive_embeddings(queries, first, embeddings.view(dim)),
         };
         for pool in pools {
             batch = batch.pool(pool);
         }
         if let Some(ids) = &self.positive_ids {
-            batch = batch.positive_ids(DeviceSlice::new(ids, &self.stream));
+            batch = batch.positive_ids(DeviceSlice::new(ids));
         }
         if let Some(log_q) = &self.positive_log_q {
-            batch = batch.positive_log_q(DeviceSlice::new(log_q, &self.stream));
+            batch = batch.positive_log_q(DeviceSlice::new(log_q));
         }
         if let Some((offsets, ids)) = &self.excluded {
-            batch = batch.excluded_ids(DeviceSlice::new(offsets, &self.stream), DeviceSlice::new(ids, &self.stream));
+            batch = batch.excluded_ids(DeviceSlice::new(offsets), DeviceSlice::new(ids));
         }
         match &self.row_weight {
-            Some(weights) => batch.row_weight(DeviceSlice::new(weights, &self.stream)),
+            Some(weights) => batch.row_weight(DeviceSlice::new(weights)),
             None => batch,
         }
     }
@@ -152,26 +150,26 @@ impl Results {
     }
 
     /// A place for everything that the request names.
-    pub fn output<'a>(&'a mut self, stream: &Arc<CudaStream>, request: Request) -> DeviceOutput<'a> {
-        fn place<'a, T>(stream: &CudaStream, slice: &'a mut CudaSlice<T>) -> DeviceSliceMut<'a, T> {
-            DeviceSliceMut::new(slice, stream)
+    pub fn output(&mut self, request: Request) -> DeviceOutput<'_> {
+        fn place<T: Send + Sync>(slice: &mut CudaSlice<T>) -> DeviceSliceMut<'_, T> {
+            DeviceSliceMut::new(slice)
         }
         let [loss, probability, lse, positive, score, entropy] = &mut self.f64s;
         let [num_negatives, above, ties] = &mut self.u64s;
         let [tau, log_tau] = &mut self.temperature;
-        let d_candidates = self.d_candidates.iter_mut().map(|d| d.as_mut().map(|d| place(stream, d))).collect();
-        let mut gradients = DeviceGradients::new(place(stream, &mut self.d_queries), d_candidates);
-        gradients.d_positive_embeddings = self.d_positive_embeddings.as_mut().map(|d| place(stream, d));
-        gradients.d_temperature = Some(place(stream, tau));
-        gradients.d_log_temperature = Some(place(stream, log_tau));
-        let mut output = DeviceOutput::new(place(stream, &mut self.total));
-        output.loss = Some(place(stream, loss));
-        output.probability = Some(place(stream, probability));
-        output.lse = Some(place(stream, lse));
-        output.positive = Some(place(stream, positive));
-        output.num_negatives = Some(place(stream, num_negatives));
-        output.moments = request.moments.then(|| [place(stream, score), place(stream, entropy)]);
-        output.rank = request.rank.then(|| [place(stream, above), place(stream, ties)]);
+        let d_candidates = self.d_candidates.iter_mut().map(|d| d.as_mut().map(|d| place(d))).collect();
+        let mut gradients = DeviceGradients::new(place(&mut self.d_queries), d_candidates);
+        gradients.d_positive_embeddings = self.d_positive_embeddings.as_mut().map(|d| place(d));
+        gradients.d_temperature = Some(place(tau));
+        gradients.d_log_temperature = Some(place(log_tau));
+        let mut output = DeviceOutput::new(place(&mut self.total));
+        output.loss = Some(place(loss));
+        output.probability = Some(place(probability));
+        output.lse = Some(place(lse));
+        output.positive = Some(place(positive));
+        output.num_negatives = Some(place(num_negatives));
+        output.moments = request.moments.then(|| [place(score), place(entropy)]);
+        output.rank = request.rank.then(|| [place(above), place(ties)]);
         output.gradients = request.gradients.then_some(gradients);
         output
     }

@@ -26,4 +26,5 @@ image!(POSITIVES, "positives");
 image!(MERGE, "merge");
 image!(TOPK, "topk");
 image!(EPILOGUE, "epilogue");
+image!(ENQUEUE, "enqueue");
 image!(SYMMETRIC, "symmetric");

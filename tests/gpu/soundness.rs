@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use catalog_softmax::cuda::{Cuda, DevicePool, DeviceQueue, DeviceSlice};
 use catalog_softmax::{Backend, Batch, DType, Embeddings, Error, Loss, Output, QueueOptions, Request, Similarity};
-use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode, cuCtxCreate_v4};
 use cudarc::driver::{CudaContext, DriverError};
 use half::f16;
 use libtest_mimic::{Failed, Trial};
@@ -23,7 +23,7 @@ const CASE: &str = "GPU_TESTS_SOUNDNESS_CASE";
 /// Device memory of the emulated device: little, so that a test can use it up.
 const MEMORY: usize = 256 << 20;
 
-const CASES: [(&str, fn()); 15] = [
+const CASES: [(&str, fn()); 17] = [
     ("memory_of_another_stream_is_freed_after_the_step", memory_of_another_stream_is_freed_after_the_step),
     ("results_are_read_on_the_stream_that_owns_them", results_are_read_on_the_stream_that_owns_them),
     ("inputs_are_written_on_the_stream_that_owns_them", inputs_are_written_on_the_stream_that_owns_them),
@@ -35,6 +35,8 @@ const CASES: [(&str, fn()); 15] = [
     ("a_graph_outlives_larger_steps", a_graph_outlives_larger_steps),
     ("a_graph_runs_on_its_memory_alone", a_graph_runs_on_its_memory_alone),
     ("a_capture_by_the_caller_is_refused", a_capture_by_the_caller_is_refused),
+    ("a_capture_that_reaches_the_backend_is_refused", a_capture_that_reaches_the_backend_is_refused),
+    ("memory_of_another_context_is_refused", memory_of_another_context_is_refused),
     ("an_allowed_capture_outlives_larger_steps", an_allowed_capture_outlives_larger_steps),
     ("streams_that_differ_by_thread_are_refused", streams_that_differ_by_thread_are_refused),
     ("pinned_memory_outlives_the_copies_of_a_failed_step", pinned_memory_outlives_the_copies_of_a_failed_step),
@@ -285,6 +287,37 @@ fn a_capture_by_the_caller_is_refused() {
     drop(output);
     step(&mut cuda, &problem, &inputs, &mut results);
     cuda.fault().expect("valid input");
+}
+
+/// A slice was written by a stream that is being captured, so that whoever waits for that becomes part of the capture.
+fn a_capture_that_reaches_the_backend_is_refused() {
+    let (problem, context) = (problem(), context());
+    let (stream, third) = (context.new_stream().expect("a stream"), context.new_stream().expect("a stream"));
+    let mut cuda = Cuda::new(0).expect("a device");
+    let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
+    // SAFETY: nothing reads it. cudarc has no events of it to wait for, which the capture would refuse.
+    results.total = unsafe { stream.alloc(1) }.expect("memory");
+    third.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).expect("a stream of its own");
+    third.memset_zeros(&mut results.total).expect("it can be captured");
+    let stepped = cuda.step(&inputs.batch(&problem), &problem.loss, &mut results.output(everything()));
+    let error = stepped.expect_err("refused").to_string();
+    assert!(error.starts_with("the stream is being captured"), "{error}");
+}
+
+fn memory_of_another_context_is_refused() {
+    let (problem, device) = (problem(), context().cu_device());
+    let mut handle = std::ptr::null_mut();
+    // SAFETY: `handle` has room for what the driver writes, and parameters are optional.
+    let made = unsafe { cuCtxCreate_v4(&raw mut handle, std::ptr::null_mut(), 0, device) };
+    made.result().expect("a second context");
+    // SAFETY: the context was just made, on that device, and is not used but through cudarc.
+    let other = unsafe { CudaContext::from_raw_context(0, device, handle) }.expect("a context");
+    let stream = other.new_stream().expect("a stream");
+    let mut cuda = Cuda::new(0).expect("a device");
+    let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
+    let stepped = cuda.step(&inputs.batch(&problem), &problem.loss, &mut results.output(everything()));
+    let error = stepped.expect_err("refused").to_string();
+    assert!(error.starts_with("the CUDA context of queries is another one"), "{error}");
 }
 
 fn an_allowed_capture_outlives_larger_steps() {

@@ -82,6 +82,8 @@ impl<'a> Uses<'a> {
     /// After the last check and before the first launch.
     pub(super) fn start(&mut self) -> Result<()> {
         checked("cuStreamWaitEvent", self.driver.context().check_err())?;
+        // To wait for work that is being captured is to become part of the capture.
+        self.driver.refuse_capture(self.driver.stream())?;
         self.owners.iter().try_for_each(|owner| self.driver.order(owner, self.driver.stream()))?;
         self.started = true;
         Ok(())

@@ -1,11 +1,10 @@
 // Copies rows into a queue, with their ids and log_q.
 //
-// Shapes: from (rows) of `row_bytes` bytes, `stride` bytes apart; to (rows), contiguous; ids and log_q (rows).
-// Method: a warp for each row; lane l copies units l, l + 32, ... of it, and lane 0 the row's id and log_q.
-// Why a kernel: cuMemcpy2D "may fail for pitches not computed by cuMemAllocPitch" within a device, and the strides here are the
-// caller's; and one launch serves all three arrays.
-// Cost: reads and writes each byte once; bound by memory.
-// Tests: tests/gpu/queue.rs and tests/gpu/soundness.rs against the queue in host memory.
+// Shapes: from (rows) of `row_bytes` bytes, `stride` bytes apart; to (rows), contiguous; ids and log_q (rows). Method:
+// a warp for each row; lane l copies units l, l + 32, ... of it, and lane 0 the row's id and log_q. Why a kernel:
+// cuMemcpy2D "may fail for pitches not computed by cuMemAllocPitch" within a device, and the strides here are the
+// caller's; and one launch serves all three arrays. Cost: reads and writes each byte once; bound by memory. Tests:
+// tests/gpu/queue.rs and tests/gpu/soundness.rs against the queue in host memory.
 
 #include "enqueue_params.h"
 #include "warp.cuh"

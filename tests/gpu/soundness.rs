@@ -1,7 +1,8 @@
 //! What no safe call may do: touch memory that is not its own to use, or overtake the work of another stream.
 //!
-//! Each case runs in a process of its own, since a fault would spoil the context of the others, and on an emulated device with
-//! `CUDA_EMULATOR_DEFER=1`: nothing queued runs until something waits for it, so that a missing wait shows every time.
+//! Each case runs in a process of its own, since a fault would spoil the context of the others, and on an emulated
+//! device with `CUDA_EMULATOR_DEFER=1`: nothing queued runs until something waits for it, so that a missing wait shows
+//! every time.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -359,8 +360,8 @@ fn streams_that_differ_by_thread_are_refused() {
     assert!(error.starts_with("the stream of queries is the per-thread default stream"), "{error}");
 }
 
-/// Copies from pinned memory read it when the stream has come there. What fails between the copies and the wait for them is the
-/// tensor map of a row stride of 2^40 elements, which only the kernels for compute capability 9.0 need.
+/// Copies from pinned memory read it when the stream has come there. What fails between the copies and the wait for
+/// them is the tensor map of a row stride of 2^40 elements, which only the kernels for compute capability 9.0 need.
 fn pinned_memory_outlives_the_copies_of_a_failed_step() {
     let (context, dim) = (context(), 64);
     let mut cuda = Cuda::new(0).expect("a device");

@@ -18,9 +18,9 @@ enum Positives<'a> {
 /// Shapes, alignment and devices of the views are checked when a step is planned or run. What only the device can see
 /// (indices, offsets, log_q, weights) is checked there: the step stays in bounds, and [`Cuda::fault`](super::Cuda::fault) tells.
 ///
-/// A batch borrows its memory and may serve several steps. A step reads it as it is when the device comes to the step: after
-/// everything that was queued before on the backend's stream and on the streams that the memory belongs to, and before what is
-/// queued on them later ([`DeviceSlice`] has the details).
+/// A batch borrows its memory and may serve several steps. A step reads it as it is when the device comes to the step:
+/// after everything that was queued before on the backend's stream and on the streams that the memory belongs to, and
+/// before what is queued on them later ([`DeviceSlice`] has the details).
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct DeviceBatch<'a> {

@@ -28,8 +28,8 @@ pub(super) struct Limits {
     pub(super) hopper: bool,
 }
 
-/// A backend's stream and the kernels that it runs. Whatever may still be in use when the backend is dropped (a graph, a
-/// queue's memory) keeps a clone.
+/// A backend's stream and the kernels that it runs. Whatever may still be in use when the backend is dropped (a graph,
+/// a queue's memory) keeps a clone.
 #[derive(Debug, Clone)]
 pub(super) struct Driver {
     loaded: Arc<Loaded>,
@@ -195,8 +195,8 @@ impl Driver {
         Ok(map.opaque)
     }
 
-    /// Makes the context this thread's. Every entry into the backend does it first. cudarc's own `bind_to_thread` would fail
-    /// with an error that cudarc noted in an earlier `drop`.
+    /// Makes the context this thread's. Every entry into the backend does it first. cudarc's own `bind_to_thread` would
+    /// fail with an error that cudarc noted in an earlier `drop`.
     pub(super) fn bind(&self) -> Result<()> {
         bind(self.context())
     }
@@ -206,15 +206,16 @@ impl Driver {
         synchronize(&self.loaded.stream)
     }
 
-    /// Waits for the backend's stream when it is dropped: borrowed host memory must outlive the copies from and to it, however
-    /// a function that queues them ends.
+    /// Waits for the backend's stream when it is dropped: borrowed host memory must outlive the copies from and to it,
+    /// however a function that queues them ends.
     pub(super) fn settled(&self) -> Result<Settled> {
         self.bind()?;
         self.refuse_every_capture()?;
         Ok(Settled(self.clone()))
     }
 
-    /// Refuses to work while the caller captures `stream`, unless that is allowed: nobody would keep what the graph uses.
+    /// Refuses to work while the caller captures `stream`, unless that is allowed: nobody would keep what the graph
+    /// uses.
     pub(super) fn refuse_capture(&self, stream: &CudaStream) -> Result<()> {
         if self.capture_allowed || !is_capturing(stream.cu_stream())? { Ok(()) } else { Err(captured()) }
     }

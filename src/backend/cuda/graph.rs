@@ -16,11 +16,12 @@ use crate::loss::Loss;
 
 /// A step as a CUDA graph: one launch in place of many. [`Cuda::capture`] makes it and [`Cuda::replay`] runs it.
 ///
-/// A graph holds addresses, sizes and options as they were when it was captured: the loss with its temperature, and whether tf32
-/// and Hopper's kernels were allowed. It keeps the part of the backend that it uses (kernels and workspace), so that larger steps
-/// between replays do no harm; [`device_bytes`](StepGraph::device_bytes) says how much that is. The caller's memory it does not
-/// keep. A replay takes views of it again, as a step does, and compares them with those of the capture: between replays the
-/// caller is free to write inputs and to read results, and memory that was freed cannot be named.
+/// A graph holds addresses, sizes and options as they were when it was captured: the loss with its temperature, and
+/// whether tf32 and Hopper's kernels were allowed. It keeps the part of the backend that it uses (kernels and
+/// workspace), so that larger steps between replays do no harm; [`device_bytes`](StepGraph::device_bytes) says how much
+/// that is. The caller's memory it does not keep. A replay takes views of it again, as a step does, and compares them
+/// with those of the capture: between replays the caller is free to write inputs and to read results, and memory that
+/// was freed cannot be named.
 #[derive(Debug)]
 pub struct StepGraph {
     exec: Exec,
@@ -52,7 +53,8 @@ impl Drop for Exec {
 }
 
 impl StepGraph {
-    /// Bytes of device memory that this graph uses. They are the backend's own while it has not grown since the capture.
+    /// Bytes of device memory that this graph uses. They are the backend's own while it has not grown since the
+    /// capture.
     pub fn device_bytes(&self) -> usize {
         self.workspace.bytes()
     }
@@ -61,9 +63,9 @@ impl StepGraph {
 impl Cuda {
     /// Makes a graph of a step, without running it. Memory for it is allocated where there is none yet.
     ///
-    /// A training loop captures once and then replays; eager steps on other batches may come in between. A graph's temperature
-    /// is that of its capture: a loss whose temperature changes from step to step needs [`step`](Cuda::step). cudarc's event
-    /// tracking may be on.
+    /// A training loop captures once and then replays; eager steps on other batches may come in between. A graph's
+    /// temperature is that of its capture: a loss whose temperature changes from step to step needs
+    /// [`step`](Cuda::step). cudarc's event tracking may be on.
     ///
     /// ```no_run
     /// use catalog_softmax::cuda::{Cuda, DeviceBatch, DeviceOutput};
@@ -75,7 +77,8 @@ impl Cuda {
     /// #     fn fill_from_towers(&mut self) {}
     /// # }
     /// # fn example(
-    /// #     mut cuda: Cuda, loss: Loss, mut training: Memory, mut results: Memory, validation: Memory, mut scores: Memory,
+    /// #     mut cuda: Cuda, loss: Loss,
+    /// #     mut training: Memory, mut results: Memory, validation: Memory, mut scores: Memory,
     /// # ) -> Result<(), catalog_softmax::Error> {
     /// let graph = cuda.capture(&training.batch(), &loss, &mut results.output())?;
     /// for step in 0..10_000 {
@@ -105,11 +108,12 @@ impl Cuda {
         Ok(StepGraph { exec, problem, given, loss: *loss, workspace: self.arena.keep() })
     }
 
-    /// Queues a captured step, on the memory that it was captured with: what [`step`](Cuda::step) with the graph's loss would do.
+    /// Queues a captured step, on the memory that it was captured with: what [`step`](Cuda::step) with the graph's loss
+    /// would do.
     ///
     /// # Errors
-    /// A graph of another backend; views of other memory than the capture's, or of other sizes; a driver that refuses. Nothing has
-    /// been submitted then, except in the last case.
+    /// A graph of another backend; views of other memory than the capture's, or of other sizes; a driver that refuses.
+    /// Nothing has been submitted then, except in the last case.
     pub fn replay(&mut self, graph: &StepGraph, batch: &DeviceBatch<'_>, output: &mut DeviceOutput<'_>) -> Result<()> {
         if !graph.exec.driver.is(&self.driver) {
             return Err(value("graph", "of another backend", "captured by the backend that replays it"));
@@ -124,22 +128,23 @@ impl Cuda {
             return Err(value("output", "other places", "those that the graph was captured with"));
         }
         uses.start()?;
-        // SAFETY: the graph is live. Its addresses are those of the views just checked, of the workspace and kernels that it
-        // keeps, and of this backend's fault record.
+        // SAFETY: the graph is live. Its addresses are those of the views just checked, of the workspace and kernels
+        // that it keeps, and of this backend's fault record.
         let launched = unsafe { result::graph::launch(graph.exec.handle, driver.stream().cu_stream()) };
         uses.finish(checked("cuGraphLaunch", launched))
     }
 
-    /// Lets the caller capture the backend's stream, so that steps, searches and enqueues become part of a larger graph of the
-    /// caller's: a whole training step, for example. Without this call they are refused while the stream is being captured.
+    /// Lets the caller capture the backend's stream, so that steps, searches and enqueues become part of a larger graph
+    /// of the caller's: a whole training step, for example. Without this call they are refused while the stream is
+    /// being captured.
     ///
-    /// From now on the backend frees no workspace that it outgrows. What an operation needs has to be reserved before the
-    /// capture. Event tracking of cudarc has to be off, since a capture refuses to wait for events from outside, and for the
-    /// same reason all memory has to belong to the backend's stream.
+    /// From now on the backend frees no workspace that it outgrows. What an operation needs has to be reserved before
+    /// the capture. Event tracking of cudarc has to be off, since a capture refuses to wait for events from outside,
+    /// and for the same reason all memory has to belong to the backend's stream.
     ///
     /// # Safety
-    /// Graphs that were captured with work of this backend are launched in the order of its stream, only while the backend and
-    /// all memory that its work was given live, and only while nothing else writes that memory.
+    /// Graphs that were captured with work of this backend are launched in the order of its stream, only while the
+    /// backend and all memory that its work was given live, and only while nothing else writes that memory.
     pub unsafe fn allow_capture(&mut self) {
         self.driver.capture_allowed = true;
     }

@@ -75,8 +75,8 @@ const OUT_OF_MEMORY: DriverError = DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_
 /// In the order of the stream where the device has memory pools, as nearly all have.
 fn allocate(driver: &Driver, bytes: usize) -> std::result::Result<u64, DriverError> {
     if driver.context().has_async_alloc() {
-        // SAFETY: the stream is live, its context bound, and the size not 0. Whoever uses the memory on another stream makes
-        // that one wait (`Uses`).
+        // SAFETY: the stream is live, its context bound, and the size not 0. Whoever uses the memory on another stream
+        // makes that one wait (`Uses`).
         unsafe { result::malloc_async(driver.stream().cu_stream(), bytes) }
     } else {
         // SAFETY: as above.
@@ -84,8 +84,8 @@ fn allocate(driver: &Driver, bytes: usize) -> std::result::Result<u64, DriverErr
     }
 }
 
-/// Makes the device's pool return what it keeps for later allocations: memory that was freed in the order of a stream, too,
-/// once the stream has come there. An error here leaves things as they are, and the allocation that follows fails.
+/// Makes the device's pool return what it keeps for later allocations: memory that was freed in the order of a stream,
+/// too, once the stream has come there. An error here leaves things as they are, and the allocation that follows fails.
 fn give_back(driver: &Driver) {
     let _ = result::ctx::synchronize();
     // SAFETY: the device is that of a live context, and the pool is the device's.
@@ -101,8 +101,8 @@ impl Drop for Block {
         }
         // An error in what follows is that of a device that has failed, with all its memory.
         if self.driver.context().has_async_alloc() {
-            // SAFETY: `base` came from `malloc_async` and is freed once. What used it on this stream was submitted before, and
-            // what used it on others, this stream was made to wait for (`Uses`).
+            // SAFETY: `base` came from `malloc_async` and is freed once. What used it on this stream was submitted
+            // before, and what used it on others, this stream was made to wait for (`Uses`).
             let _ = unsafe { result::free_async(self.base, self.driver.stream().cu_stream()) };
         } else if self.driver.synchronize().is_ok() {
             // SAFETY: as above; the stream was waited for.

@@ -107,8 +107,8 @@ impl Cuda {
     ///
     /// # Errors
     /// [`Error::DeviceUnavailable`] for a compute capability below 8.0 or a crate built without kernels,
-    /// [`Error::Driver`] where the driver refuses to load them, [`Error::Value`] for the per-thread default stream, which is
-    /// another stream on each thread.
+    /// [`Error::Driver`] where the driver refuses to load them, [`Error::Value`] for the per-thread default stream,
+    /// which is another stream on each thread.
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self, Error> {
         let ordinal = stream.context().ordinal();
         let unavailable = |reason| Error::DeviceUnavailable { device: format!("cuda:{ordinal}"), reason };
@@ -121,8 +121,8 @@ impl Cuda {
         Ok(Cuda { driver, arena, fault, tf32: false })
     }
 
-    /// The stream that everything runs on. Slices that are allocated on it need no further order with the backend's work, and
-    /// what is read on it after a step is the step's result.
+    /// The stream that everything runs on. Slices that are allocated on it need no further order with the backend's
+    /// work, and what is read on it after a step is the step's result.
     pub fn stream(&self) -> &Arc<CudaStream> {
         self.driver.stream()
     }
@@ -143,8 +143,8 @@ impl Cuda {
         Step { driver: &self.driver, arena: &self.arena, problem, workspace, fault: self.fault.address() }
     }
 
-    /// Bytes of device memory that this backend holds now: those of the largest step so far, as its plan said, and after
-    /// [`allow_capture`](Cuda::allow_capture) those that it outgrew.
+    /// Bytes of device memory that this backend holds now: those of the largest step so far, as its plan said, and
+    /// after [`allow_capture`](Cuda::allow_capture) those that it outgrew.
     pub fn device_bytes(&self) -> usize {
         self.arena.bytes()
     }

@@ -20,14 +20,14 @@ use crate::queue::{NegativeQueue, QueueOptions};
 /// The last candidates of past steps, as [`NegativeQueue`] in host memory, whose docs say what it is for and why to enqueue
 /// after the loss.
 ///
-/// Its memory is allocated when it is made, and belongs to the stream of the backend that it is made with, as a cudarc slice
-/// belongs to its stream: it is freed in the order of that stream. [`enqueue`](DeviceQueue::enqueue) queues one or two kernels
-/// that copy, does not wait for them and allocates nothing. Other backends of the same context may use the queue, too; their
-/// streams and the queue's then wait for each other, as [`DeviceSlice`] says.
+/// Its memory is allocated when it is made, and belongs to the stream of the backend that it is made with, as a cudarc
+/// slice belongs to its stream: it is freed in the order of that stream. [`enqueue`](DeviceQueue::enqueue) queues one
+/// or two kernels that copy, does not wait for them and allocates nothing. Other backends of the same context may use
+/// the queue, too; their streams and the queue's then wait for each other, as [`DeviceSlice`] says.
 ///
-/// A full queue is one pool, at the same place in every step, so that a captured step ([`Cuda::capture`]) stays right. An enqueue
-/// cannot be replayed, since each one writes other rows. Before the queue is full, pools grow from step to step, and so does
-/// what a step needs: reserve it with [`whole`](DeviceQueue::whole).
+/// A full queue is one pool, at the same place in every step, so that a captured step ([`Cuda::capture`]) stays right.
+/// An enqueue cannot be replayed, since each one writes other rows. Before the queue is full, pools grow from step to
+/// step, and so does what a step needs: reserve it with [`whole`](DeviceQueue::whole).
 ///
 /// ```no_run
 /// use catalog_softmax::cuda::{Cuda, DeviceBatch, DevicePool, DeviceQueue};
@@ -98,10 +98,12 @@ impl DeviceQueue {
         Ok(queue)
     }
 
-    /// The same queue in host memory, to look at or to [keep as bytes](NegativeQueue::to_bytes). Waits for the queue's stream.
+    /// The same queue in host memory, to look at or to [keep as bytes](NegativeQueue::to_bytes). Waits for the queue's
+    /// stream.
     ///
     /// # Errors
-    /// Where the host's memory does not hold the queue; [`Error::Driver`](crate::Error::Driver) where the device failed.
+    /// Where the host's memory does not hold the queue; [`Error::Driver`](crate::Error::Driver) where the device
+    /// failed.
     pub fn to_host(&self) -> Result<NegativeQueue> {
         self.driver.bind()?;
         let mut host = NegativeQueue::with_ring(self.options, self.ring.clone())?;
@@ -184,15 +186,16 @@ impl DeviceQueue {
     /// `width` elements for each slot.
     fn slice<T>(&self, part: Part, slots: &Range<usize>, width: usize) -> DeviceSlice<'_, T> {
         let address = self.arena.address(part) + (slots.start * width * size_of::<T>()) as u64;
-        // SAFETY: slots are below the capacity, for which the part was laid out, and were filled when it was made. The view
-        // borrows the queue, so that its memory is neither written nor freed before the last use of the view is queued; both
-        // come after that in the order of the queue's stream.
+        // SAFETY: slots are below the capacity, for which the part was laid out, and were filled when it was made. The
+        // view borrows the queue, so that its memory is neither written nor freed before the last use of the view is
+        // queued; both come after that in the order of the queue's stream.
         unsafe { DeviceSlice::owned(address, slots.len() * width, self.driver.stream()) }
     }
 
     /// Queues copies of a pool's rows, with its ids and log_q where the queue keeps them, over the oldest ones; as
-    /// [`NegativeQueue::enqueue`], which says what is not looked at. Returns before the device has done it: other streams are
-    /// ordered with it as [`DeviceSlice`] says. log_q that is not finite is found by the step that uses it ([`Cuda::fault`]).
+    /// [`NegativeQueue::enqueue`], which says what is not looked at. Returns before the device has done it: other
+    /// streams are ordered with it as [`DeviceSlice`] says. log_q that is not finite is found by the step that uses it
+    /// ([`Cuda::fault`]).
     ///
     /// # Errors
     /// Shapes that disagree with the queue's or with each other, another element type or device, ids or log_q missing where

@@ -141,14 +141,15 @@ impl Cuda {
         self.arena.reserve(&self.driver, memory.layout)
     }
 
-    /// Queues a step on the backend's stream: loss, statistics and what else `output` has a place for. Returns before the
-    /// device has done it. Memory of other streams is ordered with it ([`DeviceSlice`](super::DeviceSlice)), so that results
-    /// can be read on the backend's stream, or on the one that their slice belongs to, with no wait in between.
+    /// Queues a step on the backend's stream: loss, statistics and what else `output` has a place for. Returns before
+    /// the device has done it. Memory of other streams is ordered with it ([`DeviceSlice`](super::DeviceSlice)), so
+    /// that results can be read on the backend's stream, or on the one that their slice belongs to, with no wait in
+    /// between.
     ///
     /// # Errors
     /// Shapes, alignment or devices of views that do not fit; options out of range; a stream that is being captured
-    /// ([`capture`](Cuda::capture) makes a graph of a step); too little device memory; a driver that refuses. Nothing has been
-    /// submitted then, except in the last case.
+    /// ([`capture`](Cuda::capture) makes a graph of a step); too little device memory; a driver that refuses. Nothing
+    /// has been submitted then, except in the last case.
     pub fn step(&mut self, batch: &DeviceBatch<'_>, loss: &Loss, output: &mut DeviceOutput<'_>) -> Result<()> {
         let driver = self.driver.clone();
         let mut uses = Uses::new(&driver)?;
@@ -263,12 +264,12 @@ impl Cuda {
         Ok((problem, memory))
     }
 
-    /// Waits for the backend's stream, and tells whether a step since the last call found input that breaks a rule: what
-    /// [`Batch`](crate::Batch) would have rejected and only the device sees.
+    /// Waits for the backend's stream, and tells whether a step since the last call found input that breaks a rule:
+    /// what [`Batch`](crate::Batch) would have rejected and only the device sees.
     ///
     /// # Errors
-    /// [`Error::Value`](crate::Error::Value) with the first such element; results of the steps since are then not to be used.
-    /// [`Error::Driver`](crate::Error::Driver) where the device failed.
+    /// [`Error::Value`](crate::Error::Value) with the first such element; results of the steps since are then not to be
+    /// used. [`Error::Driver`](crate::Error::Driver) where the device failed.
     pub fn fault(&self) -> Result<()> {
         self.driver.bind()?;
         self.fault.take(&self.driver)

@@ -1,7 +1,7 @@
 //! Calls of the driver about contexts, streams and their order.
 //!
-//! They go to the driver itself: cudarc's own begin with `bind_to_thread`, which returns an error that cudarc noted in an
-//! earlier `drop` and then does nothing.
+//! They go to the driver itself: cudarc's own begin with `bind_to_thread`, which returns an error that cudarc noted in
+//! an earlier `drop` and then does nothing.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,8 +14,8 @@ pub(super) fn checked<T>(call: &'static str, result: std::result::Result<T, Driv
     result.map_err(|DriverError(code)| Error::Driver { call, code: code as i32 })
 }
 
-/// What this thread's per-thread default stream is called is another stream on another thread, so that nothing can be ordered by
-/// it.
+/// What this thread's per-thread default stream is called is another stream on another thread, so that nothing can be
+/// ordered by it.
 pub(super) const PER_THREAD_RULE: &str = "a stream that is the same one on every thread";
 
 pub(super) fn is_per_thread(stream: &CudaStream) -> bool {
@@ -60,8 +60,8 @@ impl Event {
         Ok(Event(Mutex::new(Handle(checked("cuEventCreate", event)?))))
     }
 
-    /// Makes what `waiting` is given from now on come after what `first` was given until now. All three are of the context
-    /// that is bound.
+    /// Makes what `waiting` is given from now on come after what `first` was given until now. All three are of the
+    /// context that is bound.
     pub(super) fn order(&self, first: &CudaStream, waiting: &CudaStream) -> Result<()> {
         // Locked: between the two calls another thread would record another stream's work.
         let event = self.0.lock().unwrap_or_else(PoisonError::into_inner);

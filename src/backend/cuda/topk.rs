@@ -141,9 +141,9 @@ impl Cuda {
         self.arena.reserve(&self.driver, layout)
     }
 
-    /// Queues a search of the caller's device memory on the backend's stream: what [`Backend::top_k`](crate::Backend::top_k)
-    /// finds, with no copies to or from the host. Returns before the device has done it. Memory of other streams is ordered with
-    /// it, as for [`step`](Cuda::step).
+    /// Queues a search of the caller's device memory on the backend's stream: what
+    /// [`Backend::top_k`](crate::Backend::top_k) finds, with no copies to or from the host. Returns before the device
+    /// has done it. Memory of other streams is ordered with it, as for [`step`](Cuda::step).
     ///
     /// ```no_run
     /// use catalog_softmax::cuda::{Cuda, DeviceEmbeddings, DevicePool, DeviceSearch, DeviceSlice, DeviceSliceMut, DeviceTopK};
@@ -170,9 +170,9 @@ impl Cuda {
     /// ```
     ///
     /// # Errors
-    /// A `k` that is 0, above 1024 or above the number of candidates; log_q, which a search has none of; shapes, alignment or
-    /// devices of views that do not fit; a stream that is being captured; too little device memory; a driver that refuses.
-    /// Nothing has been submitted then, except in the last case.
+    /// A `k` that is 0, above 1024 or above the number of candidates; log_q, which a search has none of; shapes,
+    /// alignment or devices of views that do not fit; a stream that is being captured; too little device memory; a
+    /// driver that refuses. Nothing has been submitted then, except in the last case.
     pub fn top_k_on_device(
         &mut self,
         search: &DeviceSearch<'_>,

@@ -7,8 +7,8 @@
 //! finish               cudarc records that the backend's stream uses the slices; their owners wait for it
 //! ```
 //!
-//! cudarc's events alone would not do: without `CudaContext::new_stream` a context ignores them, and it frees a slice in the
-//! order of its owner, the stream that it was allocated on.
+//! cudarc's events alone would not do: without `CudaContext::new_stream` a context ignores them, and it frees a slice
+//! in the order of its owner, the stream that it was allocated on.
 
 use std::sync::Arc;
 
@@ -26,7 +26,8 @@ pub(super) struct Uses<'a> {
     guards: Vec<SyncOnDrop<'a>>,
     /// Streams beside the backend's that own some of the memory, once each.
     owners: Vec<Arc<CudaStream>>,
-    /// Errors that cudarc noted before, by context: they are not this work's, and cudarc would not wait because of them.
+    /// Errors that cudarc noted before, by context: they are not this work's, and cudarc would not wait because of
+    /// them.
     noted: Vec<(Arc<CudaContext>, Option<DriverError>)>,
     started: bool,
 }

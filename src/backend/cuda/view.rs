@@ -12,19 +12,23 @@ use super::uses::Uses;
 use crate::embeddings::DType;
 use crate::error::{Result, shape};
 
-/// `len` elements of type `T` in device memory, borrowed for reading. Made of a cudarc slice or view; `T` is the element type.
+/// `len` elements of type `T` in device memory, borrowed for reading. Made of a cudarc slice or view; `T` is the
+/// element type.
 ///
-/// The backend works on one stream, [`Cuda::stream`](super::Cuda::stream). A cudarc slice belongs to the stream that it was
-/// allocated on, and nothing has to be done where that is the same stream. Where it is another one, each call that uses the view
-/// makes both wait for each other: the backend's stream first waits for what the slice's stream was given before the call, and
-/// what the slice's stream is given after the call waits for the backend's work. So a slice may be filled on its own stream
-/// before a step, read there after it, and dropped right after the call, since cudarc frees it in the order of that stream.
+/// The backend works on one stream, [`Cuda::stream`](super::Cuda::stream). A cudarc slice belongs to the stream that it
+/// was allocated on, and nothing has to be done where that is the same stream. Where it is another one, each call that
+/// uses the view makes both wait for each other: the backend's stream first waits for what the slice's stream was given
+/// before the call, and what the slice's stream is given after the call waits for the backend's work. So a slice may be
+/// filled on its own stream before a step, read there after it, and dropped right after the call, since cudarc frees it
+/// in the order of that stream.
 ///
-/// Work on a third stream is ordered by cudarc's event tracking, which is on unless `CudaContext::disable_event_tracking` was
-/// called: the backend's stream waits for such work, and records its own use of the slice for later work to wait for. With event
-/// tracking off the caller has to order third streams, as that (unsafe) function says.
+/// Work on a third stream is ordered by cudarc's event tracking, which is on unless
+/// `CudaContext::disable_event_tracking` was called: the backend's stream waits for such work, and records its own use
+/// of the slice for later work to wait for. With event tracking off the caller has to order third streams, as that
+/// (unsafe) function says.
 ///
-/// A view is a borrow: it lasts until the call that uses it returns, which is when the work is queued, not when it is done.
+/// A view is a borrow: it lasts until the call that uses it returns, which is when the work is queued, not when it is
+/// done.
 ///
 /// ```compile_fail,E0505
 /// use catalog_softmax::cuda::DeviceSlice;
@@ -107,10 +111,10 @@ impl<'a, T> DeviceSlice<'a, T> {
     /// Memory of another library: PyTorch's `data_ptr()`, for example. Nothing is known about its stream.
     ///
     /// # Safety
-    /// From `address` on there are `len` initialised elements of `T`, in memory that the backend's context can use. They were
-    /// written in the order of the backend's stream, or that stream was made to wait for it. Nothing frees or writes
-    /// them before the work that uses this view is done: work is done when the stream has come past it, not when the call
-    /// returns.
+    /// From `address` on there are `len` initialised elements of `T`, in memory that the backend's context can use.
+    /// They were written in the order of the backend's stream, or that stream was made to wait for it. Nothing frees or
+    /// writes them before the work that uses this view is done: work is done when the stream has come past it, not when
+    /// the call returns.
     pub unsafe fn from_raw(address: u64, len: usize) -> Self {
         DeviceSlice { source: Source::Raw(address), len, elements: PhantomData }
     }

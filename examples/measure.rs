@@ -230,12 +230,12 @@ fn measure_cuda(args: &Args, problem: &Problem) -> Result<Measured, Box<dyn Erro
         batch = batch.log_q_bounds(low, high);
     }
     let workspace_bytes = cuda.plan_step(&batch, loss, request)?.workspace_bytes;
-    cuda.step(&batch, loss, &mut results.output(&stream, request))?;
+    cuda.step(&batch, loss, &mut results.output(request))?;
     cuda.fault()?;
     let mut seconds = Vec::new();
     for _ in 0..args.iterations {
         let start = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
-        cuda.step(&batch, loss, &mut results.output(&stream, request))?;
+        cuda.step(&batch, loss, &mut results.output(request))?;
         let end = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
         cuda.fault()?;
         seconds.push(f64::from(start.elapsed_ms(&end)?) * 1e-3);

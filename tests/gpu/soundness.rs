@@ -73,6 +73,7 @@ fn problem() -> Problem {
     Config { masking: Masking::Ids, ..Config::new(40, 90, 16) }.problem()
 }
 
+/// Computed before the work that is tested: to open a backend waits for everything in the context.
 fn wanted(problem: &Problem) -> Output {
     from_host(&mut Cuda::new(0).expect("a device"), problem)
 }
@@ -99,17 +100,18 @@ fn memory_of_another_stream_is_freed_after_the_step() {
 
 fn results_are_read_on_the_stream_that_owns_them() {
     let (problem, context) = (problem(), context());
+    let wanted = wanted(&problem);
     let (stream, own) = (context.new_stream().expect("a stream"), context.new_stream().expect("a stream"));
     let mut cuda = Cuda::on_stream(own).expect("a device");
     let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
     step(&mut cuda, &problem, &inputs, &mut results);
-    let wanted = wanted(&problem);
     assert_same(&results.download(&stream, &wanted), &wanted, "right after the step");
 }
 
 /// Before a step, and after it while it is queued.
 fn inputs_are_written_on_the_stream_that_owns_them() {
     let (problem, stream) = (problem(), context().new_stream().expect("a stream"));
+    let wanted = wanted(&problem);
     let mut cuda = Cuda::new(0).expect("a device");
     let (mut inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
     let Storage::F32(queries) = &problem.queries else { panic!("f32") };
@@ -118,17 +120,16 @@ fn inputs_are_written_on_the_stream_that_owns_them() {
     inputs.write_queries(&stream, queries);
     step(&mut cuda, &problem, &inputs, &mut results);
     inputs.write_queries(&stream, &vec![f32::NAN; queries.len()]);
-    let wanted = wanted(&problem);
     assert_same(&results.download(&stream, &wanted), &wanted, "with the inputs that were there at the step");
 }
 
 /// cudarc does not wait for events in a context in which it has made no stream.
 fn a_context_without_streams_is_ordered_too() {
     let (problem, stream) = (problem(), context().default_stream());
+    let wanted = wanted(&problem);
     let mut cuda = Cuda::new(0).expect("a device");
     let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
     step(&mut cuda, &problem, &inputs, &mut results);
-    let wanted = wanted(&problem);
     assert_same(&results.download(&stream, &wanted), &wanted, "right after the step");
     step(&mut cuda, &problem, &inputs, &mut results);
     drop((inputs, results));
@@ -139,6 +140,7 @@ fn a_context_without_streams_is_ordered_too() {
 /// Memory of the backend's stream, written and read on another one.
 fn a_third_stream_is_ordered_by_events() {
     let (problem, context) = (problem(), context());
+    let wanted = wanted(&problem);
     let (own, third) = (context.new_stream().expect("a stream"), context.new_stream().expect("a stream"));
     let mut cuda = Cuda::on_stream(own.clone()).expect("a device");
     let (mut inputs, mut results) = (OnDevice::new(&own, &problem), Results::new(&own, &problem));
@@ -149,7 +151,6 @@ fn a_third_stream_is_ordered_by_events() {
     step(&mut cuda, &problem, &inputs, &mut results);
     inputs.write_queries(&third, &vec![f32::NAN; queries.len()]);
     third.synchronize().expect("written after the step");
-    let wanted = wanted(&problem);
     assert_same(&results.download(&third, &wanted), &wanted, "on a third stream");
 }
 
@@ -197,6 +198,7 @@ fn memory_is_freed_after_an_error_that_cudarc_noted() {
 fn a_queue_is_ordered_between_backends() {
     let problem =
         Config { pools: vec![90, 30], frozen: 0b10, masking: Masking::Ids, ..Config::new(40, 1, 16) }.problem();
+    let wanted = wanted(&problem);
     let own = Problem { pools: vec![problem.pools[0].clone()], ..problem.clone() };
     let stream = context().new_stream().expect("a stream");
     let [first, second, mut third] = [(); 3].map(|()| Cuda::new(0).expect("a device"));
@@ -208,7 +210,6 @@ fn a_queue_is_ordered_between_backends() {
     third.step(&batch, &problem.loss, &mut results.output(everything())).expect("a loss that fits");
     queue.enqueue(&second, &pool(&inputs, 16)).expect("rows that fit");
     drop((queue, rows, inputs, first));
-    let wanted = wanted(&problem);
     assert_same(&results.download(&stream, &wanted), &wanted, "with the rows that were there at the step");
     third.fault().expect("valid input");
 }

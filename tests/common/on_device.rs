@@ -84,6 +84,12 @@ impl OnDevice {
         stream.memcpy_htod(values, queries).expect("as many elements");
     }
 
+    /// Queues zeros over f32 queries, with nothing to read from the host.
+    pub fn clear_queries(&mut self, stream: &Arc<CudaStream>) {
+        let DeviceStorage::F32(queries) = &mut self.queries else { panic!("f32") };
+        stream.memset_zeros(queries).expect("the stream works");
+    }
+
     pub fn batch<'a>(&'a self, problem: &Problem) -> DeviceBatch<'a> {
         let dim = problem.dim;
         let mut pools = self.pools.iter().zip(&problem.pools).map(|((candidates, ids, log_q), data)| {

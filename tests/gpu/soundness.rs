@@ -126,11 +126,16 @@ fn inputs_are_written_on_the_stream_that_owns_them() {
 /// cudarc does not wait for events in a context in which it has made no stream.
 fn a_context_without_streams_is_ordered_too() {
     let (problem, stream) = (problem(), context().default_stream());
-    let wanted = wanted(&problem);
+    let Storage::F32(queries) = &problem.queries else { panic!("f32") };
+    let zeros = Problem { queries: Storage::F32(vec![0.0; queries.len()]), ..problem.clone() };
+    let (wanted, wanted_of_zeros) = (wanted(&problem), wanted(&zeros));
     let mut cuda = Cuda::new(0).expect("a device");
-    let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
+    let (mut inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
     step(&mut cuda, &problem, &inputs, &mut results);
     assert_same(&results.download(&stream, &wanted), &wanted, "right after the step");
+    inputs.clear_queries(&stream);
+    step(&mut cuda, &problem, &inputs, &mut results);
+    assert_same(&results.download(&stream, &wanted_of_zeros), &wanted_of_zeros, "after a write that was queued");
     step(&mut cuda, &problem, &inputs, &mut results);
     drop((inputs, results));
     stream.synchronize().expect("nothing was read or written after it was freed");
@@ -203,13 +208,16 @@ fn a_queue_is_ordered_between_backends() {
     let stream = context().new_stream().expect("a stream");
     let [first, second, mut third] = [(); 3].map(|()| Cuda::new(0).expect("a device"));
     let (inputs, mut results) = (OnDevice::new(&stream, &own), Results::new(&stream, &problem));
-    let rows = OnDevice::new(&stream, &Problem { pools: vec![problem.pools[1].clone()], ..problem.clone() });
+    // On a stream of its own, so that no order comes from there.
+    let other = context().new_stream().expect("a stream");
+    let rows = OnDevice::new(&other, &Problem { pools: vec![problem.pools[1].clone()], ..problem.clone() });
     let mut queue = DeviceQueue::new(&first, QueueOptions::new(30, 16, DType::F32).with_ids()).expect("memory");
     queue.enqueue(&second, &pool(&rows, 16)).expect("rows that fit");
     let batch = inputs.batch(&own).pool(queue.pools().next().expect("rows in it"));
     third.step(&batch, &problem.loss, &mut results.output(everything())).expect("a loss that fits");
-    queue.enqueue(&second, &pool(&inputs, 16)).expect("rows that fit");
-    drop((queue, rows, inputs, first));
+    let more = OnDevice::new(&other, &own);
+    queue.enqueue(&second, &pool(&more, 16)).expect("rows that fit");
+    drop((queue, rows, more, inputs, first));
     assert_same(&results.download(&stream, &wanted), &wanted, "with the rows that were there at the step");
     third.fault().expect("valid input");
 }

@@ -7,9 +7,9 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use catalog_softmax::cuda::{Cuda, DevicePool, DeviceQueue, DeviceSlice};
+use catalog_softmax::cuda::{Cuda, DeviceOutput, DevicePool, DeviceQueue, DeviceSlice, DeviceSliceMut};
 use catalog_softmax::{Backend, Batch, DType, Embeddings, Error, Loss, Output, QueueOptions, Request, Similarity};
-use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode, cuCtxCreate_v4};
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode, cuCtxCreate_v4, cuStreamQuery};
 use cudarc::driver::{CudaContext, DriverError};
 use half::f16;
 use libtest_mimic::{Failed, Trial};
@@ -135,6 +135,8 @@ fn a_context_without_streams_is_ordered_too() {
     assert_same(&results.download(&stream, &wanted), &wanted, "right after the step");
     inputs.clear_queries(&stream);
     step(&mut cuda, &problem, &inputs, &mut results);
+    // Waits for the backend's stream alone.
+    cuda.fault().expect("valid input");
     assert_same(&results.download(&stream, &wanted_of_zeros), &wanted_of_zeros, "after a write that was queued");
     step(&mut cuda, &problem, &inputs, &mut results);
     drop((inputs, results));
@@ -303,13 +305,17 @@ fn a_capture_by_the_caller_is_refused() {
 fn a_capture_that_reaches_the_backend_is_refused() {
     let (problem, context) = (problem(), context());
     let (stream, third) = (context.new_stream().expect("a stream"), context.new_stream().expect("a stream"));
-    let mut cuda = Cuda::new(0).expect("a device");
+    let mut cuda = Cuda::on_stream(stream.clone()).expect("a device");
     let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
+    // So that there is nothing left to allocate, which a capture refuses.
+    step(&mut cuda, &problem, &inputs, &mut results);
     // SAFETY: nothing reads it. cudarc has no events of it to wait for, which the capture would refuse.
     results.total = unsafe { stream.alloc(1) }.expect("memory");
     third.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).expect("a stream of its own");
     third.memset_zeros(&mut results.total).expect("it can be captured");
-    let stepped = cuda.step(&inputs.batch(&problem), &problem.loss, &mut results.output(everything()));
+    // Nothing but the capture: a wait for any other event after it would be refused.
+    let mut output = DeviceOutput::new(DeviceSliceMut::new(&mut results.total));
+    let stepped = cuda.step(&inputs.batch(&problem), &problem.loss, &mut output);
     let error = stepped.expect_err("refused").to_string();
     assert!(error.starts_with("the stream is being captured"), "{error}");
 }
@@ -383,6 +389,9 @@ fn pinned_memory_outlives_the_copies_of_a_failed_step() {
     let value = cuda.value(&batch.build().expect("a valid batch"), &Loss::softmax(Similarity::Dot, 1.0));
     let hopper = context.compute_capability().expect("the device works") == (9, 0);
     assert_eq!(value.is_err(), hopper, "a step that fails half-way");
+    // SAFETY: the stream is live.
+    let idle = unsafe { cuStreamQuery(cuda.stream().cu_stream()) };
+    assert_eq!(idle, CUresult::CUDA_SUCCESS, "no copy is left in the stream");
     drop(pinned);
     cuda.fault().expect("nothing was read after it was freed");
 }

@@ -53,7 +53,9 @@ pub enum Error {
         /// What stands in the way.
         reason: Unavailable,
     },
-    /// The device has too little memory for the step's plan.
+    /// The device has too little memory for the step's plan. The backend has then waited for all work in its context,
+    /// made the device's memory pool return what it kept, and given up the workspace of earlier steps; smaller steps
+    /// still run.
     #[error("device memory is {free} bytes free; rule: {needed} bytes, as the plan says")]
     DeviceMemory {
         /// Bytes that the step needs.

@@ -141,19 +141,19 @@ pub use backend::cuda::Cuda;
 /// let (mut d_queries, mut d_items) = (stream.alloc_zeros::<f32>(b * d)?, stream.alloc_zeros::<f32>(n * d)?);
 /// let mut total = stream.alloc_zeros::<f64>(1)?;
 ///
-/// let pool = DevicePool::new(DeviceEmbeddings::new(DeviceSlice::new(&items, &stream), n, d))
-///     .ids(DeviceSlice::new(&ids, &stream))
-///     .log_q(DeviceSlice::new(&log_q, &stream));
-/// let queries = DeviceEmbeddings::new(DeviceSlice::new(&queries, &stream), b, d);
-/// let batch = DeviceBatch::new(queries, pool, DeviceSlice::new(&positives, &stream));
+/// let pool = DevicePool::new(DeviceEmbeddings::new(DeviceSlice::new(&items), n, d))
+///     .ids(DeviceSlice::new(&ids))
+///     .log_q(DeviceSlice::new(&log_q));
+/// let queries = DeviceEmbeddings::new(DeviceSlice::new(&queries), b, d);
+/// let batch = DeviceBatch::new(queries, pool, DeviceSlice::new(&positives));
 /// let loss = Loss::softmax(Similarity::Cosine, 0.05).correction(Correction::LogQ);
 ///
-/// // Once: what a step needs. Steps then allocate nothing, wait for nothing, and can be captured in a graph.
+/// // Once: what a step needs. Steps then allocate nothing and wait for nothing.
 /// cuda.reserve(&batch, &loss, Request::value_and_grad())?;
-/// let mut output = DeviceOutput::new(DeviceSliceMut::new(&mut total, &stream));
+/// let mut output = DeviceOutput::new(DeviceSliceMut::new(&mut total));
 /// output.gradients = Some(DeviceGradients::new(
-///     DeviceSliceMut::new(&mut d_queries, &stream),
-///     vec![Some(DeviceSliceMut::new(&mut d_items, &stream))],
+///     DeviceSliceMut::new(&mut d_queries),
+///     vec![Some(DeviceSliceMut::new(&mut d_items))],
 /// ));
 /// cuda.step(&batch, &loss, &mut output)?;
 /// // When results are looked at: was there input that breaks a rule?
@@ -163,8 +163,9 @@ pub use backend::cuda::Cuda;
 #[cfg(feature = "cuda")]
 pub mod cuda {
     pub use crate::backend::cuda::{
-        Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceOutput, DevicePool, DeviceQueue,
-        DeviceSearch, DeviceSlice, DeviceSliceMut, DeviceStatistics, DeviceTopK, DeviceUpstream,
+        Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceMemory, DeviceMemoryMut,
+        DeviceOutput, DevicePool, DeviceQueue, DeviceSearch, DeviceSlice, DeviceSliceMut, DeviceStatistics, DeviceTopK,
+        DeviceUpstream, StepGraph,
     };
 }
 pub use backend::device::{Device, Selected};

@@ -14,6 +14,8 @@ mod search;
 mod settings;
 #[path = "gpu/small.rs"]
 mod small;
+#[path = "gpu/soundness.rs"]
+mod soundness;
 #[path = "gpu/steps.rs"]
 mod steps;
 
@@ -33,6 +35,9 @@ use common::topk::{SearchData, TOP_K, Values};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() {
+    if soundness::run_case() {
+        return;
+    }
     let arguments = Arguments::from_args();
     let opened = open::backend();
     let name = opened.as_ref().ok().and_then(|cuda| cuda.name().ok());
@@ -79,6 +84,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
             Ok(())
         }));
     }
+    trials.extend(soundness::trials());
     let own: [Own; 36] = [
         ("small::narrow", small::narrow),
         ("small::wide", small::wide),

@@ -23,7 +23,6 @@ pub type PoolArrays = (DeviceStorage, Option<CudaSlice<u64>>, Option<CudaSlice<f
 
 /// A problem's arrays in device memory.
 pub struct OnDevice {
-    pub stream: Arc<CudaStream>,
     /// Elements between a row's end and the next row, in queries, candidates and separate positives.
     padding: usize,
     pub queries: DeviceStorage,
@@ -48,24 +47,20 @@ impl DeviceStorage {
         }
     }
 
-    pub fn view<'a>(&'a self, stream: &CudaStream, dim: usize) -> DeviceEmbeddings<'a> {
-        self.strided_view(stream, dim, 0)
+    pub fn view(&self, dim: usize) -> DeviceEmbeddings<'_> {
+        self.strided_view(dim, 0)
     }
 
     /// A view of rows that lie `dim + padding` elements apart.
-    pub fn strided_view<'a>(&'a self, stream: &CudaStream, dim: usize, padding: usize) -> DeviceEmbeddings<'a> {
-        fn view<'a, T: DeviceElement>(
-            stream: &CudaStream,
-            slice: &'a CudaSlice<T>,
-            [dim, stride]: [usize; 2],
-        ) -> DeviceEmbeddings<'a> {
-            DeviceEmbeddings::new(DeviceSlice::new(slice, stream), slice.len() / stride, dim).with_stride(stride)
+    pub fn strided_view(&self, dim: usize, padding: usize) -> DeviceEmbeddings<'_> {
+        fn view<T: DeviceElement>(slice: &CudaSlice<T>, [dim, stride]: [usize; 2]) -> DeviceEmbeddings<'_> {
+            DeviceEmbeddings::new(DeviceSlice::new(slice), slice.len() / stride, dim).with_stride(stride)
         }
         let shape = [dim, dim + padding];
         match self {
-            DeviceStorage::F32(slice) => view(stream, slice, shape),
-            DeviceStorage::F16(slice) => view(stream, slice, shape),
-            DeviceStorage::Bf16(slice) => view(stream, slice, shape),
+            DeviceStorage::F32(slice) => view(slice, shape),
+            DeviceStorage::F16(slice) => view(slice, shape),
+            DeviceStorage::Bf16(slice) => view(slice, shape),
         }
     }
 }
@@ -83,7 +78,6 @@ impl OnDevice {
         let pools = problem.pools.iter();
         let pools = pools.map(|pool| (matrix(&pool.candidates), ids(&pool.ids), option(&pool.log_q)));
         OnDevice {
-            stream: stream.clone(),
             padding,
             queries: matrix(&problem.queries),
             pools: pools.collect(),
@@ -98,37 +92,49 @@ impl OnDevice {
         }
     }
 
+    /// Queues a copy of f32 queries over those that are there.
+    pub fn write_queries(&mut self, stream: &Arc<CudaStream>, values: &[f32]) {
+        let DeviceStorage::F32(queries) = &mut self.queries else { panic!("f32") };
+        stream.memcpy_htod(values, queries).expect("as many elements");
+    }
+
+    /// Queues zeros over f32 queries, with nothing to read from the host.
+    pub fn clear_queries(&mut self, stream: &Arc<CudaStream>) {
+        let DeviceStorage::F32(queries) = &mut self.queries else { panic!("f32") };
+        stream.memset_zeros(queries).expect("the stream works");
+    }
+
     pub fn batch<'a>(&'a self, problem: &Problem) -> DeviceBatch<'a> {
-        let view = |storage: &'a DeviceStorage| storage.strided_view(&self.stream, problem.dim, self.padding);
+        let view = |storage: &'a DeviceStorage| storage.strided_view(problem.dim, self.padding);
         let mut pools = self.pools.iter().zip(&problem.pools).map(|((candidates, ids, log_q), data)| {
             let mut pool = DevicePool::new(view(candidates));
             if let Some(ids) = ids {
-                pool = pool.ids(DeviceSlice::new(ids, &self.stream));
+                pool = pool.ids(DeviceSlice::new(ids));
             }
             if let Some(log_q) = log_q {
-                pool = pool.log_q(DeviceSlice::new(log_q, &self.stream));
+                pool = pool.log_q(DeviceSlice::new(log_q));
             }
             if data.gradient { pool } else { pool.without_gradient() }
         });
         let (queries, first) = (view(&self.queries), pools.next().expect("a pool"));
         let mut batch = match &self.positives {
-            Ok(index) => DeviceBatch::new(queries, first, DeviceSlice::new(index, &self.stream)),
+            Ok(index) => DeviceBatch::new(queries, first, DeviceSlice::new(index)),
             Err(embeddings) => DeviceBatch::with_positive_embeddings(queries, first, view(embeddings)),
         };
         for pool in pools {
             batch = batch.pool(pool);
         }
         if let Some(ids) = &self.positive_ids {
-            batch = batch.positive_ids(DeviceSlice::new(ids, &self.stream));
+            batch = batch.positive_ids(DeviceSlice::new(ids));
         }
         if let Some(log_q) = &self.positive_log_q {
-            batch = batch.positive_log_q(DeviceSlice::new(log_q, &self.stream));
+            batch = batch.positive_log_q(DeviceSlice::new(log_q));
         }
         if let Some((offsets, ids)) = &self.excluded {
-            batch = batch.excluded_ids(DeviceSlice::new(offsets, &self.stream), DeviceSlice::new(ids, &self.stream));
+            batch = batch.excluded_ids(DeviceSlice::new(offsets), DeviceSlice::new(ids));
         }
         match &self.row_weight {
-            Some(weights) => batch.row_weight(DeviceSlice::new(weights, &self.stream)),
+            Some(weights) => batch.row_weight(DeviceSlice::new(weights)),
             None => batch,
         }
     }
@@ -164,26 +170,26 @@ impl Results {
     }
 
     /// A place for everything that the request names.
-    pub fn output<'a>(&'a mut self, stream: &Arc<CudaStream>, request: Request) -> DeviceOutput<'a> {
-        fn place<'a, T>(stream: &CudaStream, slice: &'a mut CudaSlice<T>) -> DeviceSliceMut<'a, T> {
-            DeviceSliceMut::new(slice, stream)
+    pub fn output(&mut self, request: Request) -> DeviceOutput<'_> {
+        fn place<T: Send + Sync>(slice: &mut CudaSlice<T>) -> DeviceSliceMut<'_, T> {
+            DeviceSliceMut::new(slice)
         }
         let [loss, probability, lse, positive, score, entropy] = &mut self.f64s;
         let [num_negatives, above, ties] = &mut self.u64s;
         let [tau, log_tau] = &mut self.temperature;
-        let d_candidates = self.d_candidates.iter_mut().map(|d| d.as_mut().map(|d| place(stream, d))).collect();
-        let mut gradients = DeviceGradients::new(place(stream, &mut self.d_queries), d_candidates);
-        gradients.d_positive_embeddings = self.d_positive_embeddings.as_mut().map(|d| place(stream, d));
-        gradients.d_temperature = Some(place(stream, tau));
-        gradients.d_log_temperature = Some(place(stream, log_tau));
-        let mut output = DeviceOutput::new(place(stream, &mut self.total));
-        output.loss = Some(place(stream, loss));
-        output.probability = Some(place(stream, probability));
-        output.lse = Some(place(stream, lse));
-        output.positive = Some(place(stream, positive));
-        output.num_negatives = Some(place(stream, num_negatives));
-        output.moments = request.moments.then(|| [place(stream, score), place(stream, entropy)]);
-        output.rank = request.rank.then(|| [place(stream, above), place(stream, ties)]);
+        let d_candidates = self.d_candidates.iter_mut().map(|d| d.as_mut().map(|d| place(d))).collect();
+        let mut gradients = DeviceGradients::new(place(&mut self.d_queries), d_candidates);
+        gradients.d_positive_embeddings = self.d_positive_embeddings.as_mut().map(|d| place(d));
+        gradients.d_temperature = Some(place(tau));
+        gradients.d_log_temperature = Some(place(log_tau));
+        let mut output = DeviceOutput::new(place(&mut self.total));
+        output.loss = Some(place(loss));
+        output.probability = Some(place(probability));
+        output.lse = Some(place(lse));
+        output.positive = Some(place(positive));
+        output.num_negatives = Some(place(num_negatives));
+        output.moments = request.moments.then(|| [place(score), place(entropy)]);
+        output.rank = request.rank.then(|| [place(above), place(ties)]);
         output.gradients = request.gradients.then_some(gradients);
         output
     }

@@ -3,7 +3,7 @@
 use catalog_softmax::cuda::{Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DevicePool, DeviceQueue, DeviceSlice};
 use catalog_softmax::{Correction, DType, Elements, Embeddings, NegativeQueue, Pool, QueueOptions};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
+use cudarc::driver::{CudaSlice, DeviceRepr};
 use half::{bf16, f16};
 use rand::RngExt;
 
@@ -35,11 +35,11 @@ where
         if options.1 { pool.log_q(self.log_q) } else { pool }
     }
 
-    fn device(&self, stream: &CudaStream, options: (bool, bool)) -> DevicePool<'a> {
-        let embeddings = DeviceEmbeddings::new(DeviceSlice::new(self.device.0, stream), self.rows, self.dim);
+    fn device(&self, options: (bool, bool)) -> DevicePool<'a> {
+        let embeddings = DeviceEmbeddings::new(DeviceSlice::new(self.device.0), self.rows, self.dim);
         let pool = DevicePool::new(embeddings.with_stride(self.dim + self.padding));
-        let pool = if options.0 { pool.ids(DeviceSlice::new(self.device.1, stream)) } else { pool };
-        if options.1 { pool.log_q(DeviceSlice::new(self.device.2, stream)) } else { pool }
+        let pool = if options.0 { pool.ids(DeviceSlice::new(self.device.1)) } else { pool };
+        if options.1 { pool.log_q(DeviceSlice::new(self.device.2)) } else { pool }
     }
 }
 
@@ -72,14 +72,14 @@ where
             let device_arrays = (&arrays.0, &arrays.1, &arrays.2);
             let both = Both { rows: n, dim, padding, elements, ids, log_q, device: device_arrays };
             host.enqueue(both.host(keeps)).expect("rows that fit");
-            device.enqueue(&cuda, &both.device(&stream, keeps)).expect("rows that fit");
+            device.enqueue(&cuda, &both.device(keeps)).expect("rows that fit");
             let what = format!("{dtype:?}, capacity {capacity}, dim {dim}, enqueue {enqueue}");
-            assert!(device.to_host(&cuda).expect("the device works").to_bytes() == host.to_bytes(), "{what}");
+            assert!(device.to_host().expect("the device works").to_bytes() == host.to_bytes(), "{what}");
             assert_eq!((device.len(), device.pools().count()), (host.len(), host.pools().count()), "{what}");
             assert!(device.ages().eq(host.ages()), "{what}");
             if enqueue == 5 {
                 device = DeviceQueue::from_host(&cuda, &host).expect("memory");
-                assert!(device.to_host(&cuda).expect("the device works").to_bytes() == host.to_bytes(), "{what}");
+                assert!(device.to_host().expect("the device works").to_bytes() == host.to_bytes(), "{what}");
             }
         }
         assert_eq!((device.device_bytes(), device.options()), (bytes, options), "allocated once");
@@ -132,7 +132,7 @@ pub fn steps_with_a_queue_give_what_pools_in_host_memory_give(cuda: &mut Cuda) {
         let wanted = from_host(cuda, &problem);
         let own = Problem { pools: vec![problem.pools[0].clone()], ..problem.clone() };
         let (inputs, mut results) = (OnDevice::new(&stream, &own), Results::new(&stream, &problem));
-        let mut output = results.output(&stream, everything());
+        let mut output = results.output(everything());
         // From host memory the bounds are known, and a kernel without a running maximum rounds otherwise.
         let log_q = || problem.pools.iter().filter_map(|pool| pool.log_q.as_ref()).flatten().copied();
         let (low, high) = (log_q().fold(f32::INFINITY, f32::min), log_q().fold(f32::NEG_INFINITY, f32::max));
@@ -168,8 +168,7 @@ pub fn an_enqueue_neither_waits_nor_allocates(_: &mut Cuda) {
     let data = &problem.pools[0];
     let candidates = up(&stream, &data.candidates.to_f32());
     let ids = up(&stream, data.ids.as_ref().expect("asked for"));
-    let own = DevicePool::new(DeviceEmbeddings::new(DeviceSlice::new(&candidates, &stream), 30, 12))
-        .ids(DeviceSlice::new(&ids, &stream));
+    let own = DevicePool::new(DeviceEmbeddings::new(DeviceSlice::new(&candidates), 30, 12)).ids(DeviceSlice::new(&ids));
     let options = QueueOptions::new(45, 12, DType::F32).with_ids();
     let (mut queue, mut host) =
         (DeviceQueue::new(&on_device, options).expect("memory"), NegativeQueue::new(options).expect("valid options"));
@@ -181,9 +180,11 @@ pub fn an_enqueue_neither_waits_nor_allocates(_: &mut Cuda) {
     frozen.pools.push(PoolData { gradient: false, ..problem.pools[0].clone() });
     let mut results = Results::new(&stream, &frozen);
     stream.synchronize().expect("inputs are up");
+    // SAFETY: the graphs run before `on_device` and their memory are dropped, on the same stream.
+    unsafe { on_device.allow_capture() };
     for _ in 0..3 {
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).expect("a stream of its own");
-        let mut output = results.output(&stream, everything());
+        let mut output = results.output(everything());
         let used = queue.pools().count();
         output.gradients.as_mut().expect("asked for").d_candidates.truncate(1 + used);
         let batch = queue.pools().fold(inputs.batch(&problem), DeviceBatch::pool);
@@ -194,7 +195,7 @@ pub fn an_enqueue_neither_waits_nor_allocates(_: &mut Cuda) {
         stream.end_capture(flags).expect("a graph").expect("with nodes").launch().expect("the graph runs");
         on_device.fault().expect("valid input");
         host.enqueue(host_pool(data, 12)).expect("rows that fit");
-        assert!(queue.to_host(&on_device).expect("the device works").to_bytes() == host.to_bytes());
+        assert!(queue.to_host().expect("the device works").to_bytes() == host.to_bytes());
         assert_eq!((on_device.device_bytes(), queue.device_bytes()), bytes);
     }
     assert_eq!(queue.len(), 45);
@@ -211,12 +212,11 @@ pub fn a_queue_that_does_not_fit_is_an_error(_: &mut Cuda) {
     let mut queue = DeviceQueue::new(&on_device, QueueOptions::new(8, 4, DType::F32).with_ids()).expect("memory");
     let (rows, ids, log_q) = (up(&stream, &[1.0f32; 20]), up(&stream, &[1u64; 5]), up(&stream, &[-1.0f32; 5]));
     let half = up(&stream, &[f16::ONE; 20]);
-    let whole = |n, dim| DevicePool::new(DeviceEmbeddings::new(DeviceSlice::new(&rows, &stream), n, dim));
-    let with_ids = |n, dim| whole(n, dim).ids(DeviceSlice::new(&ids, &stream));
+    let whole = |n, dim| DevicePool::new(DeviceEmbeddings::new(DeviceSlice::new(&rows), n, dim));
+    let with_ids = |n, dim| whole(n, dim).ids(DeviceSlice::new(&ids));
     queue.enqueue(&on_device, &with_ids(5, 4)).expect("rows that fit");
-    let before = queue.to_host(&on_device).expect("the device works").to_bytes();
-    let halves = DevicePool::new(DeviceEmbeddings::new(DeviceSlice::new(&half, &stream), 5, 4))
-        .ids(DeviceSlice::new(&ids, &stream));
+    let before = queue.to_host().expect("the device works").to_bytes();
+    let halves = DevicePool::new(DeviceEmbeddings::new(DeviceSlice::new(&half), 5, 4)).ids(DeviceSlice::new(&ids));
     for (pool, start) in [
         (with_ids(5, 2), "candidates has dim 2"),
         (with_ids(6, 4), "candidates has 20 elements"),
@@ -227,14 +227,14 @@ pub fn a_queue_that_does_not_fit_is_an_error(_: &mut Cuda) {
         let error = message(queue.enqueue(&on_device, &pool).expect_err(start));
         assert!(error.starts_with(start), "{error}");
     }
-    assert!(queue.to_host(&on_device).expect("the device works").to_bytes() == before, "errors change nothing");
+    assert!(queue.to_host().expect("the device works").to_bytes() == before, "errors change nothing");
 
     // What it does not keep is not looked at, whatever its length.
-    let too_short = DeviceSlice::new(&log_q, &stream);
+    let too_short = DeviceSlice::new(&log_q);
     let mut bare = DeviceQueue::new(&on_device, QueueOptions::new(9, 2, DType::F32)).expect("memory");
     let mut same = DeviceQueue::new(&on_device, QueueOptions::new(9, 2, DType::F32)).expect("memory");
     bare.enqueue(&on_device, &with_ids(9, 2).log_q(too_short)).expect("rows that fit");
     same.enqueue(&on_device, &whole(9, 2)).expect("rows that fit");
-    let [bare, same] = [bare, same].map(|queue| queue.to_host(&on_device).expect("the device works").to_bytes());
+    let [bare, same] = [bare, same].map(|queue| queue.to_host().expect("the device works").to_bytes());
     assert!(bare == same);
 }

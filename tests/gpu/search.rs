@@ -14,7 +14,6 @@ use crate::common::topk::{SearchData, Values};
 
 /// A search's arrays in device memory.
 struct OnDevice {
-    stream: Arc<CudaStream>,
     padding: usize,
     queries: DeviceStorage,
     pools: Vec<(DeviceStorage, Option<CudaSlice<u64>>)>,
@@ -32,7 +31,6 @@ impl OnDevice {
         let pool =
             |(candidates, ids): &(_, Option<Vec<u64>>)| (matrix(candidates), ids.as_ref().map(|ids| up(stream, ids)));
         OnDevice {
-            stream: stream.clone(),
             padding,
             queries: matrix(&data.queries),
             pools: data.pools.iter().map(pool).collect(),
@@ -42,16 +40,14 @@ impl OnDevice {
 
     fn search(&self, dim: usize) -> DeviceSearch<'_> {
         let mut pools = self.pools.iter().map(|(candidates, ids)| {
-            let pool = DevicePool::new(candidates.strided_view(&self.stream, dim, self.padding));
-            ids.as_ref().map_or(pool, |ids| pool.ids(DeviceSlice::new(ids, &self.stream)))
+            let pool = DevicePool::new(candidates.strided_view(dim, self.padding));
+            ids.as_ref().map_or(pool, |ids| pool.ids(DeviceSlice::new(ids)))
         });
         let first = pools.next().expect("a pool");
-        let queries = self.queries.strided_view(&self.stream, dim, self.padding);
+        let queries = self.queries.strided_view(dim, self.padding);
         let search = pools.fold(DeviceSearch::new(queries, first), DeviceSearch::pool);
         match &self.excluded {
-            Some((offsets, ids)) => {
-                search.excluded_ids(DeviceSlice::new(offsets, &self.stream), DeviceSlice::new(ids, &self.stream))
-            }
+            Some((offsets, ids)) => search.excluded_ids(DeviceSlice::new(offsets), DeviceSlice::new(ids)),
             None => search,
         }
     }
@@ -71,10 +67,7 @@ impl Place {
     }
 
     fn view(&mut self) -> DeviceTopK<'_> {
-        DeviceTopK {
-            indices: DeviceSliceMut::new(&mut self.indices, &self.stream),
-            scores: DeviceSliceMut::new(&mut self.scores, &self.stream),
-        }
+        DeviceTopK { indices: DeviceSliceMut::new(&mut self.indices), scores: DeviceSliceMut::new(&mut self.scores) }
     }
 
     fn assert_is(&self, wanted: &TopK, what: &str) {
@@ -129,6 +122,8 @@ pub fn a_reserved_search_allocates_nothing_and_replays_as_a_graph(cuda: &mut Cud
     on_device.reserve_top_k_on_device(&search, similarity, k).expect("memory");
     assert_eq!(on_device.device_bytes(), planned);
     stream.synchronize().expect("inputs are up");
+    // SAFETY: the graph runs before `on_device` and its memory are dropped, on the same stream.
+    unsafe { on_device.allow_capture() };
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).expect("a stream of its own");
     on_device.top_k_on_device(&search, similarity, k, &mut place.view()).expect("a search can be captured");
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
@@ -151,14 +146,13 @@ pub fn a_queue_can_be_searched(cuda: &mut Cuda) {
     let options = QueueOptions::new(capacity, dim, DType::F16).with_ids();
     let mut queue = DeviceQueue::new(&on_device, options).expect("a queue that fits");
     let (candidates, ids) = &inputs.pools[0];
-    let rows =
-        DevicePool::new(candidates.view(&stream, dim)).ids(DeviceSlice::new(ids.as_ref().expect("masked"), &stream));
+    let rows = DevicePool::new(candidates.view(dim)).ids(DeviceSlice::new(ids.as_ref().expect("masked")));
     queue.enqueue(&on_device, &rows).expect("rows that fit");
     let mut place = Place::new(&stream, 20, k);
     let pool = queue.pools().next().expect("rows in it");
-    let search = DeviceSearch::new(inputs.queries.view(&stream, dim), pool);
+    let search = DeviceSearch::new(inputs.queries.view(dim), pool);
     let (offsets, excluded) = inputs.excluded.as_ref().expect("masked");
-    let search = search.excluded_ids(DeviceSlice::new(offsets, &stream), DeviceSlice::new(excluded, &stream));
+    let search = search.excluded_ids(DeviceSlice::new(offsets), DeviceSlice::new(excluded));
     on_device.top_k_on_device(&search, data.similarity, k, &mut place.view()).expect("a search that fits");
     on_device.fault().expect("valid input");
     place.assert_is(&data.top_k(cuda, k), "a queue");
@@ -181,15 +175,14 @@ pub fn searches_that_do_not_fit_are_errors(_: &mut Cuda) {
     assert!(error.starts_with("indices has length 59"), "{error}");
     let error = attempt(&inputs.search(4), 3, 120);
     assert!(error.starts_with("candidate_ids has length 50"), "{error}");
-    let queries = || inputs.queries.view(&stream, 8);
-    let nameless = DevicePool::new(inputs.pools[0].0.view(&stream, 8));
+    let queries = || inputs.queries.view(8);
+    let nameless = DevicePool::new(inputs.pools[0].0.view(8));
     let (offsets, ids) = inputs.excluded.as_ref().expect("masked");
-    let search = DeviceSearch::new(queries(), nameless)
-        .excluded_ids(DeviceSlice::new(offsets, &stream), DeviceSlice::new(ids, &stream));
+    let search = DeviceSearch::new(queries(), nameless).excluded_ids(DeviceSlice::new(offsets), DeviceSlice::new(ids));
     let error = attempt(&search, 3, 60);
     assert!(error.starts_with("candidate_ids"), "{error}");
     let log_q = up(&stream, &[0.0f32; 50]);
-    let corrected = DeviceSearch::new(queries(), nameless.log_q(DeviceSlice::new(&log_q, &stream)));
+    let corrected = DeviceSearch::new(queries(), nameless.log_q(DeviceSlice::new(&log_q)));
     let error = attempt(&corrected, 3, 60);
     assert!(error.starts_with("log_q"), "{error}");
 }

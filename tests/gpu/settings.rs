@@ -39,7 +39,7 @@ pub fn strided_rows_give_what_contiguous_ones_give(cuda: &mut Cuda) {
             let problem = config.problem();
             let like = from_host(cuda, &problem);
             let (inputs, mut results) = (OnDevice::padded(&stream, &problem, padding), Results::new(&stream, &problem));
-            let mut output = results.output(&stream, everything());
+            let mut output = results.output(everything());
             on_device.step(&inputs.batch(&problem), &problem.loss, &mut output).expect("a loss that fits");
             drop(output);
             on_device.fault().expect("valid input");
@@ -98,8 +98,8 @@ pub fn two_streams_do_not_meet(cuda: &mut Cuda) {
     let inputs = [0, 1].map(|side| OnDevice::new(&sides[side].0, &problems[side]));
     let mut results = [0, 1].map(|side| Results::new(&sides[side].0, &problems[side]));
     for _ in 0..3 {
-        for (side, (stream, on_device)) in sides.iter_mut().enumerate() {
-            let mut output = results[side].output(stream, everything());
+        for (side, (_, on_device)) in sides.iter_mut().enumerate() {
+            let mut output = results[side].output(everything());
             let batch = inputs[side].batch(&problems[side]);
             on_device.step(&batch, &problems[side].loss, &mut output).expect("a loss that fits");
         }
@@ -113,7 +113,7 @@ pub fn two_streams_do_not_meet(cuda: &mut Cuda) {
 fn steps(stream: &std::sync::Arc<CudaStream>, cuda: &mut Cuda, problem: &Problem, like: &Output) -> Output {
     let (inputs, mut results) = (OnDevice::new(stream, problem), Results::new(stream, problem));
     for _ in 0..3 {
-        let mut output = results.output(stream, everything());
+        let mut output = results.output(everything());
         cuda.step(&inputs.batch(problem), &problem.loss, &mut output).expect("a loss that fits");
     }
     cuda.fault().expect("valid input");
@@ -155,14 +155,14 @@ pub fn too_little_memory_is_an_error_and_no_more(cuda: &mut Cuda) {
     let (free, _) = stream.context().mem_get_info().expect("a number of bytes");
     // SAFETY: nobody reads it.
     let taken = unsafe { stream.alloc::<u8>(free - left) }.expect("what was free");
-    let mut output = results[1].output(&stream, everything());
+    let mut output = results[1].output(everything());
     match on_device.step(&inputs[1].batch(&problems[1]), &problems[1].loss, &mut output) {
         Err(Error::DeviceMemory { needed, free }) => assert!(needed == large && free <= left, "{needed}, {free}"),
         other => panic!("{other:?}"),
     }
     drop(output);
     let mut check = |side: usize| {
-        let mut output = results[side].output(&stream, everything());
+        let mut output = results[side].output(everything());
         let batch = inputs[side].batch(&problems[side]);
         on_device.step(&batch, &problems[side].loss, &mut output).expect("a loss that fits");
         drop(output);

@@ -94,7 +94,7 @@ pub fn losses(cuda: &mut Cuda) {
             let problem = Config { reduction, symmetric, ..base.clone() }.problem();
             let wanted = from_host(cuda, &problem);
             let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
-            let mut output = results.output(&stream, everything());
+            let mut output = results.output(everything());
             on_device.step(&inputs.batch(&problem), &problem.loss, &mut output).expect("a loss that fits");
             drop(output);
             on_device.fault().expect("valid input");

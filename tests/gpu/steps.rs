@@ -4,7 +4,6 @@ use catalog_softmax::cuda::{
     Cuda, DeviceBatch, DeviceEmbeddings, DevicePool, DeviceSlice, DeviceSliceMut, DeviceStatistics, DeviceUpstream,
 };
 use catalog_softmax::{Backend, Correction, Error, Output, Reduction, Request, RowStatistics};
-use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
 use super::open::{on_stream, on_stream_for_capture};
 use crate::common::bits::problems;
@@ -86,7 +85,7 @@ pub fn steps_on_device_memory_give_what_host_memory_gives(cuda: &mut Cuda) {
         let wanted = from_host(cuda, problem);
         let (inputs, mut results) = (OnDevice::new(&stream, problem), Results::new(&stream, problem));
         on_device
-            .step(&inputs.batch(problem), &problem.loss, &mut results.output(&stream, everything()))
+            .step(&inputs.batch(problem), &problem.loss, &mut results.output(everything()))
             .expect("a loss that fits");
         on_device.fault().expect("valid input");
         assert_same(&results.download(&stream, &wanted), &wanted, &format!("case {c}"));
@@ -120,10 +119,10 @@ pub fn an_epilogue_of_your_own_on_device_memory(cuda: &mut Cuda) {
         let mut num_negatives = up(&stream, &vec![u64::MAX; b]);
         let mut expected_negative = up(&stream, &vec![f32::NAN; b * dim]);
         let mut places = DeviceStatistics {
-            lse: DeviceSliceMut::new(&mut lse, &stream),
-            positive: DeviceSliceMut::new(&mut positive, &stream),
-            num_negatives: DeviceSliceMut::new(&mut num_negatives, &stream),
-            expected_negative: Some(DeviceSliceMut::new(&mut expected_negative, &stream)),
+            lse: DeviceSliceMut::new(&mut lse),
+            positive: DeviceSliceMut::new(&mut positive),
+            num_negatives: DeviceSliceMut::new(&mut num_negatives),
+            expected_negative: Some(DeviceSliceMut::new(&mut expected_negative)),
         };
         let device_batch = inputs.batch(&problem);
         on_device.statistics_on_device(&device_batch, &problem.loss, &mut places).expect("a loss that fits");
@@ -134,13 +133,13 @@ pub fn an_epilogue_of_your_own_on_device_memory(cuda: &mut Cuda) {
         let epilogue = z_loss(&statistics);
         let (d_lse, d_positive) = (up(&stream, &epilogue.d_lse), up(&stream, &epilogue.d_positive));
         let upstream = DeviceUpstream {
-            lse: DeviceSlice::new(&lse, &stream),
-            num_negatives: DeviceSlice::new(&num_negatives, &stream),
-            expected_negative: DeviceSlice::new(&expected_negative, &stream),
-            d_lse: DeviceSlice::new(&d_lse, &stream),
-            d_positive: DeviceSlice::new(&d_positive, &stream),
+            lse: DeviceSlice::new(&lse),
+            num_negatives: DeviceSlice::new(&num_negatives),
+            expected_negative: DeviceSlice::new(&expected_negative),
+            d_lse: DeviceSlice::new(&d_lse),
+            d_positive: DeviceSlice::new(&d_positive),
         };
-        let mut output = results.output(&stream, Request::value_and_grad());
+        let mut output = results.output(Request::value_and_grad());
         let gradients = output.gradients.as_mut().expect("asked for");
         on_device.gradients_on_device(&device_batch, &problem.loss, &upstream, gradients).expect("a loss that fits");
         on_device.fault().expect("valid input");
@@ -163,14 +162,11 @@ pub fn a_reserved_step_allocates_nothing_and_replays_as_a_graph(cuda: &mut Cuda)
     assert_eq!(on_device.device_bytes(), 0, "planning allocates nothing");
     on_device.reserve(&batch, &problem.loss, request).expect("memory");
     assert_eq!(on_device.device_bytes(), planned);
-    stream.synchronize().expect("inputs are up");
-    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).expect("a stream of its own");
-    on_device.step(&batch, &problem.loss, &mut results.output(&stream, everything())).expect("a step can be captured");
-    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-    let graph = stream.end_capture(flags).expect("a graph").expect("with nodes");
-    assert_eq!(on_device.device_bytes(), planned);
+    let mut output = results.output(request);
+    let graph = on_device.capture(&batch, &problem.loss, &mut output).expect("a step can be captured");
+    assert_eq!((on_device.device_bytes(), graph.device_bytes()), (planned, planned));
     for replay in 0..2 {
-        graph.launch().expect("the graph runs");
+        on_device.replay(&graph, &batch, &mut results.output(request)).expect("the graph runs");
         on_device.fault().expect("valid input");
         assert_same(&results.download(&stream, &wanted), &wanted, &format!("replay {replay}"));
     }
@@ -200,9 +196,7 @@ pub fn faults_that_only_the_device_sees_become_errors(_: &mut Cuda) {
         let mut problem = clean.clone();
         spoil(&mut problem);
         let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
-        on_device
-            .step(&inputs.batch(&problem), &problem.loss, &mut results.output(&stream, everything()))
-            .expect("submitted");
+        on_device.step(&inputs.batch(&problem), &problem.loss, &mut results.output(everything())).expect("submitted");
         match on_device.fault() {
             Err(Error::Value { argument: found, .. }) => assert_eq!(found, argument),
             other => panic!("{argument}: {other:?}"),
@@ -210,7 +204,7 @@ pub fn faults_that_only_the_device_sees_become_errors(_: &mut Cuda) {
         on_device.fault().expect("told once");
     }
     let (inputs, mut results) = (OnDevice::new(&stream, &clean), Results::new(&stream, &clean));
-    on_device.step(&inputs.batch(&clean), &clean.loss, &mut results.output(&stream, everything())).expect("submitted");
+    on_device.step(&inputs.batch(&clean), &clean.loss, &mut results.output(everything())).expect("submitted");
     on_device.fault().expect("a clean step after others");
 }
 
@@ -221,20 +215,16 @@ pub fn views_that_do_not_fit_are_errors(_: &mut Cuda) {
     let short = up(&stream, &[0u32; 19]);
     let mut results = Results::new(&stream, &problem);
     let mut attempt = |batch: &DeviceBatch<'_>, results: &mut Results| {
-        on_device
-            .step(batch, &problem.loss, &mut results.output(&stream, everything()))
-            .expect_err("does not fit")
-            .to_string()
+        on_device.step(batch, &problem.loss, &mut results.output(everything())).expect_err("does not fit").to_string()
     };
     let DeviceStorage::F32(queries) = &inputs.queries else { panic!("f32") };
     let DeviceStorage::F32(candidates) = &inputs.pools[0].0 else { panic!("f32") };
-    let whole = |slice, rows, dim| DeviceEmbeddings::new(DeviceSlice::new(slice, &inputs.stream), rows, dim);
+    let whole = |slice, rows, dim| DeviceEmbeddings::new(DeviceSlice::new(slice), rows, dim);
     let positives = inputs.positives.as_ref().ok().expect("by index");
-    let index = || DeviceSlice::new(positives, &inputs.stream);
+    let index = || DeviceSlice::new(positives);
     let pool = || DevicePool::new(whole(candidates, 50, 8));
 
-    let error =
-        attempt(&DeviceBatch::new(whole(queries, 20, 8), pool(), DeviceSlice::new(&short, &stream)), &mut results);
+    let error = attempt(&DeviceBatch::new(whole(queries, 20, 8), pool(), DeviceSlice::new(&short)), &mut results);
     assert!(error.starts_with("positives has length 19"), "{error}");
     let error = attempt(&DeviceBatch::new(whole(queries, 21, 8), pool(), index()), &mut results);
     assert!(error.starts_with("queries has 160 elements"), "{error}");

@@ -2,6 +2,7 @@
 
 use super::device_search::{DevicePool, DeviceSearch};
 use super::problem::{Problem, ProblemPositives};
+use super::uses::Uses;
 use super::view::{DeviceEmbeddings, DeviceSlice};
 use crate::error::{Result, does_not_apply, missing, shape, value};
 use crate::loss::{Given, Loss};
@@ -16,6 +17,10 @@ enum Positives<'a> {
 ///
 /// Shapes, alignment and devices of the views are checked when a step is planned or run. What only the device can see
 /// (indices, offsets, log_q, weights) is checked there: the step stays in bounds, and [`Cuda::fault`](super::Cuda::fault) tells.
+///
+/// A batch borrows its memory and may serve several steps. A step reads it as it is when the device comes to the step:
+/// after everything that was queued before on the backend's stream and on the streams that the memory belongs to, and
+/// before what is queued on them later ([`DeviceSlice`] has the details).
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct DeviceBatch<'a> {
@@ -92,9 +97,9 @@ impl<'a> DeviceBatch<'a> {
     }
 }
 
-impl DeviceBatch<'_> {
+impl<'a> DeviceBatch<'a> {
     /// The batch by its addresses, where all of it fits.
-    pub(super) fn checked(&self, loss: &Loss, ordinal: usize, tf32: bool) -> Result<Problem> {
+    pub(super) fn checked(&self, loss: &Loss, tf32: bool, uses: &mut Uses<'a>) -> Result<Problem> {
         let have_log_q = self.search.pools[0].log_q.is_some();
         let separate = matches!(self.positives, Positives::Separate(_));
         loss.check_options(&Given {
@@ -107,16 +112,16 @@ impl DeviceBatch<'_> {
             check_symmetric(self)?;
         }
         let scale = (loss.scale() * std::f64::consts::LOG2_E) as f32;
-        let problem = self.search.problem(loss.similarity, scale, ordinal, tf32)?;
+        let problem = self.search.problem(loss.similarity, scale, tf32, uses)?;
         let b = problem.num_queries();
-        let array = |slice: &Option<DeviceSlice<'_, f32>>, name: &str| {
-            slice.as_ref().map_or(Ok(0), |slice| slice.checked(name, b, ordinal))
+        let mut array = |slice: &Option<DeviceSlice<'a, f32>>, name: &str| {
+            slice.as_ref().map_or(Ok(0), |slice| slice.checked(name, b, uses))
         };
         Ok(Problem {
-            positives: checked_positives(self, b, ordinal)?,
-            positive_ids: checked_positive_ids(self, b, ordinal)?,
             positive_log_q: array(&self.positive_log_q, "positive_log_q")?,
             row_weight: array(&self.row_weight, "row_weight")?,
+            positives: checked_positives(self, b, uses)?,
+            positive_ids: checked_positive_ids(self, b, uses)?,
             log_q_range: if have_log_q { checked_bounds(self)? } else { Some((0.0, 0.0)) },
             ..problem
         })
@@ -143,11 +148,11 @@ fn check_symmetric(batch: &DeviceBatch<'_>) -> Result<()> {
     if b == n { Ok(()) } else { Err(shape("candidates", format!("{n} rows for {b} queries"), RULE)) }
 }
 
-fn checked_positives(batch: &DeviceBatch<'_>, b: usize, ordinal: usize) -> Result<ProblemPositives> {
+fn checked_positives<'a>(batch: &DeviceBatch<'a>, b: usize, uses: &mut Uses<'a>) -> Result<ProblemPositives> {
     match &batch.positives {
-        Positives::Index(index) => Ok(ProblemPositives::Index(index.checked("positives", b, ordinal)?)),
+        Positives::Index(index) => Ok(ProblemPositives::Index(index.checked("positives", b, uses)?)),
         Positives::Separate(embeddings) => {
-            let rows = embeddings.checked("positive_embeddings", ordinal)?;
+            let rows = embeddings.checked("positive_embeddings", uses)?;
             let (found, wanted) = (embeddings, batch.search.queries);
             if (rows.rows, found.dim(), found.dtype()) != (b, wanted.dim(), wanted.dtype()) {
                 let found = format!("shape ({}, {}) of {:?}", rows.rows, found.dim(), found.dtype());
@@ -159,7 +164,7 @@ fn checked_positives(batch: &DeviceBatch<'_>, b: usize, ordinal: usize) -> Resul
     }
 }
 
-fn checked_positive_ids(batch: &DeviceBatch<'_>, b: usize, ordinal: usize) -> Result<u64> {
+fn checked_positive_ids<'a>(batch: &DeviceBatch<'a>, b: usize, uses: &mut Uses<'a>) -> Result<u64> {
     let have_ids = batch.search.pools[0].ids.is_some();
     if !have_ids && batch.positive_ids.is_some() {
         return Err(missing("candidate_ids", "positive_ids are compared with them"));
@@ -175,7 +180,7 @@ fn checked_positive_ids(batch: &DeviceBatch<'_>, b: usize, ordinal: usize) -> Re
             Err(missing("positive_ids", "separate positives need ids where candidates have them"))
         }
         (_, None) => Ok(0),
-        (Positives::Separate(_), Some(ids)) => ids.checked("positive_ids", b, ordinal),
+        (Positives::Separate(_), Some(ids)) => ids.checked("positive_ids", b, uses),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::passes::{Back, StatisticsOut};
 use super::problem::{Problem, ProblemPositives};
+use super::uses::Uses;
 use super::view::{DeviceSlice, DeviceSliceMut};
 use crate::error::{Result, does_not_apply, missing, shape};
 use crate::stats::Request;
@@ -114,7 +115,7 @@ impl<'a> DeviceGradients<'a> {
 }
 
 /// Addresses of the caller's places, where they fit.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct GivenPlaces {
     pub(super) total: Option<u64>,
     pub(super) loss: Option<u64>,
@@ -131,33 +132,42 @@ pub(super) struct GivenPlaces {
 }
 
 impl DeviceOutput<'_> {
-    pub(super) fn checked(&self, problem: &Problem, ordinal: usize) -> Result<GivenPlaces> {
+    pub(super) fn checked<'u>(&'u mut self, problem: &Problem, uses: &mut Uses<'u>) -> Result<GivenPlaces> {
         let b = problem.num_queries();
-        let one = |given: &Option<DeviceSliceMut<'_, f64>>, name: &str| {
-            given.as_ref().map(|slice| slice.checked(name, b, ordinal)).transpose()
-        };
-        let moments = self.moments.as_ref().map(|[score, entropy]| {
-            Ok([score.checked("moments[0]", b, ordinal)?, entropy.checked("moments[1]", b, ordinal)?])
-        });
-        let rank = self
-            .rank
-            .as_ref()
-            .map(|[above, ties]| Ok([above.checked("rank[0]", b, ordinal)?, ties.checked("rank[1]", b, ordinal)?]));
-        let num_negatives = self.num_negatives.as_ref();
-        let gradients = self.gradients.as_ref();
+        let gradients = self.gradients.as_mut().map(|gradients| gradients.checked(problem, uses)).transpose()?;
+        let (back, temperature) = gradients.map_or((None, [None; 2]), |(back, at)| (Some(back), at));
         Ok(GivenPlaces {
-            total: Some(self.total.checked("total", 1, ordinal)?),
-            loss: one(&self.loss, "loss")?,
-            probability: one(&self.probability, "probability")?,
-            lse: one(&self.lse, "lse")?,
-            positive: one(&self.positive, "positive")?,
-            num_negatives: num_negatives.map(|slice| slice.checked("num_negatives", b, ordinal)).transpose()?,
-            moments: moments.transpose()?,
-            rank: rank.transpose()?,
-            temperature: gradients.map_or(Ok([None; 2]), |gradients| gradients.temperature(ordinal))?,
-            back: gradients.map(|gradients| checked_back(problem, gradients, ordinal)).transpose()?,
+            total: Some(self.total.checked("total", 1, uses)?),
+            loss: one(&mut self.loss, "loss", b, uses)?,
+            probability: one(&mut self.probability, "probability", b, uses)?,
+            lse: one(&mut self.lse, "lse", b, uses)?,
+            positive: one(&mut self.positive, "positive", b, uses)?,
+            num_negatives: one(&mut self.num_negatives, "num_negatives", b, uses)?,
+            moments: two(&mut self.moments, ["moments[0]", "moments[1]"], b, uses)?,
+            rank: two(&mut self.rank, ["rank[0]", "rank[1]"], b, uses)?,
+            temperature,
+            back,
         })
     }
+}
+
+fn one<'u, T>(
+    given: &'u mut Option<DeviceSliceMut<'_, T>>,
+    name: &str,
+    len: usize,
+    uses: &mut Uses<'u>,
+) -> Result<Option<u64>> {
+    given.as_mut().map(|slice| slice.checked(name, len, uses)).transpose()
+}
+
+fn two<'u, T>(
+    given: &'u mut Option<[DeviceSliceMut<'_, T>; 2]>,
+    names: [&str; 2],
+    len: usize,
+    uses: &mut Uses<'u>,
+) -> Result<Option<[u64; 2]>> {
+    let Some([first, second]) = given else { return Ok(None) };
+    Ok(Some([first.checked(names[0], len, uses)?, second.checked(names[1], len, uses)?]))
 }
 
 impl DeviceStatistics<'_> {
@@ -166,73 +176,85 @@ impl DeviceStatistics<'_> {
     }
 
     /// The caller's places over those of a workspace.
-    pub(super) fn checked(&self, problem: &Problem, ordinal: usize) -> Result<StatisticsOut> {
+    pub(super) fn checked<'u>(&'u mut self, problem: &Problem, uses: &mut Uses<'u>) -> Result<StatisticsOut> {
         let (b, dim) = (problem.num_queries(), problem.dim);
-        let expected = self.expected_negative.as_ref();
         Ok(StatisticsOut {
-            lse: self.lse.checked("lse", b, ordinal)?,
-            positive: self.positive.checked("positive", b, ordinal)?,
-            num_negatives: self.num_negatives.checked("num_negatives", b, ordinal)?,
-            expected_negative: expected.map_or(Ok(0), |o| o.checked("expected_negative", b * dim, ordinal))?,
+            lse: self.lse.checked("lse", b, uses)?,
+            positive: self.positive.checked("positive", b, uses)?,
+            num_negatives: self.num_negatives.checked("num_negatives", b, uses)?,
+            expected_negative: one(&mut self.expected_negative, "expected_negative", b * dim, uses)?.unwrap_or(0),
             ..StatisticsOut::default()
         })
     }
 }
 
-impl DeviceUpstream<'_> {
-    /// The stream back's inputs and the caller's outputs.
-    pub(super) fn checked(&self, problem: &Problem, to: &DeviceGradients<'_>, ordinal: usize) -> Result<Back> {
+impl<'a> DeviceUpstream<'a> {
+    /// The stream back's inputs.
+    pub(super) fn checked(&self, problem: &Problem, uses: &mut Uses<'a>) -> Result<Back> {
         let (b, dim) = (problem.num_queries(), problem.dim);
         Ok(Back {
-            lse: self.lse.checked("lse", b, ordinal)?,
-            num_negatives: self.num_negatives.checked("num_negatives", b, ordinal)?,
-            expected_negative: self.expected_negative.checked("expected_negative", b * dim, ordinal)?,
-            d_lse: self.d_lse.checked("d_lse", b, ordinal)?,
-            d_positive: self.d_positive.checked("d_positive", b, ordinal)?,
-            ..checked_back(problem, to, ordinal)?
+            lse: self.lse.checked("lse", b, uses)?,
+            num_negatives: self.num_negatives.checked("num_negatives", b, uses)?,
+            expected_negative: self.expected_negative.checked("expected_negative", b * dim, uses)?,
+            d_lse: self.d_lse.checked("d_lse", b, uses)?,
+            d_positive: self.d_positive.checked("d_positive", b, uses)?,
+            ..Back::default()
         })
     }
 }
 
 impl DeviceGradients<'_> {
-    /// Places of the temperature's gradients.
-    pub(super) fn temperature(&self, ordinal: usize) -> Result<[Option<u64>; 2]> {
-        let one = |given: &Option<DeviceSliceMut<'_, f64>>, name: &str| {
-            given.as_ref().map(|slice| slice.checked(name, 1, ordinal)).transpose()
+    /// The stream back's outputs, and places of the temperature's gradients.
+    pub(super) fn checked<'u>(
+        &'u mut self,
+        problem: &Problem,
+        uses: &mut Uses<'u>,
+    ) -> Result<(Back, [Option<u64>; 2])> {
+        let elements = problem.num_queries() * problem.dim;
+        let DeviceGradients { d_queries, d_candidates, d_positive_embeddings, d_temperature, d_log_temperature } = self;
+        let back = Back {
+            d_candidates: checked_pools(problem, d_candidates, uses)?,
+            d_positive_embeddings: checked_positives(problem, d_positive_embeddings, uses)?,
+            d_queries: d_queries.checked("d_queries", elements, uses)?,
+            ..Back::default()
         };
-        Ok([one(&self.d_temperature, "d_temperature")?, one(&self.d_log_temperature, "d_log_temperature")?])
+        let d_temperature = one(d_temperature, "d_temperature", 1, uses)?;
+        Ok((back, [d_temperature, one(d_log_temperature, "d_log_temperature", 1, uses)?]))
     }
 }
 
-fn checked_back(problem: &Problem, g: &DeviceGradients<'_>, ordinal: usize) -> Result<Back> {
-    let (b, dim) = (problem.num_queries(), problem.dim);
-    if g.d_candidates.len() != problem.pools.len() {
-        let found = format!("{} entries", g.d_candidates.len());
+fn checked_pools<'u>(
+    problem: &Problem,
+    d_candidates: &'u mut [Option<DeviceSliceMut<'_, f32>>],
+    uses: &mut Uses<'u>,
+) -> Result<Vec<u64>> {
+    if d_candidates.len() != problem.pools.len() {
+        let found = format!("{} entries", d_candidates.len());
         return Err(shape("d_candidates", found, format!("one for each of {} pools", problem.pools.len())));
     }
-    let pools = problem.pools.iter().zip(&g.d_candidates).enumerate();
-    let d_candidates = pools.map(|(p, (pool, d))| {
+    let pools = problem.pools.iter().zip(d_candidates).enumerate();
+    let checked = pools.map(|(p, (pool, d))| {
         let argument = format!("d_candidates[{p}]");
         match (pool.gradient, d) {
-            (true, Some(d)) => d.checked(&argument, pool.candidates.rows * dim, ordinal),
+            (true, Some(d)) => d.checked(&argument, pool.candidates.rows * problem.dim, uses),
             (true, None) => Err(missing(argument, "the pool has a gradient: give it a place, or without_gradient")),
             (false, Some(_)) => Err(does_not_apply(argument, "the pool is without_gradient")),
             (false, None) => Ok(0),
         }
     });
+    checked.collect()
+}
+
+fn checked_positives<'u>(
+    problem: &Problem,
+    d_positive_embeddings: &'u mut Option<DeviceSliceMut<'_, f32>>,
+    uses: &mut Uses<'u>,
+) -> Result<u64> {
     let separate = matches!(problem.positives, ProblemPositives::Separate(_));
-    let d_positive_embeddings = match (separate, &g.d_positive_embeddings) {
-        (true, Some(d)) => d.checked("d_positive_embeddings", b * dim, ordinal)?,
-        (true, None) => return Err(missing("d_positive_embeddings", "separate positives have a gradient")),
-        (false, Some(_)) => {
-            return Err(does_not_apply("d_positive_embeddings", "positives given by index are candidates"));
-        }
-        (false, None) => 0,
-    };
-    Ok(Back {
-        d_queries: g.d_queries.checked("d_queries", b * dim, ordinal)?,
-        d_candidates: d_candidates.collect::<Result<_>>()?,
-        d_positive_embeddings,
-        ..Back::default()
-    })
+    match (separate, d_positive_embeddings) {
+        (true, Some(d)) => d.checked("d_positive_embeddings", problem.num_queries() * problem.dim, uses),
+        (true, None) => Err(missing("d_positive_embeddings", "separate positives have a gradient")),
+        (false, Some(_)) => Err(does_not_apply("d_positive_embeddings", "positives given by index are candidates")),
+        (false, None) => Ok(0),
+    }
 }

@@ -1,6 +1,7 @@
 //! Queries, candidates and exclusions in the caller's device memory: all of a search, and what a batch begins with.
 
 use super::problem::{Problem, ProblemPool, ProblemPositives};
+use super::uses::Uses;
 use super::view::{DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
 use crate::error::{Result, does_not_apply, missing, shape};
 use crate::loss::Similarity;
@@ -82,22 +83,28 @@ pub struct DeviceTopK<'a> {
     pub scores: DeviceSliceMut<'a, f32>,
 }
 
-impl DeviceSearch<'_> {
+impl<'a> DeviceSearch<'a> {
     /// The search by its addresses, where all of it fits.
-    pub(super) fn checked(&self, similarity: Similarity, k: usize, ordinal: usize, tf32: bool) -> Result<Problem> {
+    pub(super) fn checked(&self, similarity: Similarity, k: usize, tf32: bool, uses: &mut Uses<'a>) -> Result<Problem> {
         if self.pools.iter().any(|pool| pool.log_q.is_some()) {
             return Err(does_not_apply("log_q", "a search ranks all candidates by similarity alone"));
         }
-        let problem = self.problem(similarity, 1.0, ordinal, tf32)?;
+        let problem = self.problem(similarity, 1.0, tf32, uses)?;
         check_k(k, problem.num_candidates())?;
         Ok(problem)
     }
 
     /// Queries, pools and exclusions by their addresses, with no positives; `scale` multiplies similarities.
-    pub(super) fn problem(&self, similarity: Similarity, scale: f32, ordinal: usize, tf32: bool) -> Result<Problem> {
-        let queries = self.queries.checked("queries", ordinal)?;
-        let pools = checked_pools(self, ordinal)?;
-        let (exclude_offsets, exclude_ids, excluded) = checked_excluded(self, queries.rows, ordinal)?;
+    pub(super) fn problem(
+        &self,
+        similarity: Similarity,
+        scale: f32,
+        tf32: bool,
+        uses: &mut Uses<'a>,
+    ) -> Result<Problem> {
+        let queries = self.queries.checked("queries", uses)?;
+        let pools = checked_pools(self, uses)?;
+        let (exclude_offsets, exclude_ids, excluded) = checked_excluded(self, queries.rows, uses)?;
         Ok(Problem {
             dtype: self.queries.dtype(),
             tf32,
@@ -120,17 +127,17 @@ impl DeviceSearch<'_> {
 
 impl DeviceTopK<'_> {
     /// Addresses of indices and scores of `b` rows, where they fit.
-    pub(super) fn checked(&self, b: usize, k: usize, ordinal: usize) -> Result<(u64, u64)> {
-        Ok((self.indices.checked("indices", b * k, ordinal)?, self.scores.checked("scores", b * k, ordinal)?))
+    pub(super) fn checked<'u>(&'u mut self, b: usize, k: usize, uses: &mut Uses<'u>) -> Result<(u64, u64)> {
+        Ok((self.indices.checked("indices", b * k, uses)?, self.scores.checked("scores", b * k, uses)?))
     }
 }
 
-fn checked_pools(search: &DeviceSearch<'_>, ordinal: usize) -> Result<Vec<ProblemPool>> {
+fn checked_pools<'a>(search: &DeviceSearch<'a>, uses: &mut Uses<'a>) -> Result<Vec<ProblemPool>> {
     let (first, mut start) = (&search.pools[0], 0);
     let mut pools = Vec::with_capacity(search.pools.len());
     for (p, pool) in search.pools.iter().enumerate() {
         let name = |field: &str| if p == 0 { field.to_owned() } else { format!("pools[{p}].{field}") };
-        let candidates = pool.candidates.checked(&name("candidates"), ordinal)?;
+        let candidates = pool.candidates.checked(&name("candidates"), uses)?;
         let (found, wanted) = (pool.candidates, search.queries);
         if (found.dim(), found.dtype()) != (wanted.dim(), wanted.dtype()) {
             let found = format!("dim {} of {:?}", found.dim(), found.dtype());
@@ -149,8 +156,8 @@ fn checked_pools(search: &DeviceSearch<'_>, ordinal: usize) -> Result<Vec<Proble
         pools.push(ProblemPool {
             candidates,
             start,
-            ids: pool.ids.map_or(Ok(0), |ids| ids.checked(&name("candidate_ids"), n, ordinal))?,
-            log_q: pool.log_q.map_or(Ok(0), |log_q| log_q.checked(&name("log_q"), n, ordinal))?,
+            ids: pool.ids.map_or(Ok(0), |ids| ids.checked(&name("candidate_ids"), n, uses))?,
+            log_q: pool.log_q.map_or(Ok(0), |log_q| log_q.checked(&name("log_q"), n, uses))?,
             gradient: pool.gradient,
         });
         start += n;
@@ -161,7 +168,7 @@ fn checked_pools(search: &DeviceSearch<'_>, ordinal: usize) -> Result<Vec<Proble
     Ok(pools)
 }
 
-fn checked_excluded(search: &DeviceSearch<'_>, b: usize, ordinal: usize) -> Result<(u64, u64, usize)> {
+fn checked_excluded<'a>(search: &DeviceSearch<'a>, b: usize, uses: &mut Uses<'a>) -> Result<(u64, u64, usize)> {
     let Some((offsets, ids)) = &search.excluded else { return Ok((0, 0, 0)) };
     if search.pools[0].ids.is_none() {
         return Err(missing("candidate_ids", "excluded_ids are compared with them"));
@@ -170,6 +177,6 @@ fn checked_excluded(search: &DeviceSearch<'_>, b: usize, ordinal: usize) -> Resu
     if u32::try_from(2 * (count + b)).is_err() {
         return Err(shape("exclude_ids", format!("length {count}"), "with the number of queries below 2^31"));
     }
-    let ids = if count == 0 { 0 } else { ids.checked("exclude_ids", count, ordinal)? };
-    Ok((offsets.checked("exclude_offsets", b + 1, ordinal)?, ids, count))
+    let ids = if count == 0 { 0 } else { ids.checked("exclude_ids", count, uses)? };
+    Ok((offsets.checked("exclude_offsets", b + 1, uses)?, ids, count))
 }

@@ -1,26 +1,22 @@
 //! A device with the crate's kernels loaded, and a stream on it: the only place that calls the driver.
 
-use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaStream, result, sys};
 
 use super::image;
+use super::loaded::Loaded;
 use super::params::Params;
 use super::problem::Rows;
+use super::stream::{PER_THREAD_RULE, bind, captured, checked, is_capturing, is_per_thread, synchronize};
 use crate::embeddings::DType;
-use crate::error::{Error, Result};
+use crate::error::{Result, value};
 
 /// Threads in a block of every kernel but Hopper's streams.
 pub(super) const THREADS: u32 = 256;
 const HOPPER_THREADS: u32 = 384;
 const HOPPER_PREFIX: &str = "stream_hopper_";
-
-/// A driver call's result as the crate's own error. (Formatting cudarc's would call the driver again.)
-pub(super) fn checked<T>(call: &'static str, result: std::result::Result<T, DriverError>) -> Result<T> {
-    result.map_err(|DriverError(code)| Error::Driver { call, code: code as i32 })
-}
 
 /// What plans depend on.
 #[derive(Debug, Clone, Copy)]
@@ -32,20 +28,22 @@ pub(super) struct Limits {
     pub(super) hopper: bool,
 }
 
-#[derive(Debug)]
+/// A backend's stream and the kernels that it runs. Whatever may still be in use when the backend is dropped (a graph,
+/// a queue's memory) keeps a clone.
+#[derive(Debug, Clone)]
 pub(super) struct Driver {
-    pub(super) context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
-    functions: HashMap<&'static str, sys::CUfunction>,
-    modules: Vec<sys::CUmodule>,
+    loaded: Arc<Loaded>,
+    /// Where work is submitted: the backend's stream, or one that captures a graph.
+    target: sys::CUstream,
+    /// Whether the caller may capture the backend's stream ([`Cuda::allow_capture`](super::Cuda::allow_capture)).
+    pub(super) capture_allowed: bool,
     pub(super) limits: Limits,
 }
 
-// SAFETY: modules and functions are handles that any thread may use with the context bound, which `bind` does.
+// SAFETY: streams, modules and functions are handles that any thread may use with the context bound, which `bind` does.
 unsafe impl Send for Driver {}
 // SAFETY: as above; the driver's calls are thread-safe.
 unsafe impl Sync for Driver {}
-
 /// Blocks and shared memory of a launch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Grid {
@@ -84,7 +82,7 @@ const HOPPER_KERNELS: &[(&[u8], &[Name])] = names! {
 };
 
 /// A kernel's name, and the same as the driver takes it.
-type Name = (&'static str, &'static CStr);
+pub(super) type Name = (&'static str, &'static CStr);
 
 /// Every kernel, by the image that holds it.
 const KERNELS: &[(&[u8], &[Name])] = names! {
@@ -104,6 +102,7 @@ const KERNELS: &[(&[u8], &[Name])] = names! {
     MERGE: "merge_rows", "merge_expected", "finish_gradient_f16", "finish_gradient_bf16", "finish_gradient_f32";
     TOPK: "stream_topk_f16", "stream_topk_bf16", "stream_topk_f32", "stream_topk_tf32", "merge_topk";
     EPILOGUE: "epilogue", "finish_temperature";
+    ENQUEUE: "enqueue_rows";
     SYMMETRIC: "swap_positives", "swap_weights", "average_rows", "average_f32", "average_f64";
 };
 
@@ -116,31 +115,46 @@ impl Driver {
 
     /// Loads the kernels into a stream's context.
     pub(super) fn on_stream(stream: Arc<CudaStream>) -> Result<Self> {
-        let context = stream.context().clone();
-        let (major, minor) = checked("cuDeviceGetAttribute", context.compute_capability())?;
+        if is_per_thread(&stream) {
+            return Err(value("stream", "the per-thread default stream", PER_THREAD_RULE));
+        }
         use sys::CUdevice_attribute as Attribute;
-        let attribute = |which| Ok(checked("cuDeviceGetAttribute", context.attribute(which))? as usize);
-        let limits = Limits {
-            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1),
-            shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-            // Only exactly this capability runs them.
-            hopper: (major, minor) == (9, 0) && HOPPER_KERNELS.iter().all(|(image, _)| !image.is_empty()),
-        };
-        let mut driver = Driver { context, stream, functions: HashMap::new(), modules: Vec::new(), limits };
-        for &(image, names) in KERNELS {
-            driver.load_kernels(image, names)?;
+        let device = stream.context().cu_device();
+        // SAFETY: the device is that of a live context.
+        let attribute = |which| unsafe { result::device::get_attribute(device, which) };
+        let attribute = |which| checked("cuDeviceGetAttribute", attribute(which));
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1) as usize;
+        let shared_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
+        // Only exactly this capability runs them.
+        let hopper = (major, minor) == (9, 0) && HOPPER_KERNELS.iter().all(|(image, _)| !image.is_empty());
+        let limits = Limits { multiprocessors, shared_bytes, hopper };
+        let mut loaded = Loaded::new(stream)?;
+        let hopper_kernels = if hopper { HOPPER_KERNELS } else { &[] };
+        for &(image, names) in KERNELS.iter().chain(hopper_kernels) {
+            loaded.load_kernels(image, names, shared_bytes)?;
         }
-        if limits.hopper {
-            for &(image, names) in HOPPER_KERNELS {
-                driver.load_kernels(image, names)?;
-            }
-        }
-        Ok(driver)
+        let target = loaded.stream.cu_stream();
+        Ok(Driver { loaded: Arc::new(loaded), target, capture_allowed: false, limits })
+    }
+
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.loaded.stream
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        self.loaded.stream.context()
+    }
+
+    /// Whether both are clones of one.
+    pub(super) fn is(&self, other: &Driver) -> bool {
+        Arc::ptr_eq(&self.loaded, &other.loaded)
     }
 
     /// Whether the kernels for compute capability 9.0 are used where they are there.
     pub(super) fn allow_hopper(&mut self, allow: bool) {
-        self.limits.hopper = allow && self.functions.keys().any(|name| name.starts_with(HOPPER_PREFIX));
+        self.limits.hopper = allow && self.loaded.functions.keys().any(|name| name.starts_with(HOPPER_PREFIX));
     }
 
     /// A matrix of 16-bit elements as the copy engine takes it: in boxes of 128 bytes of each of `box_rows` rows, swizzled as
@@ -177,40 +191,48 @@ impl Driver {
         Ok(map.opaque)
     }
 
-    fn load_kernels(&mut self, image: &'static [u8], names: &[Name]) -> Result<()> {
-        self.bind()?;
-        // SAFETY: a fat binary that nvcc made, aligned, and in the executable for ever.
-        let loaded = unsafe { result::module::load_data(image.as_ptr().cast::<c_void>()) };
-        let module = checked("cuModuleLoadData", loaded)?;
-        self.modules.push(module);
-        for &(name, c_name) in names {
-            // SAFETY: the module was just loaded and stays so as long as `self`.
-            let found = unsafe { result::module::get_function(module, c_name.to_owned()) };
-            let function = checked("cuModuleGetFunction", found)?;
-            if name.starts_with("stream_") {
-                let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                // SAFETY: the function is valid, and the value is what the device reports as its limit.
-                let set = unsafe {
-                    result::function::set_function_attribute(function, attribute, self.limits.shared_bytes as i32)
-                };
-                checked("cuFuncSetAttribute", set)?;
-            }
-            self.functions.insert(name, function);
-        }
-        Ok(())
-    }
-
-    /// Makes the context this thread's. Every entry into the backend does it first.
+    /// Makes the context this thread's. Every entry into the backend does it first. cudarc's own `bind_to_thread` would
+    /// fail with an error that cudarc noted in an earlier `drop`.
     pub(super) fn bind(&self) -> Result<()> {
-        checked("cuCtxSetCurrent", self.context.bind_to_thread())
+        bind(self.context())
     }
 
+    /// Waits for the backend's stream.
     pub(super) fn synchronize(&self) -> Result<()> {
-        checked("cuStreamSynchronize", self.stream.synchronize())
+        synchronize(&self.loaded.stream)
+    }
+
+    /// Waits for the backend's stream when it is dropped: borrowed host memory must outlive the copies from and to it,
+    /// however a function that queues them ends.
+    pub(super) fn settled(&self) -> Result<Settled> {
+        self.bind()?;
+        self.refuse_every_capture()?;
+        Ok(Settled(self.clone()))
+    }
+
+    /// Refuses to work while the caller captures `stream`, unless that is allowed: nobody would keep what the graph
+    /// uses.
+    pub(super) fn refuse_capture(&self, stream: &CudaStream) -> Result<()> {
+        if self.capture_allowed || !is_capturing(stream.cu_stream())? { Ok(()) } else { Err(captured()) }
+    }
+
+    /// Refuses what no graph can hold: an allocation, or a copy from or to memory of the host.
+    pub(super) fn refuse_every_capture(&self) -> Result<()> {
+        if is_capturing(self.target)? { Err(captured()) } else { Ok(()) }
+    }
+
+    /// Makes what `waiting` does from now on come after what `first` was given until now.
+    pub(super) fn order(&self, first: &CudaStream, waiting: &CudaStream) -> Result<()> {
+        self.loaded.event.order(first, waiting)
+    }
+
+    /// The same driver, submitting to another stream.
+    pub(super) fn submitting_to(&self, target: sys::CUstream) -> Self {
+        Driver { target, ..self.clone() }
     }
 
     pub(super) fn launch<P: Params>(&self, name: &str, grid: Grid, params: &P) -> Result<()> {
-        let Some(&function) = self.functions.get(name) else { unreachable!("{name} is in KERNELS") };
+        let Some(&function) = self.loaded.functions.get(name) else { unreachable!("{name} is in KERNELS") };
         let threads = if name.starts_with(HOPPER_PREFIX) { HOPPER_THREADS } else { THREADS };
         let mut params = *params;
         let mut arguments = [(&raw mut params).cast::<c_void>()];
@@ -222,7 +244,7 @@ impl Driver {
                 grid.blocks,
                 (threads, 1, 1),
                 grid.shared_bytes as u32,
-                self.stream.cu_stream(),
+                self.target,
                 &mut arguments,
             )
         };
@@ -232,61 +254,32 @@ impl Driver {
     /// Sets bytes, in the order of the stream.
     pub(super) fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
         // SAFETY: `to` has as many bytes: callers fill whole parts.
-        checked("cuMemsetD8Async", unsafe { result::memset_d8_async(to, byte, bytes, self.stream.cu_stream()) })
+        checked("cuMemsetD8Async", unsafe { result::memset_d8_async(to, byte, bytes, self.target) })
     }
 
-    /// Copies rows within the device, in the order of the stream: to contiguous ones from ones that lie `stride` bytes apart.
-    pub(super) fn copy_rows(&self, to: u64, from: u64, rows: usize, row_bytes: usize, stride: usize) -> Result<()> {
-        let stream = self.stream.cu_stream();
-        if stride == row_bytes {
-            // SAFETY: callers have checked that both places have as many bytes; they are of different allocations.
-            let copied = unsafe { result::memcpy_dtod_async(to, from, rows * row_bytes, stream) };
-            return checked("cuMemcpyDtoDAsync", copied);
-        }
-        let device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-        let copy = sys::CUDA_MEMCPY2D {
-            srcXInBytes: 0,
-            srcY: 0,
-            srcMemoryType: device,
-            srcHost: std::ptr::null(),
-            srcDevice: from,
-            srcArray: std::ptr::null_mut(),
-            srcPitch: stride,
-            dstXInBytes: 0,
-            dstY: 0,
-            dstMemoryType: device,
-            dstHost: std::ptr::null_mut(),
-            dstDevice: to,
-            dstArray: std::ptr::null_mut(),
-            dstPitch: row_bytes,
-            WidthInBytes: row_bytes,
-            Height: rows,
-        };
-        // SAFETY: as above; the driver reads `copy` in the call.
-        checked("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, stream) }.result())
-    }
-
+    /// Copies from memory of the host, which has to stay as it is until the stream has come there (`settled`).
     pub(super) fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
-        // SAFETY: `to` has room (memory.rs asserts it); from pageable memory the call returns when `bytes` was read.
-        checked("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) })
+        self.refuse_every_capture()?;
+        // SAFETY: `to` has room (memory.rs asserts it); callers keep `bytes` until they have waited.
+        checked("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, bytes, self.target) })
     }
 
     /// Waits for the device.
     pub(super) fn download(&self, bytes: &mut [u8], from: u64) -> Result<()> {
+        self.refuse_every_capture()?;
         // SAFETY: `from` holds as many bytes (memory.rs asserts it), and `bytes` is borrowed until the wait below.
-        checked("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(bytes, from, self.stream.cu_stream()) })?;
+        checked("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(bytes, from, self.target) })?;
         self.synchronize()
     }
 }
 
-impl Drop for Driver {
+/// See [`Driver::settled`].
+#[must_use]
+pub(super) struct Settled(Driver);
+
+impl Drop for Settled {
     fn drop(&mut self) {
-        if self.bind().is_err() || self.synchronize().is_err() {
-            return;
-        }
-        for module in self.modules.drain(..) {
-            // SAFETY: the module is unloaded once, and the stream that ran its kernels is idle.
-            let _ = unsafe { result::module::unload(module) };
-        }
+        // An error here is that of a device that has failed: it copies nothing any more.
+        let _ = self.0.synchronize();
     }
 }

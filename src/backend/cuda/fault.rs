@@ -20,7 +20,7 @@ impl FaultRecord {
         driver.bind()?;
         let mut layout = Layout::default();
         let part = layout.part(1, size_of::<u64>());
-        let mut arena = Arena::new(driver.context.clone());
+        let mut arena = Arena::default();
         arena.reserve(driver, layout)?;
         let record = FaultRecord { arena, part };
         record.clear(driver)?;

@@ -202,7 +202,7 @@ impl Cuda {
         Rows { address: self.arena.address(part), rows: embeddings.rows(), stride: embeddings.stride() }
     }
 
-    /// Makes room and brings the batch up.
+    /// Makes room and brings the batch up. The caller holds `settled`.
     fn upload(&mut self, batch: &Batch<'_>, layout: Layout, inputs: &Inputs) -> Result<()> {
         self.upload_search(batch, layout, &inputs.search)?;
         match &batch.positives {
@@ -216,7 +216,6 @@ impl Cuda {
 
     /// The same without positives.
     pub(super) fn upload_search(&mut self, batch: &Batch<'_>, layout: Layout, inputs: &SearchInputs) -> Result<()> {
-        self.driver.bind()?;
         self.arena.reserve(&self.driver, layout)?;
         self.up(inputs.queries, batch.queries.bytes())?;
         for (pool, parts) in batch.pools.iter().zip(&inputs.pools) {
@@ -279,6 +278,7 @@ impl Stream for Cuda {
         statistics: &mut RowStatistics<f32>,
     ) -> Result<()> {
         let memory = self.lay_out(batch, loss, request);
+        let _settled = self.driver.settled()?;
         self.upload(batch, memory.layout, &memory.inputs)?;
         let problem = self.problem(batch, loss, &memory.inputs);
         let out = &memory.outputs;
@@ -329,6 +329,7 @@ impl Stream for Cuda {
     ) -> Result<()> {
         let Some(expected_negative) = &statistics.expected_negative else { return Ok(()) };
         let memory = self.lay_out(batch, loss, Request::value_and_grad());
+        let _settled = self.driver.settled()?;
         self.upload(batch, memory.layout, &memory.inputs)?;
         let out = &memory.outputs;
         self.up(out.lse, &statistics.lse)?;

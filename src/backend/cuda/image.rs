@@ -63,6 +63,7 @@ image!(POSITIVES, "positives");
 image!(MERGE, "merge");
 image!(TOPK, "topk");
 image!(EPILOGUE, "epilogue");
+image!(ENQUEUE, "enqueue");
 image!(SYMMETRIC, "symmetric");
 
 #[cfg(test)]

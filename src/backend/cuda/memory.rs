@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, result};
+use cudarc::driver::{DriverError, result, sys};
 
-use super::driver::{Driver, checked};
+use super::driver::Driver;
+use super::stream::checked;
 use crate::error::{Error, Result};
 
 /// Parts start at multiples of this, as the widest loads and the copy engines like.
@@ -40,49 +41,123 @@ impl Layout {
     }
 }
 
-/// A block of device memory.
+/// Device memory, freed in the order of the stream that it was allocated in.
 #[derive(Debug)]
-pub(super) struct Arena {
-    context: Arc<CudaContext>,
+struct Block {
+    driver: Driver,
     base: u64,
     bytes: usize,
 }
 
-impl Arena {
-    pub(super) fn new(context: Arc<CudaContext>) -> Self {
-        // Nothing is there yet, but no part that will be may look like the null pointer: plans ask.
-        Arena { context, base: ALIGNMENT as u64, bytes: 0 }
+impl Block {
+    fn new(driver: &Driver, bytes: usize) -> Result<Self> {
+        driver.refuse_every_capture()?;
+        let base = match allocate(driver, bytes) {
+            Err(OUT_OF_MEMORY) => {
+                give_back(driver);
+                allocate(driver, bytes)
+            }
+            other => other,
+        };
+        match base {
+            Ok(base) => Ok(Block { driver: driver.clone(), base, bytes }),
+            Err(OUT_OF_MEMORY) => {
+                let (free, _) = checked("cuMemGetInfo", result::mem_get_info())?;
+                Err(Error::DeviceMemory { needed: bytes, free })
+            }
+            Err(error) => checked("cuMemAllocAsync", Err(error)),
+        }
     }
+}
 
+const OUT_OF_MEMORY: DriverError = DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+
+/// In the order of the stream where the device has memory pools, as nearly all have.
+fn allocate(driver: &Driver, bytes: usize) -> std::result::Result<u64, DriverError> {
+    if driver.context().has_async_alloc() {
+        // SAFETY: the stream is live, its context bound, and the size not 0. Whoever uses the memory on another stream
+        // makes that one wait (`Uses`).
+        unsafe { result::malloc_async(driver.stream().cu_stream(), bytes) }
+    } else {
+        // SAFETY: as above.
+        unsafe { result::malloc_sync(bytes) }
+    }
+}
+
+/// Makes the device's pool return what it keeps for later allocations: memory that was freed in the order of a stream,
+/// too, once the stream has come there. An error here leaves things as they are, and the allocation that follows fails.
+fn give_back(driver: &Driver) {
+    let _ = result::ctx::synchronize();
+    // SAFETY: the device is that of a live context, and the pool is the device's.
+    let _ = unsafe {
+        result::device::get_mem_pool(driver.context().cu_device()).and_then(|pool| result::mem_pool::trim_to(pool, 0))
+    };
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if self.driver.bind().is_err() {
+            return;
+        }
+        // An error in what follows is that of a device that has failed, with all its memory.
+        if self.driver.context().has_async_alloc() {
+            // SAFETY: `base` came from `malloc_async` and is freed once. What used it on this stream was submitted
+            // before, and what used it on others, this stream was made to wait for (`Uses`).
+            let _ = unsafe { result::free_async(self.base, self.driver.stream().cu_stream()) };
+        } else if self.driver.synchronize().is_ok() {
+            // SAFETY: as above; the stream was waited for.
+            let _ = unsafe { result::free_sync(self.base) };
+        }
+    }
+}
+
+/// One block that grows, or none yet.
+#[derive(Debug, Default)]
+pub(super) struct Arena {
+    block: Option<Arc<Block>>,
+    /// Blocks that graphs of the caller's may use.
+    outgrown: Vec<Arc<Block>>,
+}
+
+/// Keeps an arena's block as it is now.
+#[derive(Debug, Clone)]
+pub(super) struct Keep(Option<Arc<Block>>);
+
+impl Keep {
     pub(super) fn bytes(&self) -> usize {
-        self.bytes
+        self.0.as_ref().map_or(0, |block| block.bytes)
+    }
+}
+
+impl Arena {
+    pub(super) fn bytes(&self) -> usize {
+        self.block.iter().chain(&self.outgrown).map(|block| block.bytes).sum()
     }
 
-    pub(super) fn ordinal(&self) -> usize {
-        self.context.ordinal()
-    }
-
-    /// Makes room for a layout. What the block held is lost where it grows.
+    /// Makes room for a layout. What the block held is lost where it grows; graphs that use it keep it.
     pub(super) fn reserve(&mut self, driver: &Driver, layout: Layout) -> Result<()> {
-        if layout.bytes <= self.bytes {
+        if layout.bytes <= self.block.as_ref().map_or(0, |block| block.bytes) {
             return Ok(());
         }
-        // Work that uses the old block may still run.
-        driver.synchronize()?;
-        self.free();
-        let (free, _) = checked("cuMemGetInfo", self.context.mem_get_info())?;
-        if free < layout.bytes {
-            return Err(Error::DeviceMemory { needed: layout.bytes, free });
+        // First, so that its memory can be had again.
+        let outgrown = self.block.take();
+        if driver.capture_allowed {
+            self.outgrown.extend(outgrown);
         }
-        // SAFETY: the context is bound to this thread (Driver::bind), and the size is not 0.
-        self.base = checked("cuMemAlloc", unsafe { result::malloc_sync(layout.bytes) })?;
-        self.bytes = layout.bytes;
+        self.block = Some(Arc::new(Block::new(driver, layout.bytes)?));
         Ok(())
+    }
+
+    /// What a graph keeps that was captured now.
+    pub(super) fn keep(&self) -> Keep {
+        Keep(self.block.clone())
     }
 
     /// Device address of a part; 0, the null pointer, of one that is not there.
     pub(super) fn address(&self, part: Part) -> u64 {
-        if part.bytes == 0 { 0 } else { self.base + part.offset as u64 }
+        // Where nothing is allocated yet, no part may look like the null pointer: plans ask.
+        let base = self.block.as_ref().map_or(ALIGNMENT as u64, |block| block.base);
+        if part.bytes == 0 { 0 } else { base + part.offset as u64 }
     }
 
     pub(super) fn upload<T: bytemuck::NoUninit>(&self, driver: &Driver, part: Part, values: &[T]) -> Result<()> {
@@ -96,20 +171,5 @@ impl Arena {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
         assert!(bytes.len() <= part.bytes, "a part holds what is downloaded");
         if bytes.is_empty() { Ok(()) } else { driver.download(bytes, self.address(part)) }
-    }
-
-    fn free(&mut self) {
-        if self.bytes != 0 && self.context.bind_to_thread().is_ok() {
-            // SAFETY: `base` came from `malloc_sync`, is freed once, and nothing that uses it is pending (`reserve` waited,
-            // and cuMemFree itself waits). An error here has been reported by an earlier call already.
-            let _ = unsafe { result::free_sync(self.base) };
-        }
-        (self.base, self.bytes) = (ALIGNMENT as u64, 0);
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        self.free();
     }
 }

@@ -1,25 +1,30 @@
 //! The CUDA backend: tensor-core streams for compute capability 8.0 and later, and others for 9.0.
 //!
 //! ```text
-//! probe.rs → driver.rs   a device that can be used, its kernels and its stream
+//! probe.rs → driver.rs   a device that can be used; loaded.rs its kernels, stream.rs its stream
 //! problem.rs             a batch as device addresses
 //! tiling.rs, workspace.rs, memory.rs
 //!                        how it is cut, and what memory that takes, before anything is allocated
 //! passes.rs, wide.rs     the passes as launches; params.rs mirrors the kernels' arguments
 //! host.rs                batches in host memory: upload, passes, download
-//! view.rs, device_search.rs, device_batch.rs, device_output.rs, step.rs
+//! device_memory.rs, view.rs, device_search.rs, device_batch.rs, device_output.rs, step.rs
 //!                        batches in the caller's device memory: checks, passes; fault.rs: what only the device sees
+//! uses.rs                the order of that memory's streams and the backend's
+//! graph.rs               steps as CUDA graphs
 //! topk.rs                searches, in host memory and in the caller's device memory
 //! queue.rs               past candidates in device memory, as further pools
 //! ```
 
 mod device_batch;
+mod device_memory;
 mod device_output;
 mod device_search;
 mod driver;
 mod fault;
+mod graph;
 mod host;
 mod image;
+mod loaded;
 mod memory;
 mod params;
 mod passes;
@@ -27,8 +32,10 @@ mod probe;
 mod problem;
 mod queue;
 mod step;
+mod stream;
 mod tiling;
 mod topk;
+mod uses;
 mod view;
 mod wide;
 mod workspace;
@@ -38,8 +45,10 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 
 pub use device_batch::DeviceBatch;
+pub use device_memory::{DeviceMemory, DeviceMemoryMut};
 pub use device_output::{DeviceGradients, DeviceOutput, DeviceStatistics, DeviceUpstream};
 pub use device_search::{DevicePool, DeviceSearch, DeviceTopK};
+pub use graph::StepGraph;
 pub use queue::DeviceQueue;
 pub use view::{DeviceElement, DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
 
@@ -57,6 +66,9 @@ use workspace::Workspace;
 /// Products of embeddings are those of the tensor cores: `f16` and `bf16` with sums in `f32`, `f32` as three tf32 products
 /// (as exact as an `f32` matmul). Probabilities that multiply embeddings are rounded to the embeddings' type; per-row
 /// results are merged in `f64`.
+///
+/// All work goes to one stream. Methods of [`Backend`] wait for it, as they return numbers; those on device memory
+/// ([`step`](Cuda::step) and the like) do not. Dropping a backend waits for its stream.
 #[derive(Debug)]
 pub struct Cuda {
     driver: Driver,
@@ -90,12 +102,12 @@ impl Cuda {
         })?)
     }
 
-    /// On the caller's stream, in its context: steps run in its order. The stream's context must stay the one that it was
-    /// made with.
+    /// On the caller's stream, in its context: steps run in its order.
     ///
     /// # Errors
     /// [`Error::DeviceUnavailable`] for a compute capability below 8.0 or a crate built without kernels,
-    /// [`Error::Driver`] where the driver refuses to load them.
+    /// [`Error::Driver`] where the driver refuses to load them, [`Error::Value`] for the per-thread default stream,
+    /// which is another stream on each thread.
     pub fn on_stream(stream: Arc<CudaStream>) -> Result<Self, Error> {
         let ordinal = stream.context().ordinal();
         let unavailable = |reason| Error::DeviceUnavailable { device: format!("cuda:{ordinal}"), reason };
@@ -104,8 +116,14 @@ impl Cuda {
     }
 
     fn with_driver(driver: Driver) -> Result<Self, Error> {
-        let (arena, fault) = (Arena::new(driver.context.clone()), FaultRecord::new(&driver)?);
+        let (arena, fault) = (Arena::default(), FaultRecord::new(&driver)?);
         Ok(Cuda { driver, arena, fault, tf32: false })
+    }
+
+    /// The stream that everything runs on. Slices that are allocated on it need no further order with the backend's
+    /// work, and what is read on it after a step is the step's result.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        self.driver.stream()
     }
 
     /// Whether products of `f32` embeddings may round them to tf32 (11 bits of mantissa instead of 24), which is faster. Off
@@ -124,7 +142,8 @@ impl Cuda {
         Step { driver: &self.driver, arena: &self.arena, problem, workspace, fault: self.fault.address() }
     }
 
-    /// Bytes of device memory that this backend holds now: those of the largest step so far, as its plan said.
+    /// Bytes of device memory that this backend holds now: those of the largest step so far, as its plan said, and
+    /// after [`allow_capture`](Cuda::allow_capture) those that it outgrew.
     pub fn device_bytes(&self) -> usize {
         self.arena.bytes()
     }
@@ -134,7 +153,7 @@ impl Cuda {
     /// # Errors
     /// [`Error::Driver`] where the driver refuses.
     pub fn name(&self) -> Result<String, Error> {
-        driver::checked("cuDeviceGetName", self.driver.context.name())
+        stream::checked("cuDeviceGetName", cudarc::driver::result::device::get_name(self.driver.context().cu_device()))
     }
 }
 

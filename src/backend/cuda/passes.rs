@@ -40,7 +40,7 @@ pub(super) struct StatisticsOut {
 }
 
 /// Addresses of the stream back's inputs (lse, num_negatives, d_lse, d_positive, expected_negative) and outputs.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Back {
     pub(super) lse: u64,
     pub(super) num_negatives: u64,

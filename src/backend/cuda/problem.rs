@@ -3,7 +3,7 @@
 use crate::embeddings::DType;
 
 /// Rows in device memory.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rows {
     pub(super) address: u64,
     pub(super) rows: usize,
@@ -18,7 +18,7 @@ impl Rows {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct ProblemPool {
     pub(super) candidates: Rows,
     /// Index over all pools of the pool's first candidate.
@@ -28,7 +28,7 @@ pub(super) struct ProblemPool {
     pub(super) gradient: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum ProblemPositives {
     /// In a search.
     None,
@@ -39,7 +39,7 @@ pub(super) enum ProblemPositives {
 }
 
 /// Addresses of optional arrays are 0 where they are not there.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Problem {
     pub(super) dtype: DType,
     /// Products of f32 embeddings may round them to tf32.

@@ -6,23 +6,28 @@ use half::{bf16, f16};
 
 use super::Cuda;
 use super::device_search::DevicePool;
+use super::driver::{Driver, Grid};
 use super::memory::{Arena, Layout, Part};
+use super::params::Params;
+use super::problem::Rows;
+use super::uses::Uses;
 use super::view::{DeviceElement, DeviceEmbeddings, DeviceSlice};
 use crate::embeddings::DType;
-use crate::error::{Result, value};
-use crate::queue::ring::Ring;
+use crate::error::Result;
+use crate::queue::ring::{Ring, Rows as Copied};
 use crate::queue::{NegativeQueue, QueueOptions};
 
 /// The last candidates of past steps, as [`NegativeQueue`] in host memory, whose docs say what it is for and why to enqueue
 /// after the loss.
 ///
-/// Its memory is allocated when it is made; [`enqueue`](DeviceQueue::enqueue) copies on the backend's stream, waits for nothing
-/// and allocates nothing. The backend that it is made with runs its steps, in the order of its stream: another one's stream
-/// has to be made to wait.
+/// Its memory is allocated when it is made, and belongs to the stream of the backend that it is made with, as a cudarc
+/// slice belongs to its stream: it is freed in the order of that stream. [`enqueue`](DeviceQueue::enqueue) queues one
+/// or two kernels that copy, does not wait for them and allocates nothing. Other backends of the same context may use
+/// the queue, too; their streams and the queue's then wait for each other, as [`DeviceSlice`] says.
 ///
-/// A full queue is one pool, at the same place in every step, so that a captured graph of a step stays right; the graph of an
-/// enqueue does not, since each enqueue writes other rows. Before it is full, pools grow from step to step, and so does what
-/// a step needs: reserve it with [`whole`](DeviceQueue::whole).
+/// A full queue is one pool, at the same place in every step, so that a captured step ([`Cuda::capture`]) stays right.
+/// An enqueue cannot be replayed, since each one writes other rows. Before the queue is full, pools grow from step to
+/// step, and so does what a step needs: reserve it with [`whole`](DeviceQueue::whole).
 ///
 /// ```no_run
 /// use catalog_softmax::cuda::{Cuda, DeviceBatch, DevicePool, DeviceQueue};
@@ -46,6 +51,7 @@ use crate::queue::{NegativeQueue, QueueOptions};
 /// ```
 #[derive(Debug)]
 pub struct DeviceQueue {
+    driver: Driver,
     options: QueueOptions,
     ring: Ring,
     arena: Arena,
@@ -67,12 +73,13 @@ impl DeviceQueue {
     fn with_ring(cuda: &Cuda, options: QueueOptions, ring: Ring) -> Result<Self> {
         let (capacity, mut layout) = (options.capacity, Layout::default());
         let arrays = options.row_bytes().map(|row_bytes| layout.part(capacity, row_bytes));
-        cuda.driver.bind()?;
-        let mut arena = Arena::new(cuda.driver.context.clone());
-        arena.reserve(&cuda.driver, layout)?;
+        let driver = cuda.driver.clone();
+        driver.bind()?;
+        let mut arena = Arena::default();
+        arena.reserve(&driver, layout)?;
         // Views of `whole` are of initialised elements.
-        cuda.driver.fill(arena.address(arrays[0]), 0, layout.bytes())?;
-        Ok(DeviceQueue { options, ring, arena, arrays })
+        driver.fill(arena.address(arrays[0]), 0, layout.bytes())?;
+        Ok(DeviceQueue { driver, options, ring, arena, arrays })
     }
 
     /// A queue with the options, rows and ages of one in host memory, such as one [from bytes](NegativeQueue::from_bytes).
@@ -80,6 +87,7 @@ impl DeviceQueue {
     /// # Errors
     /// As [`new`](DeviceQueue::new).
     pub fn from_host(cuda: &Cuda, host: &NegativeQueue) -> Result<Self> {
+        let _settled = cuda.driver.settled()?;
         let queue = Self::with_ring(cuda, host.options, host.ring.clone())?;
         for ((&part, row_bytes), bytes) in queue.arrays.iter().zip(queue.options.row_bytes()).zip(host.arrays()) {
             for slots in queue.ring.live().into_iter().filter(|slots| row_bytes > 0 && !slots.is_empty()) {
@@ -90,19 +98,19 @@ impl DeviceQueue {
         Ok(queue)
     }
 
-    /// The same queue in host memory, to look at or to [keep as bytes](NegativeQueue::to_bytes). Waits for the stream of `cuda`.
+    /// The same queue in host memory, to look at or to [keep as bytes](NegativeQueue::to_bytes). Waits for the queue's
+    /// stream.
     ///
     /// # Errors
-    /// Where `cuda` is on another device, and where the host's memory does not hold the queue;
-    /// [`Error::Driver`](crate::Error::Driver) where the device failed.
-    pub fn to_host(&self, cuda: &Cuda) -> Result<NegativeQueue> {
-        self.check_device(cuda)?;
-        cuda.driver.bind()?;
+    /// Where the host's memory does not hold the queue; [`Error::Driver`](crate::Error::Driver) where the device
+    /// failed.
+    pub fn to_host(&self) -> Result<NegativeQueue> {
+        self.driver.bind()?;
         let mut host = NegativeQueue::with_ring(self.options, self.ring.clone())?;
         for ((&part, row_bytes), bytes) in self.arrays.iter().zip(self.options.row_bytes()).zip(host.arrays_mut()) {
             for slots in self.ring.live().into_iter().filter(|slots| row_bytes > 0 && !slots.is_empty()) {
                 let (start, end) = (slots.start * row_bytes, slots.end * row_bytes);
-                cuda.driver.download(&mut bytes[start..end], self.arena.address(part) + start as u64)?;
+                self.driver.download(&mut bytes[start..end], self.arena.address(part) + start as u64)?;
             }
         }
         Ok(host)
@@ -178,50 +186,85 @@ impl DeviceQueue {
     /// `width` elements for each slot.
     fn slice<T>(&self, part: Part, slots: &Range<usize>, width: usize) -> DeviceSlice<'_, T> {
         let address = self.arena.address(part) + (slots.start * width * size_of::<T>()) as u64;
-        // SAFETY: slots are below the capacity, for which the part was laid out, and were filled when it was made. The view
-        // borrows the queue, so that neither `enqueue` nor `drop` comes before the last use of it is submitted: the former
-        // writes behind that in the stream, the latter's cuMemFree waits for the device.
-        unsafe { DeviceSlice::from_raw_on(address, slots.len() * width, self.arena.ordinal()) }
+        // SAFETY: slots are below the capacity, for which the part was laid out, and were filled when it was made. The
+        // view borrows the queue, so that its memory is neither written nor freed before the last use of the view is
+        // queued; both come after that in the order of the queue's stream.
+        unsafe { DeviceSlice::owned(address, slots.len() * width, self.driver.stream()) }
     }
 
-    /// Submits copies of a pool's rows, with its ids and log_q where the queue keeps them, over the oldest ones; as
-    /// [`NegativeQueue::enqueue`], which says what is not looked at. Does not wait. What is copied must stay as it is until the stream has come there. log_q
-    /// that is not finite is found by the step that uses it ([`Cuda::fault`]).
+    /// Queues copies of a pool's rows, with its ids and log_q where the queue keeps them, over the oldest ones; as
+    /// [`NegativeQueue::enqueue`], which says what is not looked at. Returns before the device has done it: other
+    /// streams are ordered with it as [`DeviceSlice`] says. log_q that is not finite is found by the step that uses it
+    /// ([`Cuda::fault`]).
     ///
     /// # Errors
     /// Shapes that disagree with the queue's or with each other, another element type or device, ids or log_q missing where
     /// the queue keeps them: the queue is then as it was. [`Error::Driver`](crate::Error::Driver)
     /// where the driver refuses: the queue is then empty.
     pub fn enqueue(&mut self, cuda: &Cuda, rows: &DevicePool<'_>) -> Result<()> {
-        let ordinal = self.check_device(cuda)?;
         let (candidates, options) = (rows.candidates, self.options);
-        let from = candidates.checked("candidates", ordinal)?;
+        let mut uses = Uses::new(&cuda.driver)?;
+        uses.admit("the queue", self.driver.stream())?;
+        let from = candidates.checked("candidates", &mut uses)?;
         options.check_rows(candidates.dim(), candidates.dtype(), rows.ids.is_some(), rows.log_q.is_some())?;
         let (ids, log_q) = (rows.ids.filter(|_| options.ids), rows.log_q.filter(|_| options.log_q));
-        let ids = ids.map_or(Ok(0), |ids| ids.checked("candidate_ids", from.rows, ordinal))?;
-        let log_q = log_q.map_or(Ok(0), |log_q| log_q.checked("log_q", from.rows, ordinal))?;
-        cuda.driver.bind()?;
-        let sources =
-            [(from.address, from.stride * options.dtype.size()), (ids, size_of::<u64>()), (log_q, size_of::<f32>())];
-        let submitted = self.ring.push(from.rows).into_iter().filter(|rows| rows.rows > 0).try_for_each(|rows| {
-            let arrays = self.arrays.iter().zip(options.row_bytes()).zip(sources).filter(|((_, bytes), _)| *bytes > 0);
-            arrays.into_iter().try_for_each(|((&part, row_bytes), (from, stride))| {
-                let to = self.arena.address(part) + (rows.to * row_bytes) as u64;
-                cuda.driver.copy_rows(to, from + (rows.from * stride) as u64, rows.rows, row_bytes, stride)
-            })
-        });
-        if submitted.is_err() {
+        let ids = ids.map_or(Ok(0), |ids| ids.checked("candidate_ids", from.rows, &mut uses))?;
+        let log_q = log_q.map_or(Ok(0), |log_q| log_q.checked("log_q", from.rows, &mut uses))?;
+        uses.start()?;
+        let copies = self.ring.push(from.rows).into_iter().filter(|copy| copy.rows > 0);
+        let submitted = copies
+            .map(|copy| self.copy(from, [ids, log_q], copy))
+            .try_for_each(|params| cuda.driver.launch("enqueue_rows", Grid::warps(params.rows as usize), &params));
+        let queued = uses.finish(submitted);
+        if queued.is_err() {
             // Some rows are there and some are not.
             self.ring.clear();
         }
-        submitted
+        queued
     }
 
-    fn check_device(&self, cuda: &Cuda) -> Result<usize> {
-        let (ordinal, found) = (self.arena.ordinal(), cuda.driver.context.ordinal());
-        if ordinal == found {
-            return Ok(ordinal);
+    /// The kernel's arguments of one copy.
+    fn copy(&self, from: Rows, [ids, log_q]: [u64; 2], copy: Copied) -> EnqueueParams {
+        let [row_bytes, _, _] = self.options.row_bytes();
+        let stride = from.stride * self.options.dtype.size();
+        let source = |array: u64, bytes: usize| if array == 0 { 0 } else { array + (copy.from * bytes) as u64 };
+        let place = |array: usize, bytes: usize| match self.arena.address(self.arrays[array]) {
+            0 => 0,
+            address => address + (copy.to * bytes) as u64,
+        };
+        let (from, to) = (source(from.address, stride), place(0, row_bytes));
+        let (stride, row_bytes) = (stride as u64, row_bytes as u64);
+        let divides = |unit: &u64| (from | to | stride | row_bytes).is_multiple_of(*unit);
+        EnqueueParams {
+            from,
+            to,
+            ids: source(ids, size_of::<u64>()),
+            to_ids: place(1, size_of::<u64>()),
+            log_q: source(log_q, size_of::<f32>()),
+            to_log_q: place(2, size_of::<f32>()),
+            rows: copy.rows as u64,
+            stride,
+            row_bytes,
+            unit: [16, 4].into_iter().find(divides).unwrap_or(2),
         }
-        Err(value("the device of the backend", format!("cuda:{found}"), "the device that the queue was made on"))
     }
 }
+
+/// `kernels/enqueue_params.h`
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct EnqueueParams {
+    from: u64,
+    to: u64,
+    ids: u64,
+    to_ids: u64,
+    log_q: u64,
+    to_log_q: u64,
+    rows: u64,
+    stride: u64,
+    row_bytes: u64,
+    unit: u64,
+}
+
+const _: () = assert!(size_of::<EnqueueParams>() == 10 * 8);
+impl Params for EnqueueParams {}

@@ -11,6 +11,7 @@ use super::params::{
 };
 use super::passes::{Back, StatisticsOut};
 use super::problem::{Problem, ProblemPool, ProblemPositives};
+use super::uses::Uses;
 use super::workspace::Workspace;
 use crate::error::{Result, does_not_apply};
 use crate::loss::{Correction, Loss, Reduction};
@@ -96,11 +97,20 @@ struct Swapped {
 
 /// A step's memory beside what the caller gives.
 #[derive(Debug)]
-struct StepMemory {
-    layout: Layout,
+pub(super) struct StepMemory {
+    pub(super) layout: Layout,
     rows: Rows,
     workspace: Workspace,
     swapped: Option<Swapped>,
+}
+
+/// A step that was checked: its inputs and the caller's places by their addresses.
+#[derive(Debug)]
+pub(super) struct ReadyStep {
+    pub(super) problem: Problem,
+    pub(super) request: Request,
+    pub(super) given: GivenPlaces,
+    pub(super) memory: StepMemory,
 }
 
 impl Cuda {
@@ -109,7 +119,7 @@ impl Cuda {
     /// # Errors
     /// As [`step`](Cuda::step).
     pub fn plan_step(&self, batch: &DeviceBatch<'_>, loss: &Loss, request: Request) -> Result<Plan> {
-        let problem = batch.checked(loss, self.ordinal(), self.tf32)?;
+        let problem = batch.checked(loss, self.tf32, &mut Uses::new(&self.driver)?)?;
         let memory = self.lay_out_step(&problem, loss, request);
         let tilings = &memory.workspace.tilings;
         let tilings = if request.gradients { &tilings.expected } else { &tilings.statistics };
@@ -121,39 +131,62 @@ impl Cuda {
         })
     }
 
-    /// Allocates what steps on batches of this size need. Later steps of no larger plan allocate nothing, so that they can
-    /// be captured in a CUDA graph.
+    /// Allocates what steps on batches of this size need. Later steps of no larger plan allocate nothing.
     ///
     /// # Errors
     /// As [`step`](Cuda::step).
     pub fn reserve(&mut self, batch: &DeviceBatch<'_>, loss: &Loss, request: Request) -> Result<()> {
-        let problem = batch.checked(loss, self.ordinal(), self.tf32)?;
+        let problem = batch.checked(loss, self.tf32, &mut Uses::new(&self.driver)?)?;
         let memory = self.lay_out_step(&problem, loss, request);
-        self.driver.bind()?;
         self.arena.reserve(&self.driver, memory.layout)
     }
 
-    /// Submits a step to the stream: loss, statistics and what else `output` has a place for. Does not wait for it.
+    /// Queues a step on the backend's stream: loss, statistics and what else `output` has a place for. Returns before
+    /// the device has done it. Memory of other streams is ordered with it ([`DeviceSlice`](super::DeviceSlice)), so
+    /// that results can be read on the backend's stream, or on the one that their slice belongs to, with no wait in
+    /// between.
     ///
     /// # Errors
-    /// Shapes, alignment or devices of views that do not fit; options out of range; too little device memory; a driver that
-    /// refuses. Nothing has been submitted then, except in the last case.
+    /// Shapes, alignment or devices of views that do not fit; options out of range; a stream that is being captured
+    /// ([`capture`](Cuda::capture) makes a graph of a step); too little device memory; a driver that refuses. Nothing
+    /// has been submitted then, except in the last case.
     pub fn step(&mut self, batch: &DeviceBatch<'_>, loss: &Loss, output: &mut DeviceOutput<'_>) -> Result<()> {
-        let problem = batch.checked(loss, self.ordinal(), self.tf32)?;
+        let driver = self.driver.clone();
+        let mut uses = Uses::new(&driver)?;
+        let ready = self.ready(batch, loss, output, self.tf32, &mut uses)?;
+        self.arena.reserve(&driver, ready.memory.layout)?;
+        uses.start()?;
+        uses.finish(self.submit(loss, &ready))
+    }
+
+    /// A step as far as nothing is allocated or submitted.
+    pub(super) fn ready<'u>(
+        &self,
+        batch: &DeviceBatch<'u>,
+        loss: &Loss,
+        output: &'u mut DeviceOutput<'_>,
+        tf32: bool,
+        uses: &mut Uses<'u>,
+    ) -> Result<ReadyStep> {
+        let problem = batch.checked(loss, tf32, uses)?;
         let request = output.request();
         let memory = self.lay_out_step(&problem, loss, request);
-        let given = output.checked(&problem, self.ordinal())?;
-        self.driver.bind()?;
-        self.arena.reserve(&self.driver, memory.layout)?;
-        let places = memory.rows.places(&self.arena, &given);
-        self.direction(&problem, &memory.workspace, loss, request, &places, given.back.as_ref())?;
+        Ok(ReadyStep { given: output.checked(&problem, uses)?, problem, request, memory })
+    }
+
+    /// Submits a step for which there is memory.
+    pub(super) fn submit(&self, loss: &Loss, ready: &ReadyStep) -> Result<()> {
+        let ReadyStep { problem, request, given, memory } = ready;
+        let places = memory.rows.places(&self.arena, given);
+        let back = given.back.as_ref();
+        self.direction(problem, &memory.workspace, loss, *request, &places, back)?;
         match &memory.swapped {
-            Some(swapped) => self.other_direction(&problem, &memory, swapped, loss, &places, given.back.as_ref()),
+            Some(swapped) => self.other_direction(problem, memory, swapped, loss, &places, back),
             None => Ok(()),
         }
     }
 
-    /// Submits the stream alone: row statistics for an epilogue of the caller's own, as
+    /// Queues the stream alone: row statistics for an epilogue of the caller's own, as
     /// [`Backend::statistics`](crate::Backend::statistics) on host memory.
     ///
     /// # Errors
@@ -164,16 +197,18 @@ impl Cuda {
         loss: &Loss,
         statistics: &mut DeviceStatistics<'_>,
     ) -> Result<()> {
-        let (problem, memory) = self.one_direction(batch, loss, statistics.request())?;
-        let places = statistics.checked(&problem, self.ordinal())?;
-        self.driver.bind()?;
-        self.arena.reserve(&self.driver, memory.layout)?;
+        let driver = self.driver.clone();
+        let mut uses = Uses::new(&driver)?;
+        let request = statistics.request();
+        let (problem, memory) = self.one_direction(batch, loss, request, &mut uses)?;
+        let places = statistics.checked(&problem, &mut uses)?;
+        self.arena.reserve(&driver, memory.layout)?;
+        uses.start()?;
         let step = self.step_of(&problem, &memory.workspace);
-        step.prepare()?;
-        step.statistics(statistics.request(), &places)
+        uses.finish(step.prepare().and_then(|()| step.statistics(request, &places)))
     }
 
-    /// Submits the stream back alone: gradients of any function of the rows' `lse` and `positive`, as
+    /// Queues the stream back alone: gradients of any function of the rows' `lse` and `positive`, as
     /// [`Backend::gradients`](crate::Backend::gradients) on host memory.
     ///
     /// # Errors
@@ -185,33 +220,59 @@ impl Cuda {
         upstream: &DeviceUpstream<'_>,
         gradients: &mut DeviceGradients<'_>,
     ) -> Result<()> {
-        let (problem, memory) = self.one_direction(batch, loss, Request::value_and_grad())?;
-        let back = upstream.checked(&problem, gradients, self.ordinal())?;
-        let temperature = gradients.temperature(self.ordinal())?;
-        self.driver.bind()?;
-        self.arena.reserve(&self.driver, memory.layout)?;
+        let driver = self.driver.clone();
+        let mut uses = Uses::new(&driver)?;
+        let (problem, memory) = self.one_direction(batch, loss, Request::value_and_grad(), &mut uses)?;
+        let inputs = upstream.checked(&problem, &mut uses)?;
+        let (outputs, temperature) = gradients.checked(&problem, &mut uses)?;
+        self.arena.reserve(&driver, memory.layout)?;
         let places = memory.rows.places(&self.arena, &GivenPlaces { temperature, ..GivenPlaces::default() });
-        let step = self.step_of(&problem, &memory.workspace);
-        step.prepare()?;
-        step.back(&Back { d_gamma: places.d_gamma, ..back })?;
-        step.finish_temperature(&EpilogueParams {
+        let back = Back {
+            d_queries: outputs.d_queries,
+            d_candidates: outputs.d_candidates,
+            d_positive_embeddings: outputs.d_positive_embeddings,
+            d_gamma: places.d_gamma,
+            ..inputs
+        };
+        let finish = EpilogueParams {
             d_gamma: places.d_gamma,
             d_temperature: places.d_temperature,
             d_log_temperature: places.d_log_temperature,
             rows: problem.num_queries() as u64,
             gamma: problem.gamma(),
             ..EpilogueParams::default()
-        })
+        };
+        uses.start()?;
+        let step = self.step_of(&problem, &memory.workspace);
+        let submitted = step.prepare().and_then(|()| step.back(&back)).and_then(|()| step.finish_temperature(&finish));
+        uses.finish(submitted)
     }
 
-    fn one_direction(&self, batch: &DeviceBatch<'_>, loss: &Loss, request: Request) -> Result<(Problem, StepMemory)> {
+    fn one_direction<'u>(
+        &self,
+        batch: &DeviceBatch<'u>,
+        loss: &Loss,
+        request: Request,
+        uses: &mut Uses<'u>,
+    ) -> Result<(Problem, StepMemory)> {
         if loss.symmetric {
             let rule = "an epilogue of your own sees one direction; call it for each";
             return Err(does_not_apply("symmetric", rule));
         }
-        let problem = batch.checked(loss, self.ordinal(), self.tf32)?;
+        let problem = batch.checked(loss, self.tf32, uses)?;
         let memory = self.lay_out_step(&problem, loss, request);
         Ok((problem, memory))
+    }
+
+    /// Waits for the backend's stream, and tells whether a step since the last call found input that breaks a rule:
+    /// what [`Batch`](crate::Batch) would have rejected and only the device sees.
+    ///
+    /// # Errors
+    /// [`Error::Value`](crate::Error::Value) with the first such element; results of the steps since are then not to be
+    /// used. [`Error::Driver`](crate::Error::Driver) where the device failed.
+    pub fn fault(&self) -> Result<()> {
+        self.driver.bind()?;
+        self.fault.take(&self.driver)
     }
 
     /// The passes and the epilogue on one batch.
@@ -329,21 +390,6 @@ impl Cuda {
             row_weight: at(row_weight),
             ..problem.clone()
         }
-    }
-
-    /// Waits for the stream, and tells whether a step since the last call found input that breaks a rule: what
-    /// [`Batch`](crate::Batch) would have rejected and only the device sees.
-    ///
-    /// # Errors
-    /// [`Error::Value`](crate::Error::Value) with the first such element; results of the steps since are then not to be used.
-    /// [`Error::Driver`](crate::Error::Driver) where the device failed.
-    pub fn fault(&self) -> Result<()> {
-        self.driver.bind()?;
-        self.fault.take(&self.driver)
-    }
-
-    pub(super) fn ordinal(&self) -> usize {
-        self.driver.context.ordinal()
     }
 
     fn lay_out_step(&self, problem: &Problem, loss: &Loss, request: Request) -> StepMemory {

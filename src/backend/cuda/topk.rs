@@ -10,6 +10,7 @@ use super::params::{COLUMN_TERM, MergeTopKParams, OUTPUT_NONE, StreamParams, Top
 use super::passes::Step;
 use super::problem::Problem;
 use super::tiling::{BLOCK_Y, Tiling};
+use super::uses::Uses;
 use super::workspace::Workspace;
 use crate::error::Result;
 use crate::loss::Similarity;
@@ -104,6 +105,7 @@ impl Cuda {
 
     pub(super) fn search_from_host(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK> {
         let HostMemory { layout, inputs, search: memory, indices, scores } = self.lay_out_search(search, similarity, k);
+        let _settled = self.driver.settled()?;
         self.upload_search(search.batch(), layout, &inputs)?;
         let problem = self.search_problem(search.batch(), similarity, 1.0, &inputs);
         let step = self.step_of(&problem, &memory.workspace);
@@ -121,12 +123,11 @@ impl Cuda {
     /// # Errors
     /// As [`top_k_on_device`](Cuda::top_k_on_device).
     pub fn plan_top_k_on_device(&self, search: &DeviceSearch<'_>, similarity: Similarity, k: usize) -> Result<Plan> {
-        let (_, memory, layout) = self.lay_out_device_search(search, similarity, k)?;
+        let (_, memory, layout) = self.lay_out_device_search(search, similarity, k, &mut Uses::new(&self.driver)?)?;
         Ok(memory.plan(layout))
     }
 
-    /// Allocates what searches of this size need. Later ones of no larger plan allocate nothing, so that they can be captured
-    /// in a CUDA graph.
+    /// Allocates what searches of this size need. Later ones of no larger plan allocate nothing.
     ///
     /// # Errors
     /// As [`top_k_on_device`](Cuda::top_k_on_device).
@@ -136,13 +137,13 @@ impl Cuda {
         similarity: Similarity,
         k: usize,
     ) -> Result<()> {
-        let (_, _, layout) = self.lay_out_device_search(search, similarity, k)?;
-        self.driver.bind()?;
+        let (_, _, layout) = self.lay_out_device_search(search, similarity, k, &mut Uses::new(&self.driver)?)?;
         self.arena.reserve(&self.driver, layout)
     }
 
-    /// Submits a search of the caller's device memory to the stream: what [`Backend::top_k`](crate::Backend::top_k) finds, with
-    /// no copies to or from the host. Does not wait for it.
+    /// Queues a search of the caller's device memory on the backend's stream: what
+    /// [`Backend::top_k`](crate::Backend::top_k) finds, with no copies to or from the host. Returns before the device
+    /// has done it. Memory of other streams is ordered with it, as for [`step`](Cuda::step).
     ///
     /// ```no_run
     /// use catalog_softmax::cuda::{Cuda, DeviceEmbeddings, DevicePool, DeviceSearch, DeviceSlice, DeviceSliceMut, DeviceTopK};
@@ -155,12 +156,12 @@ impl Cuda {
     /// let (users, items) = (stream.alloc_zeros::<half::f16>(b * d)?, stream.alloc_zeros::<half::f16>(n * d)?);
     /// let (mut indices, mut scores) = (stream.alloc_zeros::<u32>(b * k)?, stream.alloc_zeros::<f32>(b * k)?);
     ///
-    /// let users = DeviceEmbeddings::new(DeviceSlice::new(&users, &stream), b, d);
-    /// let items = DeviceEmbeddings::new(DeviceSlice::new(&items, &stream), n, d);
+    /// let users = DeviceEmbeddings::new(DeviceSlice::new(&users), b, d);
+    /// let items = DeviceEmbeddings::new(DeviceSlice::new(&items), n, d);
     /// let search = DeviceSearch::new(users, DevicePool::new(items));
     /// let mut top = DeviceTopK {
-    ///     indices: DeviceSliceMut::new(&mut indices, &stream),
-    ///     scores: DeviceSliceMut::new(&mut scores, &stream),
+    ///     indices: DeviceSliceMut::new(&mut indices),
+    ///     scores: DeviceSliceMut::new(&mut scores),
     /// };
     /// cuda.top_k_on_device(&search, Similarity::Dot, k, &mut top)?;
     /// cuda.fault()?; // waits, and tells whether exclusions were in order
@@ -169,9 +170,9 @@ impl Cuda {
     /// ```
     ///
     /// # Errors
-    /// A `k` that is 0, above 1024 or above the number of candidates; log_q, which a search has none of; shapes, alignment or
-    /// devices of views that do not fit; too little device memory; a driver that refuses. Nothing has been submitted then,
-    /// except in the last case.
+    /// A `k` that is 0, above 1024 or above the number of candidates; log_q, which a search has none of; shapes,
+    /// alignment or devices of views that do not fit; a stream that is being captured; too little device memory; a
+    /// driver that refuses. Nothing has been submitted then, except in the last case.
     pub fn top_k_on_device(
         &mut self,
         search: &DeviceSearch<'_>,
@@ -179,22 +180,24 @@ impl Cuda {
         k: usize,
         top: &mut DeviceTopK<'_>,
     ) -> Result<()> {
-        let (problem, memory, layout) = self.lay_out_device_search(search, similarity, k)?;
-        let (indices, scores) = top.checked(problem.num_queries(), k, self.ordinal())?;
-        self.driver.bind()?;
-        self.arena.reserve(&self.driver, layout)?;
+        let driver = self.driver.clone();
+        let mut uses = Uses::new(&driver)?;
+        let (problem, memory, layout) = self.lay_out_device_search(search, similarity, k, &mut uses)?;
+        let (indices, scores) = top.checked(problem.num_queries(), k, &mut uses)?;
+        self.arena.reserve(&driver, layout)?;
+        uses.start()?;
         let step = self.step_of(&problem, &memory.workspace);
-        step.prepare()?;
-        step.top_k(&memory.lists, indices, scores)
+        uses.finish(step.prepare().and_then(|()| step.top_k(&memory.lists, indices, scores)))
     }
 
-    fn lay_out_device_search(
+    fn lay_out_device_search<'u>(
         &self,
-        search: &DeviceSearch<'_>,
+        search: &DeviceSearch<'u>,
         similarity: Similarity,
         k: usize,
+        uses: &mut Uses<'u>,
     ) -> Result<(Problem, Memory, Layout)> {
-        let problem = search.checked(similarity, k, self.ordinal(), self.tf32)?;
+        let problem = search.checked(similarity, k, self.tf32, uses)?;
         let mut layout = Layout::default();
         let memory = Memory::lay_out(&mut layout, self.driver.limits, &problem, k);
         Ok((problem, memory, layout))

@@ -1,56 +1,130 @@
-//! Views of the caller's device memory: an address, a number of elements, a type.
+//! Views of the caller's device memory: where it is, a number of elements, a type.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
+use cudarc::driver::CudaStream;
 use half::{bf16, f16};
 
+use super::device_memory::{DeviceMemory, DeviceMemoryMut, Readable, Writable};
 use super::problem::Rows;
+use super::uses::Uses;
 use crate::embeddings::DType;
-use crate::error::{Result, shape, value};
+use crate::error::{Result, shape};
 
-/// `len` elements of type `T` in device memory, borrowed.
+/// `len` elements of type `T` in device memory, borrowed for reading. Made of a cudarc slice or view; `T` is the
+/// element type.
 ///
-/// Steps read it in the order of the backend's stream: whoever fills it on another stream makes that one wait. In a CUDA
-/// graph's capture, switch cudarc's event tracking off (`CudaContext::disable_event_tracking`): a view of a cudarc slice
-/// waits for the events that it records, which a capture refuses.
+/// The backend works on one stream, [`Cuda::stream`](super::Cuda::stream). A cudarc slice belongs to the stream that it
+/// was allocated on, and nothing has to be done where that is the same stream. Where it is another one, each call that
+/// uses the view makes both wait for each other: the backend's stream first waits for what the slice's stream was given
+/// before the call, and what the slice's stream is given after the call waits for the backend's work. So a slice may be
+/// filled on its own stream before a step, read there after it, and dropped right after the call, since cudarc frees it
+/// in the order of that stream.
+///
+/// Work on a third stream is ordered by cudarc's event tracking, which is on unless
+/// `CudaContext::disable_event_tracking` was called: the backend's stream waits for such work, and records its own use
+/// of the slice for later work to wait for. With event tracking off the caller has to order third streams, as that
+/// (unsafe) function says.
+///
+/// A view is a borrow: it lasts until the call that uses it returns, which is when the work is queued, not when it is
+/// done.
+///
+/// ```compile_fail,E0505
+/// use catalog_softmax::cuda::DeviceSlice;
+/// # fn example(slice: cudarc::driver::CudaSlice<f32>) {
+/// let view = DeviceSlice::new(&slice);
+/// drop(slice); // the view still borrows it
+/// println!("{}", view.len());
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct DeviceSlice<'a, T> {
-    address: u64,
+    source: Source<'a>,
     len: usize,
-    ordinal: Option<usize>,
-    borrows: PhantomData<&'a [T]>,
+    elements: PhantomData<&'a [T]>,
 }
 
-/// `len` elements of type `T` in device memory, borrowed for writing.
+/// `len` elements of type `T` in device memory, borrowed for writing. The order of streams is as [`DeviceSlice`] says.
 #[derive(Debug)]
 pub struct DeviceSliceMut<'a, T> {
-    slice: DeviceSlice<'a, T>,
-    borrows: PhantomData<&'a mut [T]>,
+    target: Target<'a>,
+    len: usize,
+    elements: PhantomData<&'a mut [T]>,
+}
+
+/// Memory that is read.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    Cudarc(&'a dyn Readable),
+    /// The crate's own, and the stream that it is freed on.
+    Owned(u64, &'a Arc<CudaStream>),
+    Raw(u64),
+}
+
+/// Memory that is written.
+enum Target<'a> {
+    Cudarc(&'a mut dyn Writable),
+    Raw(u64),
+}
+
+impl std::fmt::Debug for Source<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Cudarc(_) => f.write_str("cudarc's"),
+            Source::Owned(address, _) | Source::Raw(address) => write!(f, "{address:#x}"),
+        }
+    }
+}
+
+impl std::fmt::Debug for Target<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Cudarc(_) => f.write_str("cudarc's"),
+            Target::Raw(address) => write!(f, "{address:#x}"),
+        }
+    }
+}
+
+impl<'a> Source<'a> {
+    fn address(&self, argument: &str, uses: &mut Uses<'a>) -> Result<u64> {
+        match *self {
+            Source::Cudarc(memory) => {
+                uses.admit(argument, memory.owner())?;
+                Ok(uses.read(memory))
+            }
+            Source::Owned(address, owner) => {
+                uses.admit(argument, owner)?;
+                Ok(address)
+            }
+            Source::Raw(address) => Ok(address),
+        }
+    }
 }
 
 impl<'a, T> DeviceSlice<'a, T> {
     /// All of a cudarc slice or view.
-    pub fn new<S: DevicePtr<T>>(slice: &'a S, stream: &CudaStream) -> Self {
-        let (address, _) = slice.device_ptr(stream);
-        DeviceSlice { address, len: slice.len(), ordinal: Some(stream.context().ordinal()), borrows: PhantomData }
+    pub fn new<M: DeviceMemory<T>>(memory: &'a M) -> Self {
+        DeviceSlice { source: Source::Cudarc(memory), len: memory.len(), elements: PhantomData }
     }
 
-    /// Memory of another library: PyTorch's `data_ptr()`, for example.
+    /// Memory of another library: PyTorch's `data_ptr()`, for example. Nothing is known about its stream.
     ///
     /// # Safety
-    /// From `address` on there are `len` initialised elements of `T`, in memory of the device that the step runs on, and
-    /// nothing frees or writes them before the steps that use this view are done.
+    /// From `address` on there are `len` initialised elements of `T`, in memory that the backend's context can use.
+    /// They were written in the order of the backend's stream, or that stream was made to wait for it. Nothing frees or
+    /// writes them before the work that uses this view is done: work is done when the stream has come past it, not when
+    /// the call returns.
     pub unsafe fn from_raw(address: u64, len: usize) -> Self {
-        DeviceSlice { address, len, ordinal: None, borrows: PhantomData }
+        DeviceSlice { source: Source::Raw(address), len, elements: PhantomData }
     }
 
-    /// The same with the device that it is on.
+    /// Memory that is freed in the order of `owner`.
     ///
     /// # Safety
-    /// As [`from_raw`](DeviceSlice::from_raw), on that device.
-    pub(super) unsafe fn from_raw_on(address: u64, len: usize, ordinal: usize) -> Self {
-        DeviceSlice { address, len, ordinal: Some(ordinal), borrows: PhantomData }
+    /// For `'a` there are `len` initialised elements of `T` at `address`, in memory of the owner's context.
+    pub(super) unsafe fn owned(address: u64, len: usize, owner: &'a Arc<CudaStream>) -> Self {
+        DeviceSlice { source: Source::Owned(address, owner), len, elements: PhantomData }
     }
 
     /// Number of elements.
@@ -63,38 +137,18 @@ impl<'a, T> DeviceSlice<'a, T> {
         self.len == 0
     }
 
-    /// The address, where the view is right: as long as wanted, aligned, on the device.
-    pub(super) fn checked(&self, argument: &str, len: usize, ordinal: usize) -> Result<u64> {
-        if self.len != len {
-            return Err(shape(argument, format!("length {}", self.len), format!("length {len}")));
-        }
-        self.check_place(argument, ordinal)?;
-        Ok(self.address)
-    }
-
-    fn check_place(&self, argument: &str, ordinal: usize) -> Result<()> {
-        if self.address == 0 || !self.address.is_multiple_of(size_of::<T>() as u64) {
-            let found = format!("address {:#x}", self.address);
-            let rule = format!("not null, and a multiple of {} bytes", size_of::<T>());
-            return Err(shape(argument, found, rule));
-        }
-        match self.ordinal {
-            Some(found) if found != ordinal => {
-                let argument = format!("the device of {argument}");
-                Err(value(argument, format!("cuda:{found}"), "the device of the backend's stream"))
-            }
-            _ => Ok(()),
-        }
+    /// The address, where the view is right: as long as wanted, aligned, of the backend's context.
+    pub(super) fn checked(&self, argument: &str, len: usize, uses: &mut Uses<'a>) -> Result<u64> {
+        check_len(argument, self.len, len)?;
+        check_address(argument, self.source.address(argument, uses)?, size_of::<T>())
     }
 }
 
 impl<'a, T> DeviceSliceMut<'a, T> {
-    /// All of a cudarc slice or view.
-    pub fn new<S: DevicePtrMut<T>>(slice: &'a mut S, stream: &CudaStream) -> Self {
-        let len = slice.len();
-        let (address, _) = slice.device_ptr_mut(stream);
-        let ordinal = Some(stream.context().ordinal());
-        DeviceSliceMut { slice: DeviceSlice { address, len, ordinal, borrows: PhantomData }, borrows: PhantomData }
+    /// All of a cudarc slice or mutable view.
+    pub fn new<M: DeviceMemoryMut<T>>(memory: &'a mut M) -> Self {
+        let len = memory.len();
+        DeviceSliceMut { target: Target::Cudarc(memory), len, elements: PhantomData }
     }
 
     /// Memory of another library.
@@ -102,17 +156,36 @@ impl<'a, T> DeviceSliceMut<'a, T> {
     /// # Safety
     /// As [`DeviceSlice::from_raw`], but the elements need not be initialised, and nothing else reads them either.
     pub unsafe fn from_raw(address: u64, len: usize) -> Self {
-        // SAFETY: the caller's promise covers reading.
-        DeviceSliceMut { slice: unsafe { DeviceSlice::from_raw(address, len) }, borrows: PhantomData }
+        DeviceSliceMut { target: Target::Raw(address), len, elements: PhantomData }
     }
 
-    pub(super) fn checked(&self, argument: &str, len: usize, ordinal: usize) -> Result<u64> {
-        self.slice.checked(argument, len, ordinal)
+    pub(super) fn checked<'u>(&'u mut self, argument: &str, len: usize, uses: &mut Uses<'u>) -> Result<u64> {
+        check_len(argument, self.len, len)?;
+        let address = match &mut self.target {
+            Target::Cudarc(memory) => {
+                uses.admit(argument, memory.owner())?;
+                uses.write(&mut **memory)
+            }
+            Target::Raw(address) => *address,
+        };
+        check_address(argument, address, size_of::<T>())
     }
 }
 
+fn check_len(argument: &str, found: usize, wanted: usize) -> Result<()> {
+    let rule = || format!("length {wanted}");
+    if found == wanted { Ok(()) } else { Err(shape(argument, format!("length {found}"), rule())) }
+}
+
+fn check_address(argument: &str, address: u64, alignment: usize) -> Result<u64> {
+    if address != 0 && address.is_multiple_of(alignment as u64) {
+        return Ok(address);
+    }
+    Err(shape(argument, format!("address {address:#x}"), format!("not null, and a multiple of {alignment} bytes")))
+}
+
 /// Element types of embeddings.
-pub trait DeviceElement: private::Sealed {
+pub trait DeviceElement: private::Sealed + Send + Sync {
     #[doc(hidden)]
     const DTYPE: DType;
 }
@@ -149,8 +222,8 @@ pub struct DeviceEmbeddings<'a> {
 impl<'a> DeviceEmbeddings<'a> {
     /// A contiguous matrix: `elements` holds `rows * dim` values.
     pub fn new<T: DeviceElement>(elements: DeviceSlice<'a, T>, rows: usize, dim: usize) -> Self {
-        let DeviceSlice { address, len, ordinal, .. } = elements;
-        let bytes = DeviceSlice { address, len: len * size_of::<T>(), ordinal, borrows: PhantomData };
+        let DeviceSlice { source, len, .. } = elements;
+        let bytes = DeviceSlice { source, len: len * size_of::<T>(), elements: PhantomData };
         DeviceEmbeddings { bytes, dtype: T::DTYPE, rows, dim, stride: dim }
     }
 
@@ -175,7 +248,7 @@ impl<'a> DeviceEmbeddings<'a> {
         self.dtype
     }
 
-    pub(super) fn checked(&self, argument: &str, ordinal: usize) -> Result<Rows> {
+    pub(super) fn checked(&self, argument: &str, uses: &mut Uses<'a>) -> Result<Rows> {
         let (rows, dim, stride, size) = (self.rows, self.dim, self.stride, self.dtype.size());
         if rows == 0 || dim == 0 {
             return Err(shape(argument, format!("shape ({rows}, {dim})"), "rows >= 1 and dim >= 1"));
@@ -193,11 +266,7 @@ impl<'a> DeviceEmbeddings<'a> {
             let rule = format!("(rows - 1) * stride + dim elements for rows {rows}, stride {stride}, dim {dim}");
             return Err(shape(argument, format!("{found} elements"), rule));
         }
-        self.bytes.check_place(argument, ordinal)?;
-        if !self.bytes.address.is_multiple_of(size as u64) {
-            let found = format!("address {:#x}", self.bytes.address);
-            return Err(shape(argument, found, format!("a multiple of {size} bytes")));
-        }
-        Ok(Rows { address: self.bytes.address, rows, stride })
+        let address = check_address(argument, self.bytes.source.address(argument, uses)?, size)?;
+        Ok(Rows { address, rows, stride })
     }
 }

@@ -112,14 +112,16 @@ impl DeviceBatch<'_> {
         let array = |slice: &Option<DeviceSlice<'_, f32>>, name: &str| {
             slice.as_ref().map_or(Ok(0), |slice| slice.checked(name, b, ordinal))
         };
-        Ok(Problem {
+        let problem = Problem {
             positives: checked_positives(self, b, ordinal)?,
             positive_ids: checked_positive_ids(self, b, ordinal)?,
             positive_log_q: array(&self.positive_log_q, "positive_log_q")?,
             row_weight: array(&self.row_weight, "row_weight")?,
             log_q_range: if have_log_q { checked_bounds(self)? } else { Some((0.0, 0.0)) },
             ..problem
-        })
+        };
+        problem.check_pairs()?;
+        Ok(problem)
     }
 }
 

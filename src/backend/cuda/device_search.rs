@@ -90,6 +90,7 @@ impl DeviceSearch<'_> {
         }
         let problem = self.problem(similarity, 1.0, ordinal, tf32)?;
         check_k(k, problem.num_candidates())?;
+        problem.check_pairs()?;
         Ok(problem)
     }
 
@@ -167,9 +168,6 @@ fn checked_excluded(search: &DeviceSearch<'_>, b: usize, ordinal: usize) -> Resu
         return Err(missing("candidate_ids", "excluded_ids are compared with them"));
     }
     let count = ids.len();
-    if u32::try_from(2 * (count + b)).is_err() {
-        return Err(shape("exclude_ids", format!("length {count}"), "with the number of queries below 2^31"));
-    }
     let ids = if count == 0 { 0 } else { ids.checked("exclude_ids", count, ordinal)? };
     Ok((offsets.checked("exclude_offsets", b + 1, ordinal)?, ids, count))
 }

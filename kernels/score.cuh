@@ -10,15 +10,35 @@
 
 enum class Mode { STATISTICS, EXPECTED, DETAIL, GRADIENT, PAIRED, TOP_K };
 
-// z, in units of log 2.
-__device__ __forceinline__ float score(float dot, float row_scale, float column_scale, float bias) {
-    return fmaf(dot * column_scale, row_scale, bias);
+// z, in units of log 2. The candidate's scale comes first in every pass, and its bias within the sum that is rounded:
+// whichever side is stationary, a pair has the same z bit for bit, and a row's largest z never exceeds its lse.
+__device__ __forceinline__ float score(float dot, float candidate_scale, float query_scale, float candidate_bias) {
+    return fmaf(dot * candidate_scale, query_scale, candidate_bias);
 }
 
 // Similarity of a pair in units of log 2, rounded alike wherever it is computed: ranks compare for equality.
 __device__ __forceinline__ float similarity(float dot, float row_scale, float column_scale) {
     return __fmul_rn(__fmul_rn(dot, column_scale), row_scale);
 }
+
+// Probabilities of f16 that go on into a matmul are relative to 2^(max − 14): f16 has exponents from −24 to 15, so what
+// is below 2^-25 of a row's maximum would vanish from the output and not from the sum. So 2^-39 of it is the least that
+// counts, and with a factor below 2 the largest is below 2^15. Nothing has to be undone: sums and outputs are relative
+// to the same exponent.
+template <typename Element>
+constexpr float HEADROOM = 0.0f;
+template <>
+constexpr float HEADROOM<__half> = 14.0f;
+
+// The exponent that a row's probabilities are relative to. Rounded up, for where f32 does not resolve it the operand
+// may not overflow.
+__device__ __forceinline__ float below(float max, float headroom) {
+    return headroom == 0.0f ? max : __fadd_ru(max, -headroom);
+}
+
+// The largest exponent of a row in the gradient. Exponents are at most 127, and greater only where z of this pass and
+// the row's lse are from matmuls that round differently; `limit` holds such probabilities, but 2^max must be finite.
+constexpr float LARGEST_EXPONENT = 127.0f;
 
 // What is subtracted from scores before exponentiation: the maximum, but for a row that saw no score yet.
 __device__ __forceinline__ float subtrahend(float max) { return max == -INFINITY ? 0.0f : max; }
@@ -107,10 +127,9 @@ struct ScoreTile {
             load_pair(terms, c_column(lane, n, 0), pair);
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const RowTerm& term = pair[e % 2];
-                // Queries have no bias.
-                const float bias = X_IS_QUERIES ? term.bias : rows[e / 2].bias + term.bias;
-                s[n][e] = score(s[n][e], rows[e / 2].scale, term.scale, bias);
+                const RowTerm &column = pair[e % 2], &of_row = rows[e / 2];
+                s[n][e] = X_IS_QUERIES ? score(s[n][e], column.scale, of_row.scale, column.bias)
+                                       : score(s[n][e], of_row.scale, column.scale, of_row.bias) + column.bias;
             }
         }
     }
@@ -124,15 +143,19 @@ struct ScoreTile {
         }
     }
 
-    // Moves rows to the maximum that they have with this tile. `factor` is what earlier sums are to be multiplied by.
-    __device__ __forceinline__ void advance_max(const float (&z)[TILES][4], RowState& state, float (&factor)[2]) const {
+    // Moves rows to the maximum that they have with this tile, less `headroom`. `factor` is what earlier sums are to be
+    // multiplied by.
+    __device__ __forceinline__ void advance_max(const float (&z)[TILES][4], float headroom, RowState& state,
+                                                float (&factor)[2]) const {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float max = state.max[half];
+            float max = -INFINITY;
 #pragma unroll
             for (int n = 0; n < TILES; ++n) max = fmaxf(max, fmaxf(z[n][2 * half], z[n][2 * half + 1]));
             max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
             max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
+            if (MODE == Mode::GRADIENT) max = fminf(max, LARGEST_EXPONENT);
+            max = fmaxf(state.max[half], below(max, headroom));
             // Sums are 0 before the first score, and NaN where one was NaN: 0 · NaN keeps it.
             factor[half] = ptx::exp2(state.max[half] - subtrahend(max));
             state.max[half] = max;
@@ -146,12 +169,13 @@ struct ScoreTile {
         float sum[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
-            float2 pair[2];  // factor, unscale
+            float2 pair[2];  // factor, and unscale or limit
             if constexpr (HAS_OUTPUT) {
                 for (int e = 0; e < 2; ++e) pair[e] = ptx::load_shared_2(&terms[c_column(lane, n, e)].factor);
             }
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
+                if constexpr (MODE == Mode::GRADIENT) z[n][e] = ptx::min_or_nan(z[n][e], pair[e % 2].y);
                 const float probability = ptx::exp2(z[n][e] - origin[e / 2]);
                 if constexpr (HAS_OUTPUT) {
                     if (X_IS_QUERIES) sum[e / 2] += probability * pair[e % 2].y;

@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, unused_imports, unused_macros)]
 
 pub mod bits;
+pub mod ends;
 pub mod generate;
 pub mod golden;
 pub mod golden_check;

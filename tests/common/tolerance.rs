@@ -128,11 +128,7 @@ impl Expected {
             compare(&[exact], std::slice::from_ref(tensor), &[tolerance], 1.0)
                 .unwrap_or_else(|error| panic!("the reference's epilogue: {error}"));
         }
-        let epsilon = match operands {
-            DType::F16 => 2f64.powi(-10),
-            DType::Bf16 => 2f64.powi(-7),
-            _ => f64::from(f32::EPSILON),
-        };
+        let epsilon = epsilon(operands);
         let lost = |name: &str| lost_units(&tensors, &baseline, &scales, name);
         let (mut tolerances, mut units) = (Vec::new(), Vec::new());
         for tensor in &tensors {
@@ -209,6 +205,15 @@ struct Measured {
     scales: Scales,
     /// Total and losses by the formulas.
     exact: ([f64; 1], Vec<f64>),
+}
+
+/// The distance between 1 and the next number of that type.
+pub fn epsilon(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 2f64.powi(-10),
+        DType::Bf16 => 2f64.powi(-7),
+        _ => f64::from(f32::EPSILON),
+    }
 }
 
 fn find<'a>(scales: &'a Scales, name: &str) -> &'a [Scale] {

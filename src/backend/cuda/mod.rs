@@ -57,6 +57,10 @@ use workspace::Workspace;
 /// Products of embeddings are those of the tensor cores: `f16` and `bf16` with sums in `f32`, `f32` as three tf32 products
 /// (as exact as an `f32` matmul). Probabilities that multiply embeddings are rounded to the embeddings' type; per-row
 /// results are merged in `f64`.
+///
+/// Under [`Similarity::Cosine`](crate::Similarity::Cosine), products are formed before they are divided by the lengths.
+/// An embedding of length 2^63 = 9.2e18 or more could overflow them, so it counts as one that is not finite: NaN in
+/// every result that it has a share in, and in no list of a search.
 #[derive(Debug)]
 pub struct Cuda {
     driver: Driver,

@@ -9,7 +9,9 @@ struct Fragments {
     // Accumulator tiles of 8 columns that cover a chunk's elements.
     static constexpr int TILES_PER_CHUNK = ELEMENTS_PER_CHUNK / 8;
 
-    // s (16 x 64) += x (16 rows of chunk `x`, from `x_row`) · y (64 rows of chunk `y`)ᵀ, over the chunk's elements.
+    // s (16 x 64) += x (16 rows of chunk `x`, from `x_row`) · y (64 rows of chunk `y`)ᵀ, over the chunk's elements. A
+    // pair's product has the same bits whichever side is X.
+    template <bool X_IS_QUERIES>
     static __device__ __forceinline__ void multiply_scores(float (&s)[8][4], uint32_t x, uint32_t x_row, uint32_t y, int lane) {
 #pragma unroll
         for (int step = 0; step < STEPS_PER_CHUNK; ++step) {
@@ -65,6 +67,7 @@ struct SinglePrecision {
         low = EXACT ? ptx::round_to_tf32(__uint_as_float(x) - __uint_as_float(high)) : 0;
     }
 
+    template <bool LOW_FIRST>
     static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&high)[4], const uint32_t (&low)[4],
                                                     uint32_t b0, uint32_t b1) {
         uint32_t high0, low0, high1, low1;
@@ -72,12 +75,15 @@ struct SinglePrecision {
         split(b1, high1, low1);
         if (EXACT) {
             // Small products first.
-            ptx::mma_tf32(d, low, high0, high1);
+            if (LOW_FIRST) ptx::mma_tf32(d, low, high0, high1);
             ptx::mma_tf32(d, high, low0, low1);
+            if (!LOW_FIRST) ptx::mma_tf32(d, low, high0, high1);
         }
         ptx::mma_tf32(d, high, high0, high1);
     }
 
+    // The low part of a query comes before that of a candidate, on either side.
+    template <bool X_IS_QUERIES>
     static __device__ __forceinline__ void multiply_scores(float (&s)[8][4], uint32_t x, uint32_t x_row, uint32_t y, int lane) {
 #pragma unroll
         for (int step = 0; step < STEPS_PER_CHUNK; ++step) {
@@ -89,8 +95,8 @@ struct SinglePrecision {
             for (int pair = 0; pair < 4; ++pair) {
                 uint32_t b[4];
                 ptx::ldmatrix_x4(b, y + swizzle(16 * pair + b_row(lane), 2 * step + b_unit(lane)));
-                multiply(s[2 * pair], high, low, b[0], b[1]);
-                multiply(s[2 * pair + 1], high, low, b[2], b[3]);
+                multiply<X_IS_QUERIES>(s[2 * pair], high, low, b[0], b[1]);
+                multiply<X_IS_QUERIES>(s[2 * pair + 1], high, low, b[2], b[3]);
             }
         }
     }
@@ -109,7 +115,7 @@ struct SinglePrecision {
                 const uint32_t unit = single_unit(lane, tile), within = single_byte(lane);
                 const uint32_t b0 = __float_as_uint(ptx::load_shared(y + swizzle(row, unit) + within));
                 const uint32_t b1 = __float_as_uint(ptx::load_shared(y + swizzle(row + 1, unit) + within));
-                multiply(o[tile], high, low, b0, b1);
+                multiply<true>(o[tile], high, low, b0, b1);
             }
         }
     }

@@ -22,7 +22,7 @@
 // coefficients are at most their row's d_lse.
 // A streamed row that is not finite has the probability NaN, or 0 where it is masked: its elements are cleared, as 0 · NaN must not
 // enter O.
-// Numerics, determinism: as in stream_sm80.cu.
+// Numerics, determinism: as in stream_sm80.cu, headroom of f16 and bound of the gradient included.
 // Cost of a tile: 4·128·BLOCK_Y·dim flops, 128·BLOCK_Y exponentials; from L2 BLOCK_Y·dim elements. Registers: see OutputShape.
 // Tests: tests/gpu.rs on compute capability 9.0.
 #include "pipeline.cuh"
@@ -116,7 +116,7 @@ struct Consumer {
             masked[1] += of_scores.mask.count(1);
         }
         if (ONLINE) {
-            of_scores.advance_max(s, state, factor);
+            of_scores.advance_max(s, HEADROOM<Element>, state, factor);
             state.sum[0] *= factor[0];
             state.sum[1] *= factor[1];
         }

@@ -106,6 +106,13 @@ __device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b, __nv_bfloat
     return *reinterpret_cast<const uint32_t*>(&product);
 }
 
+// The smaller of two numbers; NaN if one of them is.
+__device__ __forceinline__ float min_or_nan(float a, float b) {
+    float smaller;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(smaller) : "f"(a), "f"(b));
+    return smaller;
+}
+
 // 2^x, relative error 2^-22; results below 2^-126 are 0.
 __device__ __forceinline__ float exp2(float x) {
     float y;

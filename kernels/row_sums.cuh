@@ -37,7 +37,7 @@ struct RowSums {
         }
         if (ONLINE) {
             float factor[2];
-            of_scores.advance_max(dots, state, factor);
+            of_scores.advance_max(dots, 0.0f, state, factor);
             state.sum[0] *= factor[0];
             state.sum[1] *= factor[1];
         }

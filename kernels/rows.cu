@@ -1,15 +1,17 @@
 // Work on single rows, beside the streams.
 //
-// row_inverse_norms: inverse_norm[r] = 1 / |x_r|, or 0 where |x_r| < 1e-12 (such a row has cosine 0 with everything); under dot 1.
-// NaN for a row with a NaN or ∞: it spoils the row's scores, and tells the streams to take the row's elements for 0.
+// row_inverse_norms: inverse_norm[r] = 1 / |x_r|, or 0 where |x_r| < 1e-12 (such a row has cosine 0 with everything);
+// under dot 1. NaN for a row with a NaN or ∞, and under cosine for a row of length 2^63 or more: it spoils the row's
+// scores, and tells the streams to take the row's elements for 0. Cosines divide a dot product by the lengths, and the
+// dot product of two longer rows may overflow f32.
 //
 // Shapes: x (rows, dim) with `stride >= dim` elements between rows; f32, f16 or bf16. inverse_norm (rows), f32.
 // Cost: reads each element once, 4 flops for each; bound by memory.
 // Method: a warp for each row; lane l sums the squares of its elements in order, then a butterfly adds the lanes' sums.
 // The order depends on dim and alignment alone, so results are bitwise reproducible.
-// Numerics: sums in f32 and no pass to find the largest element. Squares of elements up to 2^127 overflow f32, so a
-// second sum takes the squares of x * 2^-96, and serves where the first is not finite; what underflows in it is then
-// less than 2^-60 of it. Nothing that matters underflows in the first: at the shortest norm, 1e-12, it is 1e-24.
+// Numerics: sums in f32 and no pass to find the largest element. Nothing that matters underflows: at the shortest norm,
+// 1e-12, the sum of squares is 1e-24. Where it overflows, the row is too long. Of a dot product there is no bound, so a
+// second sum finds what is not finite.
 // Tests: tests/gpu.rs against float64.
 
 #include "params.h"
@@ -18,30 +20,30 @@
 namespace {
 
 constexpr float MIN_NORM = 1e-12f;
-constexpr float SHRINK = 0x1p-96f;
+// Dot products of shorter rows are below 2^126, and so is every sum on the way to them; their inverses are not
+// denormal.
+constexpr float MAX_NORM = 0x1p63f;
 
 struct SumOfSquares {
-    float plain = 0.0f;
-    float shrunk = 0.0f;  // of x * SHRINK
+    float squares = 0.0f;
+    float zero = 0.0f;  // of x · 0: NaN if an element is not finite
 
     __device__ void add(float x) {
-        plain = fmaf(x, x, plain);
-        const float small = x * SHRINK;
-        shrunk = fmaf(small, small, shrunk);
+        squares = fmaf(x, x, squares);
+        zero = fmaf(x, 0.0f, zero);
     }
 
     // The sum over the warp, the same in every lane.
     __device__ void reduce() {
-        plain = warp_sum(plain);
-        shrunk = warp_sum(shrunk);
+        squares = warp_sum(squares);
+        zero = warp_sum(zero);
     }
 
     __device__ float inverse_norm(bool cosine) const {
-        // Not even the second sum is finite: an element is not.
-        if (!isfinite(shrunk)) return NAN;
+        if (isnan(zero)) return NAN;
         if (!cosine) return 1.0f;
-        if (!isfinite(plain)) return SHRINK / sqrtf(shrunk);
-        const float norm = sqrtf(plain);
+        const float norm = sqrtf(squares);
+        if (!(norm < MAX_NORM)) return NAN;
         return norm < MIN_NORM ? 0.0f : 1.0f / norm;
     }
 };

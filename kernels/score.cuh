@@ -10,15 +10,35 @@
 
 enum class Mode { STATISTICS, EXPECTED, DETAIL, GRADIENT, PAIRED, TOP_K };
 
-// z, in units of log 2.
-__device__ __forceinline__ float score(float dot, float row_scale, float column_scale, float bias) {
-    return fmaf(dot * column_scale, row_scale, bias);
+// z, in units of log 2. The candidate's scale comes first in every pass, and its bias within the sum that is rounded:
+// whichever side is stationary, a pair has the same z bit for bit, and a row's largest z never exceeds its lse.
+__device__ __forceinline__ float score(float dot, float candidate_scale, float query_scale, float candidate_bias) {
+    return fmaf(dot * candidate_scale, query_scale, candidate_bias);
 }
 
 // Similarity of a pair in units of log 2, rounded alike wherever it is computed: ranks compare for equality.
 __device__ __forceinline__ float similarity(float dot, float row_scale, float column_scale) {
     return __fmul_rn(__fmul_rn(dot, column_scale), row_scale);
 }
+
+// Probabilities of f16 that go on into a matmul are relative to 2^(max − 14): f16 has exponents from −24 to 15, so what
+// is below 2^-25 of a row's maximum would vanish from the output and not from the sum. So 2^-39 of it is the least that
+// counts, and with a factor below 2 the largest is below 2^15. Nothing has to be undone: sums and outputs are relative
+// to the same exponent.
+template <typename Element>
+constexpr float HEADROOM = 0.0f;
+template <>
+constexpr float HEADROOM<__half> = 14.0f;
+
+// The exponent that a row's probabilities are relative to. Rounded up, for where f32 does not resolve it the operand
+// may not overflow.
+__device__ __forceinline__ float below(float max, float headroom) {
+    return headroom == 0.0f ? max : __fadd_ru(max, -headroom);
+}
+
+// The largest exponent of a row in the gradient. Exponents are at most 127, and greater only where z of this pass and
+// the row's lse are from matmuls that round differently; `limit` holds such probabilities, but 2^max must be finite.
+constexpr float LARGEST_EXPONENT = 127.0f;
 
 // What is subtracted from scores before exponentiation: the maximum, but for a row that saw no score yet.
 __device__ __forceinline__ float subtrahend(float max) { return max == -INFINITY ? 0.0f : max; }
@@ -76,24 +96,36 @@ struct ScoreTile {
     // Finds what is special in the tile, a whole warp at a time.
     __device__ __forceinline__ void look() {
         mask = positive = {};
-        const uint32_t first_row = row - lane / 4;
         if (p.hits) {
-            if (X_IS_QUERIES) mask.of_queries(p, first_row, first_column, lane);
+            if (X_IS_QUERIES) mask.of_queries(p, row - lane / 4, first_column, lane);
             else mask.of_candidates(p, row, first_column, lane);
         }
         dropped = mask;
+        if (MODE == Mode::GRADIENT) look_at_queries();
+        else drop_weightless();
+    }
+
+    // Streamed rows without weight, or past the end, have the bias −∞: their scores are −∞ whatever their elements.
+    __device__ __forceinline__ void drop_weightless() {
 #pragma unroll 1
         for (uint32_t base = 0; base < 8 * TILES; base += 32) {
-            const uint32_t column = base + lane, index = first_column + column;
-            // Streamed rows without weight, or past the end, have the bias −∞: their scores are −∞ whatever their elements.
-            const bool weightless = terms[column].bias == -INFINITY;
-            dropped.add(TileMask<TILES>::share(__ballot_sync(~0u, weightless), base, lane));
-            if (MODE != Mode::GRADIENT || !p.positives) continue;
-            const uint32_t distance = index < p.y_rows ? p.positives[index].index - p.candidate_start - first_row : ~0u;
-            for (uint32_t hit = __ballot_sync(~0u, distance < 16); hit != 0; hit &= hit - 1) {
-                const int at = __ffs(hit) - 1;
-                positive.add_row(__shfl_sync(~0u, distance, at), base + at, lane);
-            }
+            const uint32_t weightless = __ballot_sync(~0u, terms[base + lane].bias == -INFINITY);
+            dropped.add(TileMask<TILES>::share(weightless, base, lane));
+        }
+    }
+
+    // The same in the gradient, and rows' positives. One column after the other: a warp at a time needs registers that the widest
+    // kernels do not have.
+    __device__ __forceinline__ void look_at_queries() {
+#pragma unroll 1
+        for (int i = 0; i < 2 * TILES; ++i) {
+            const int column = c_column(lane, i / 2, i % 2);
+            const uint32_t index = first_column + column;
+            if (terms[column].bias == -INFINITY) dropped.add(1u << i);
+            if (!p.positives || index >= p.y_rows) continue;
+            const uint32_t distance = p.positives[index].index - p.candidate_start - row;
+            if (distance == 0) positive.bits[0] |= 1u << i;
+            if (distance == 8) positive.bits[1] |= 1u << i;
         }
     }
 
@@ -116,10 +148,9 @@ struct ScoreTile {
             load_pair(terms, c_column(lane, n, 0), pair);
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const RowTerm& term = pair[e % 2];
-                // Queries have no bias.
-                const float bias = X_IS_QUERIES ? term.bias : rows[e / 2].bias + term.bias;
-                s[n][e] = score(s[n][e], rows[e / 2].scale, term.scale, bias);
+                const RowTerm &column = pair[e % 2], &of_row = rows[e / 2];
+                s[n][e] = X_IS_QUERIES ? score(s[n][e], column.scale, of_row.scale, column.bias)
+                                       : score(s[n][e], of_row.scale, column.scale, of_row.bias) + column.bias;
             }
         }
     }
@@ -133,15 +164,19 @@ struct ScoreTile {
         }
     }
 
-    // Moves rows to the maximum that they have with this tile. `factor` is what earlier sums are to be multiplied by.
-    __device__ __forceinline__ void advance_max(const float (&z)[TILES][4], RowState& state, float (&factor)[2]) const {
+    // Moves rows to the maximum that they have with this tile, less `headroom`. `factor` is what earlier sums are to be
+    // multiplied by.
+    __device__ __forceinline__ void advance_max(const float (&z)[TILES][4], float headroom, RowState& state,
+                                                float (&factor)[2]) const {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float max = state.max[half];
+            float max = -INFINITY;
 #pragma unroll
             for (int n = 0; n < TILES; ++n) max = fmaxf(max, fmaxf(z[n][2 * half], z[n][2 * half + 1]));
             max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
             max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
+            if (MODE == Mode::GRADIENT) max = fminf(max, LARGEST_EXPONENT);
+            max = fmaxf(state.max[half], below(max, headroom));
             // Sums are 0 before the first score, and NaN where one was NaN: 0 · NaN keeps it.
             factor[half] = ptx::exp2(state.max[half] - subtrahend(max));
             state.max[half] = max;
@@ -155,12 +190,13 @@ struct ScoreTile {
         float sum[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
-            float2 pair[2];  // factor, unscale
+            float2 pair[2];  // factor, and unscale or limit
             if constexpr (HAS_OUTPUT) {
                 for (int e = 0; e < 2; ++e) pair[e] = ptx::load_shared_2(&terms[c_column(lane, n, e)].factor);
             }
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
+                if constexpr (MODE == Mode::GRADIENT) z[n][e] = ptx::min_or_nan(z[n][e], pair[e % 2].y);
                 const float probability = ptx::exp2(z[n][e] - origin[e / 2]);
                 if constexpr (HAS_OUTPUT) {
                     if (X_IS_QUERIES) sum[e / 2] += probability * pair[e % 2].y;

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-// z = (x · y) · x.scale · y.scale + x.bias + y.bias, in units of log 2.
+// z = (q · c) · c.scale · q.scale + c.bias + q.bias, in units of log 2.
 struct RowTerm {
     float scale;
     float bias;
@@ -10,12 +10,15 @@ struct RowTerm {
 
 // As RowTerm; besides, what a streamed row's probability is multiplied by on its way into the output: factor · 2^e,
 // 1 <= |factor| < 2. The exponent e is part of `bias`, so that the running maximum bounds the product and 16-bit operands
-// hold it; `unscale` = 2^−e takes it out of sums.
+// hold it.
 struct ColumnTerm {
     float scale;
     float bias;
     float factor;
-    float unscale;
+    union {
+        float unscale;  // of a candidate: 2^−e, which takes the factor's exponent out of sums
+        float limit;    // of a query in the gradient: z of a probability of 1
+    };
 };
 
 // The rows that reject a candidate lie in [first, last] (none if first > last); with more than one, `slot` names their key.

@@ -1,12 +1,12 @@
 // One streaming pass over a B x N table of scores that never exists, in five modes, on tensor cores of sm_80 and later.
 //
-//   z_xy = (x · y) · x.scale · y.scale + x.bias + y.bias                                     (units of log 2)
+//   z_xy = (x · y) · x.scale · y.scale + x.bias + y.bias                    (units of log 2; in which order: score.cuh)
 //
 //   mode        stationary x   streamed y             result for each x
 //   STATISTICS  queries        candidates             max z, Σ 2^(z − max)
 //   EXPECTED    queries        candidates             the same, and Σ 2^(z − max) y / |y|
 //   DETAIL      queries        candidates             as STATISTICS, and Σ 2^(z − max) s, Σ 2^(z − max) (z − max), rank
-//   GRADIENT    candidates     queries                Σ coefficient · y / |y|, coefficient = d_lse · 2^(z − lse)
+//   GRADIENT    candidates     queries                Σ coefficient · y / |y|; d_lse · min(1, 2^(z − lse))
 //   PAIRED      queries        each row's positive    (x · y) · x.scale · y.scale of pairs with equal index
 //
 // A block of 128 stationary rows walks the tiles of 64 streamed rows of its split:
@@ -25,8 +25,9 @@
 // [4] Y comes a second time, its columns [first, first + OUTPUT_CHUNKS chunks) only: blockIdx.z is the slice of columns.
 //     P is multiplied by y.factor, rounded to Y's type (f32: split in two, fragments.cuh) and never leaves registers.
 //
-// Numerics: products and sums in f32. P of 16-bit types is rounded relative to the row's maximum. Sums run in the order of
-// tiles: results are bitwise reproducible and independent of the grid but for the splits, which merge.cu merges in order.
+// Numerics: products and sums in f32. P of 16-bit types is rounded relative to the row's maximum; in f16, m is 14 less
+// where there is an output (HEADROOM in score.cuh). Sums run in the order of tiles: results are bitwise reproducible
+// and independent of the grid but for the splits, which merge.cu merges in order.
 // Cost of a tile: 2·128·64·D flops, as many again with an output; 128·64 exponentials; from L2 64·D elements, with an
 // output twice, and 128·D where X does not fit.
 // Tests: tests/gpu.rs, against the float64 reference.
@@ -169,7 +170,7 @@ struct Stream : TileStream<Element, MODE, OUTPUT_CHUNKS> {
     __device__ __forceinline__ void rescale(const float (&z)[8][4], const Tile& tile, RowState& state, Detail& detail, float (&o)[COUNT][4]) {
         float factor[2];
         const float before[2] = {state.max[0], state.max[1]};
-        tile.advance_max(z, state, factor);
+        tile.advance_max(z, HAS_OUTPUT ? HEADROOM<Element> : 0.0f, state, factor);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             if (MODE == Mode::DETAIL && before[half] != -INFINITY) {

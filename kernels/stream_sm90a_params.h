@@ -2,8 +2,8 @@
 #pragma once
 #include "stream_params.h"
 
-// What cuTensorMapEncodeTiled fills in; the kernels only pass its address on.
-struct alignas(64) TensorMap {
+// What cuTensorMapEncodeTiled fills in; the kernels only pass its address on. Aligned as the header of CUDA 13 has it.
+struct alignas(128) TensorMap {
     uint64_t opaque[16];
 };
 

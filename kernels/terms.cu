@@ -5,10 +5,13 @@
 //   candidate_columns   scale u_c            bias −log_q · log2(e) − shift  output factor u_c
 //   candidate_rows      scale u_c            bias −log_q · log2(e) − shift
 //   query_rows          scale gamma' u_q     bias 0
-//   query_columns       scale gamma' u_q     bias −lse                      output factor d_lse · u_q
+//   query_columns       scale gamma' u_q     bias −lse                      output factor d_lse · u_q      limit 0
 //   positive_terms                                                          output factor d_positive · u_q
 //
-// The exponent subtracts lse in units of log 2, rounded to f32; what rounding left goes into the factor.
+// The exponent subtracts lse in units of log 2, less the exponent of the factor, rounded to f32; what rounding left
+// goes into the factor and the limit. Where |lse| is past 2^24 that rounding leaves more than a factor of 2 in the
+// factor: of f16, whose operands are below 2^16, rows with d_lse · u_q >= 4 then have infinite coefficients, and their
+// candidates gradients that are not finite.
 // Tests: tests/gpu.rs, through every result.
 #include "fault.cuh"
 #include "terms_params.h"
@@ -37,6 +40,24 @@ __device__ __forceinline__ float split_exponent(float value, float& exponent) {
 }
 
 __device__ __forceinline__ float unit(const TermsParams& p, uint64_t i) { return p.inverse_norm[i]; }
+
+// Of a query in the gradient. Its coefficients are d_lse · u_q · 2^(z − lse) = factor · 2^(z + bias), and z + bias is
+// at most `limit`.
+__device__ __forceinline__ ColumnTerm query_column(const TermsParams& p, uint64_t i) {
+    // A row with no negatives has no coefficients, and an lse of −inf.
+    const float d_lse = p.num_negatives[i] == 0 ? 0.0f : static_cast<float>(p.d_lse[i]);
+    float exponent;
+    const float fraction = split_exponent(d_lse == 0.0f ? 0.0f : d_lse * unit(p, i), exponent);
+    ColumnTerm term = {p.scale * unit(p, i), -INFINITY, fraction, 0.0f};
+    if (fraction == 0.0f) return term;
+    const double exact = p.lse[i] * LOG2_E_EXACT;
+    term.bias = -static_cast<float>(exact - exponent);
+    if (!isfinite(term.bias)) return term;
+    const double limit = exact + double(term.bias);
+    term.factor = static_cast<float>(fraction * exp2(exponent - limit));
+    term.limit = static_cast<float>(limit);
+    return term;
+}
 
 }  // namespace
 
@@ -74,16 +95,9 @@ extern "C" __global__ void query_rows(const __grid_constant__ TermsParams p) {
 extern "C" __global__ void query_columns(const __grid_constant__ TermsParams p) {
     const uint64_t i = thread();
     if (i >= p.rows) return;
-    const double exact = p.lse[i] * LOG2_E_EXACT;
-    const float lse = static_cast<float>(exact);
-    const double rest = isfinite(lse) ? exact - double(lse) : 0.0;
-    // A row with no negatives has no coefficients, and an lse of −inf.
-    const bool empty = p.num_negatives[i] == 0;
-    const float d_lse = empty ? 0.0f : static_cast<float>(p.d_lse[i] * exp2(-rest));
-    float exponent;
-    const float factor = split_exponent(d_lse == 0.0f ? 0.0f : d_lse * unit(p, i), exponent);
-    p.columns[i] = {p.scale * unit(p, i), factor == 0.0f ? -INFINITY : exponent - lse, factor, 1.0f};
+    p.columns[i] = query_column(p, i);
     if (!p.positives) return;
+    float exponent;
     const float d_positive = static_cast<float>(p.d_positive[i]);
     const float positive = split_exponent(d_positive == 0.0f ? 0.0f : d_positive * unit(p, i), exponent);
     p.positive_terms[i] = {p.positives[i], positive, exponent};

@@ -23,12 +23,6 @@ struct TileMask {
         bits[1] |= columns;
     }
 
-    // A column of one of the warp's 16 rows.
-    __device__ __forceinline__ void add_row(uint32_t row_of_warp, uint32_t column, int lane) {
-        if (row_of_warp == lane / 4) bits[0] |= bit(column, lane);
-        if (row_of_warp == lane / 4 + 8) bits[1] |= bit(column, lane);
-    }
-
     // The bit of a column where this lane holds it.
     static __device__ __forceinline__ uint32_t bit(uint32_t column, int lane) {
         return column % 8 / 2 == lane % 4 ? 1u << (column / 8 * 2 + column % 2) : 0;

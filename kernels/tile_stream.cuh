@@ -143,7 +143,8 @@ struct TileStream {
         for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
             wait();
             const uint32_t from_x = p.x_resident ? x_chunks + chunk * X_CHUNK : ring_x + stage * X_CHUNK;
-            Fragments<Element>::multiply_scores(s, from_x, warp_row, ring_y + stage * Y_CHUNK, lane);
+            const uint32_t from_y = ring_y + stage * Y_CHUNK;
+            Fragments<Element>::template multiply_scores<X_IS_QUERIES>(s, from_x, warp_row, from_y, lane);
             stage = stage + 1 == STAGES ? 0 : stage + 1;
         }
     }

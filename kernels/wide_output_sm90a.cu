@@ -1,6 +1,6 @@
 // The output of wide rows (more than 256 elements of 16 bits) on Hopper, the second of its two matmuls:
 //
-//   O_x = 2^(before_x − R_x) O_x + Σ_tiles 2^(m_x,tile − R_x) P_x,tile · Y_tile                 R = the rows' largest m so far
+//   O_x = 2^(before_x − R_x) O_x + Σ_tiles 2^(m_x,tile − R_x) P_x,tile · Y_tile     R = rows' largest m so far − headroom
 //   sum_x likewise, with the tiles' sums
 //
 // Shapes: a panel P with m and sums of its tiles (wide_panel_sm90a.cu), y by a tensor map; O (splits, x_rows, dim) f32. With `adds`
@@ -110,7 +110,7 @@ struct Consumer {
 
     __device__ __forceinline__ uint32_t index(int half) const { return h.x_first * WIDE_BLOCK_X + row + 8 * half; }
 
-    // 2^(max − R): 1 at most.
+    // 2^(max − R): 1 at most, in f16 2^7.
     __device__ __forceinline__ float factor(float max, int half) const { return ptx::exp2(max - subtrahend(reference[half])); }
 
     __device__ __forceinline__ void begin(uint32_t first_x) {
@@ -118,8 +118,10 @@ struct Consumer {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const bool present = index(half) < p.x_rows;
-            reference[half] = present ? from_ordered(h.reference[row + 8 * half]) : -INFINITY;
-            before[half] = present && h.adds ? from_ordered(h.reference_before[row + 8 * half]) : -INFINITY;
+            const float max = present ? from_ordered(h.reference[row + 8 * half]) : -INFINITY;
+            const float max_before = present && h.adds ? from_ordered(h.reference_before[row + 8 * half]) : -INFINITY;
+            reference[half] = below(max, HEADROOM<Element> / 2);
+            before[half] = below(max_before, HEADROOM<Element> / 2);
             sum[half] = 0.0f;
         }
     }

@@ -1,6 +1,6 @@
 // A panel of probabilities of wide rows (more than 256 elements of 16 bits) on Hopper, the first of an output's two matmuls:
 //
-//   P_xy = 2^(z_xy − m) y.factor,   m = ⌈max of z_xy over y of the tile⌉,   sum = Σ_y of the tile 2^(z_xy − m)
+//   P_xy = 2^(z_xy − m) y.factor,  m = ⌈max of z_xy over y of the tile⌉ − headroom,  sum = Σ_y of the tile 2^(z_xy − m)
 //
 //   EXPECTED   x = queries,    y = candidates          GRADIENT   x = candidates, y = queries          (terms.cu says what z and factor hold)
 //
@@ -11,7 +11,8 @@
 // Method, cost: wide_scores.cuh. A tile's probabilities are relative to a power of two of its own, so that tiles need no order, 16
 // bits hold what matters of each, and moving them to a common reference is exact. The rows' largest m so far, over all tiles, is kept
 // by an integer maximum, whose result does not depend on the order; masked pairs are counted likewise.
-// Numerics, determinism: as in stream_sm80.cu.
+// Numerics, determinism: as in stream_sm80.cu. Of f16's headroom (score.cuh) one half is in P, the other in what moves
+// it to the common reference: both are operands of 16 bits.
 // Tests: tests/gpu.rs on compute capability 9.0.
 #include "wide_scores.cuh"
 
@@ -55,9 +56,9 @@ struct Panel {
         }
         RowState state = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
         float unused[2];
-        of_scores.advance_max(dots, state, unused);
-        state.max[0] = ceilf(state.max[0]);
-        state.max[1] = ceilf(state.max[1]);
+        of_scores.advance_max(dots, 0.0f, state, unused);
+        state.max[0] = below(ceilf(state.max[0]), HEADROOM<Element> / 2);
+        state.max[1] = below(ceilf(state.max[1]), HEADROOM<Element> / 2);
         const float origin[2] = {subtrahend(state.max[0]), subtrahend(state.max[1])};
         of_scores.probabilities(dots, origin, state.sum);
         if (flags) {

@@ -34,4 +34,4 @@ struct WideParams {
     uint32_t padding;
 };
 
-static_assert(sizeof(WideParams) == 576, "mirrored in params.rs");
+static_assert(sizeof(WideParams) == 640, "mirrored in params.rs");

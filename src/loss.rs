@@ -10,7 +10,9 @@ use crate::stats::RowStatistics;
 /// How a query and a candidate are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Similarity {
-    /// `q·c / (|q| |c|)`. A vector shorter than 1e-12 has cosine 0 with everything, and gradient 0.
+    /// `q·c / (|q| |c|)`. A vector shorter than 1e-12 has cosine 0 with everything, and gradient 0. The CUDA backend
+    /// takes a vector of length 2^63 = 9.2e18 or more for one that is not finite: its cosines are NaN. The other
+    /// backends take any length.
     Cosine,
     /// `q·c`.
     Dot,

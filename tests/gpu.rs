@@ -22,13 +22,15 @@ mod steps;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use catalog_softmax::{Backend, Correction, Cuda, DType, Error, Output, Reference, Request, Similarity, Unavailable};
+use catalog_softmax::{
+    Backend, Correction, Cpu, Cuda, DType, Error, Output, Reference, Request, Similarity, Unavailable,
+};
 use common::bits::{bits, problems};
 use common::generate::{Config, Masking};
 use common::golden::Golden;
 use common::golden_check::{Precision, judge, results};
 use common::golden_files::files;
-use common::problem::Problem;
+use common::problem::{PositiveData, Problem, Storage};
 use common::suite::{PROPERTIES, Property};
 use common::tolerance::{Expected, compare as compare_tensors, tensors};
 use common::topk::{SearchData, TOP_K, Values};
@@ -85,13 +87,18 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         }));
     }
     trials.extend(soundness::trials());
-    let own: [Own; 36] = [
+    let own: [Own; 38] = [
         ("small::narrow", small::narrow),
         ("small::wide", small::wide),
         ("small::portable", small::portable),
         ("small::spoiled", small::spoiled),
         ("small::losses", small::losses),
         ("small::searches", small::searches),
+        (
+            "rows_too_long_for_a_cosine_are_as_rows_that_are_not_finite",
+            rows_too_long_for_a_cosine_are_as_rows_that_are_not_finite,
+        ),
+        ("searches_leave_rows_too_long_for_a_cosine_out", searches_leave_rows_too_long_for_a_cosine_out),
         ("hopper_kernels_agree_at_the_edges_of_their_tiles", hopper_kernels_agree_at_the_edges_of_their_tiles),
         ("hopper_kernels_agree_over_many_tiles", hopper_kernels_agree_over_many_tiles),
         ("wide_kernels_agree_at_the_edges_of_their_tiles", wide_kernels_agree_at_the_edges_of_their_tiles),
@@ -232,6 +239,75 @@ fn what_a_workspace_held_does_not_matter(cuda: &mut Cuda) {
         let fresh = run(&mut open::backend().expect("opened before"), problem);
         run(cuda, &large);
         assert!(run(cuda, problem) == fresh, "problem {p}");
+    }
+}
+
+/// Elements of a row: all 0 but the third.
+fn set_row(storage: &Storage, dim: usize, row: usize, value: f32) -> Storage {
+    storage.map(|values| {
+        values[row * dim..(row + 1) * dim].fill(0.0);
+        values[row * dim + 2] = value;
+    })
+}
+
+/// From 2^63 on, as `Similarity::Cosine` says; a row just shorter is as good as any.
+fn rows_too_long_for_a_cosine_are_as_rows_that_are_not_finite(cuda: &mut Cuda) {
+    let long = 2f32.powi(63);
+    for (dtype, dim) in [(DType::F32, 32), (DType::Bf16, 32), (DType::Bf16, 264)] {
+        let config = Config { dtype, separate: true, masking: Masking::Ids, ..Config::new(140, 300, dim) };
+        let clean = config.problem();
+        let with = |side: &str, value: f32| {
+            let mut problem = clean.clone();
+            match side {
+                "query" => problem.queries = set_row(&clean.queries, dim, 70, value),
+                "candidate" => problem.pools[0].candidates = set_row(&clean.pools[0].candidates, dim, 33, value),
+                _ => {
+                    let PositiveData::Separate(rows) = &clean.positives else { panic!("separate") };
+                    problem.positives = PositiveData::Separate(set_row(rows, dim, 7, value));
+                }
+            }
+            problem
+        };
+        for side in ["query", "candidate", "positive"] {
+            let everything = |cuda: &mut Cuda, problem: &Problem| {
+                let batch = problem.batch().expect("a valid problem");
+                let mut output = Output::default();
+                let request = Request::value_and_grad().with_moments();
+                cuda.compute(&batch, &problem.loss, request, &mut output).expect("a loss that fits");
+                output
+            };
+            let as_nan = tensors(&everything(cuda, &with(side, f32::NAN)));
+            assert!(as_nan.iter().any(|tensor| tensor.values.iter().any(|x| x.is_nan())), "a case for the test");
+            for value in [long, -1e25, f32::MAX / 1.01] {
+                for (found, wanted) in tensors(&everything(cuda, &with(side, value))).iter().zip(&as_nan) {
+                    let same = |(a, b): (&f64, &f64)| a == b || a.is_nan() && b.is_nan();
+                    let equal = found.values.iter().zip(&wanted.values).all(same);
+                    assert!(equal, "{side} of length {value:e}, {dtype:?}, {dim} elements: {}", found.name);
+                }
+            }
+            let problem = with(side, long * (1.0 - 2f32.powi(-7)));
+            let output = everything(cuda, &problem);
+            Expected::new(&problem, dtype).check(&output).unwrap_or_else(|error| panic!("{side}, {dtype:?}: {error}"));
+        }
+    }
+}
+
+/// As those that are not finite.
+fn searches_leave_rows_too_long_for_a_cosine_out(cuda: &mut Cuda) {
+    for dtype in [DType::F32, DType::Bf16] {
+        let dim = 32;
+        let mut data = SearchData::new(20, &[300], dim, dtype, Values::Normal, false);
+        let with = |storage: &Storage, rows: &[usize], value: f32| {
+            rows.iter().fold(storage.clone(), |storage, &row| set_row(&storage, dim, row, value))
+        };
+        let (queries, candidates) = (data.queries.clone(), data.pools[0].0.clone());
+        data.queries = with(&queries, &[3], 1e25);
+        data.pools[0].0 = with(&candidates, &[0, 70, 299], 1e25);
+        let found = data.top_k(cuda, 10);
+        data.queries = with(&queries, &[3], f32::INFINITY);
+        data.pools[0].0 = with(&candidates, &[0, 70, 299], f32::INFINITY);
+        let wanted = data.top_k(&mut Cpu::new(), 10);
+        assert_eq!(found.indices, wanted.indices, "{dtype:?}");
     }
 }
 

@@ -3,6 +3,7 @@
 mod common;
 
 use catalog_softmax::{Backend, Cpu, DType};
+use common::ends::lengths_do_not_matter;
 use common::suite::{test_each, with_properties};
 
 fn cpu() -> Box<dyn Backend<Real = f32>> {
@@ -10,3 +11,13 @@ fn cpu() -> Box<dyn Backend<Real = f32>> {
 }
 
 with_properties!(test_each!(cpu(), |_| DType::F32));
+
+/// The CUDA backend's rows end at 2^63.
+#[test]
+fn rows_as_long_as_f32_has_them_change_nothing_under_cosine() {
+    for dtype in [DType::F32, DType::Bf16] {
+        for longest in [2f32.powi(64), 2f32.powi(100), 2f32.powi(124)] {
+            lengths_do_not_matter(&mut Cpu::new(), |_| DType::F32, dtype, longest);
+        }
+    }
+}

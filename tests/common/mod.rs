@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, unused_imports, unused_macros)]
 
 pub mod bits;
+pub mod ends;
 pub mod forge;
 pub mod formulas;
 pub mod generate;

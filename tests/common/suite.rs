@@ -58,6 +58,9 @@ macro_rules! with_properties {
             both_passes_have_the_same_probabilities,
             a_small_temperature,
             lengths_near_the_ends_of_the_range,
+            long_rows_change_nothing_under_cosine,
+            gradients_of_scores_of_a_hundred_million,
+            far_rows_keep_their_share,
             log_q_of_any_size,
         }
     };
@@ -81,17 +84,20 @@ macro_rules! list {
         pub const PROPERTIES: &[(&str, Property)] = &[$((stringify!($name), $name)),*];
     };
 }
+pub use super::ends::{
+    far_rows_keep_their_share, gradients_of_scores_of_a_hundred_million, long_rows_change_nothing_under_cosine,
+};
 with_properties!(list!());
 pub(crate) use {test_each, with_properties};
 
-fn compute(backend: Subject<'_>, problem: &Problem, request: Request) -> Output<f32> {
+pub(super) fn compute(backend: Subject<'_>, problem: &Problem, request: Request) -> Output<f32> {
     let mut output = Output::default();
     let batch = problem.batch().expect("a valid problem");
     backend.compute(&batch, &problem.loss, request, &mut output).expect("a loss that fits");
     output
 }
 
-fn everything(backend: Subject<'_>, problem: &Problem) -> Output<f32> {
+pub(super) fn everything(backend: Subject<'_>, problem: &Problem) -> Output<f32> {
     compute(backend, problem, Request::value_and_grad().with_moments())
 }
 
@@ -101,7 +107,7 @@ fn near(a: &[f64], b: &[f64]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b || (a - b).abs() <= 4.0 * epsilon * a.abs().max(1.0))
 }
 
-fn gradients(output: &Output<f32>) -> &Gradients<f32> {
+pub(super) fn gradients(output: &Output<f32>) -> &Gradients<f32> {
     output.gradients.as_ref().expect("asked for")
 }
 
@@ -427,7 +433,7 @@ pub fn entropy_grows_with_temperature(backend: Subject<'_>, _: Operands) {
     }
 }
 
-fn same(expected: &Expected, one: &[Tensor], two: &[Tensor], what: &str) {
+pub(super) fn same(expected: &Expected, one: &[Tensor], two: &[Tensor], what: &str) {
     compare(one, two, &expected.tolerances, 2.0).unwrap_or_else(|error| panic!("{what}: {error}"));
 }
 

@@ -202,17 +202,17 @@ struct Measured {
     exact: Exact,
 }
 
-fn find<'a>(scales: &'a Scales, name: &str) -> &'a [Scale] {
-    &scales.iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("no scale for {name}")).1
-}
-
-/// The unit in the last place of a type's 1.
+/// The distance between 1 and the next number of that type.
 pub fn epsilon(dtype: DType) -> f64 {
     match dtype {
         DType::F16 => 2f64.powi(-10),
         DType::Bf16 => 2f64.powi(-7),
         _ => f64::from(f32::EPSILON),
     }
+}
+
+fn find<'a>(scales: &'a Scales, name: &str) -> &'a [Scale] {
+    &scales.iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("no scale for {name}")).1
 }
 
 /// The baseline's largest error in units of the scale.

@@ -117,14 +117,16 @@ impl<'a> DeviceBatch<'a> {
         let mut array = |slice: &Option<DeviceSlice<'a, f32>>, name: &str| {
             slice.as_ref().map_or(Ok(0), |slice| slice.checked(name, b, uses))
         };
-        Ok(Problem {
+        let problem = Problem {
             positive_log_q: array(&self.positive_log_q, "positive_log_q")?,
             row_weight: array(&self.row_weight, "row_weight")?,
             positives: checked_positives(self, b, uses)?,
             positive_ids: checked_positive_ids(self, b, uses)?,
             log_q_range: if have_log_q { checked_bounds(self)? } else { Some((0.0, 0.0)) },
             ..problem
-        })
+        };
+        problem.check_pairs()?;
+        Ok(problem)
     }
 }
 

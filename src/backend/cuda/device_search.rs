@@ -91,6 +91,7 @@ impl<'a> DeviceSearch<'a> {
         }
         let problem = self.problem(similarity, 1.0, tf32, uses)?;
         check_k(k, problem.num_candidates())?;
+        problem.check_pairs()?;
         Ok(problem)
     }
 
@@ -174,9 +175,6 @@ fn checked_excluded<'a>(search: &DeviceSearch<'a>, b: usize, uses: &mut Uses<'a>
         return Err(missing("candidate_ids", "excluded_ids are compared with them"));
     }
     let count = ids.len();
-    if u32::try_from(2 * (count + b)).is_err() {
-        return Err(shape("exclude_ids", format!("length {count}"), "with the number of queries below 2^31"));
-    }
     let ids = if count == 0 { 0 } else { ids.checked("exclude_ids", count, uses)? };
     Ok((offsets.checked("exclude_offsets", b + 1, uses)?, ids, count))
 }

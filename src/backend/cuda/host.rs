@@ -278,6 +278,7 @@ impl Stream for Cuda {
         statistics: &mut RowStatistics<f32>,
     ) -> Result<()> {
         let memory = self.lay_out(batch, loss, request);
+        self.problem(batch, loss, &memory.inputs).check_pairs()?;
         let _settled = self.driver.settled()?;
         self.upload(batch, memory.layout, &memory.inputs)?;
         let problem = self.problem(batch, loss, &memory.inputs);
@@ -329,6 +330,7 @@ impl Stream for Cuda {
     ) -> Result<()> {
         let Some(expected_negative) = &statistics.expected_negative else { return Ok(()) };
         let memory = self.lay_out(batch, loss, Request::value_and_grad());
+        self.problem(batch, loss, &memory.inputs).check_pairs()?;
         let _settled = self.driver.settled()?;
         self.upload(batch, memory.layout, &memory.inputs)?;
         let out = &memory.outputs;

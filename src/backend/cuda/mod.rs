@@ -69,6 +69,10 @@ use workspace::Workspace;
 ///
 /// All work goes to one stream. Methods of [`Backend`] wait for it, as they return numbers; those on device memory
 /// ([`step`](Cuda::step) and the like) do not. Dropping a backend waits for its stream.
+///
+/// Under [`Similarity::Cosine`](crate::Similarity::Cosine), products are formed before they are divided by the lengths.
+/// An embedding of length 2^63 = 9.2e18 or more could overflow them, so it counts as one that is not finite: NaN in
+/// every result that it has a share in, and in no list of a search.
 #[derive(Debug)]
 pub struct Cuda {
     driver: Driver,

@@ -128,7 +128,7 @@ params!(
 );
 
 /// `stream_sm90a_params.h`
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct HopperParams {
     pub(super) x_map: [u64; 16],
@@ -142,7 +142,7 @@ const _: () = assert!(size_of::<HopperParams>() == 512);
 impl Params for HopperParams {}
 
 /// `wide_params.h`
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct WideParams {
     pub(super) x_map: [u64; 16],
@@ -164,7 +164,7 @@ pub(super) struct WideParams {
     pub(super) adds: u32,
     pub(super) padding: u32,
 }
-const _: () = assert!(size_of::<WideParams>() == 576);
+const _: () = assert!(size_of::<WideParams>() == 640);
 impl Params for WideParams {}
 
 params!(

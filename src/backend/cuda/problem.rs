@@ -1,6 +1,10 @@
 //! A batch in device memory: what the passes stream, as addresses and sizes.
 
 use crate::embeddings::DType;
+use crate::error::{Result, shape};
+
+/// Most (key, row) pairs that masks are made of: the hash table has twice as many slots, and numbers them by 32 bits.
+const MAX_PAIRS: usize = 1 << 30;
 
 /// Rows in device memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -107,6 +111,17 @@ impl Problem {
         self.positive_pairs() + self.excluded > 0
     }
 
+    /// Fails where a hash table of the pairs would have more slots than 32 bits number.
+    pub(super) fn check_pairs(&self) -> Result<()> {
+        let (positives, excluded) = (self.positive_pairs(), self.excluded);
+        if positives.saturating_add(excluded) <= MAX_PAIRS {
+            return Ok(());
+        }
+        let argument = if excluded == 0 { "queries" } else { "exclude_ids" };
+        let found = format!("{excluded} excluded ids and {positives} positives that are masked");
+        Err(shape(argument, found, format!("at most 2^30 = {MAX_PAIRS} of both together")))
+    }
+
     /// Address of each query's positive index; 0 where positives are no candidates.
     pub(super) fn positive_index(&self) -> u64 {
         match self.positives {
@@ -122,5 +137,40 @@ impl Problem {
         let scale = f64::from(self.scale) * 1.01;
         let log2 = |x: f32| f64::from(x) * std::f64::consts::LOG2_E;
         self.cosine.then(|| (-scale - log2(high), scale - log2(low)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_stop_where_slots_are_numbered_by_32_bits() {
+        let queries = Rows { address: 16, rows: 8, stride: 8 };
+        let problem = |rows: usize, excluded: usize| Problem {
+            dtype: DType::F32,
+            tf32: false,
+            dim: 8,
+            cosine: true,
+            scale: 1.0,
+            queries: Rows { rows, ..queries },
+            pools: Vec::new(),
+            positives: ProblemPositives::Index(16),
+            positive_ids: 0,
+            positive_log_q: 0,
+            row_weight: 0,
+            exclude_offsets: 0,
+            exclude_ids: 0,
+            excluded,
+            log_q_range: None,
+        };
+        // A power of two of slots, at least two for each pair, fits just so.
+        assert_eq!((2 * MAX_PAIRS).next_power_of_two() as u32 as usize, 2 * MAX_PAIRS);
+        assert!(problem(MAX_PAIRS, 0).check_pairs().is_ok());
+        assert!(problem(8, MAX_PAIRS - 8).check_pairs().is_ok());
+        for (rows, excluded, argument) in [(MAX_PAIRS + 1, 0, "queries"), (8, MAX_PAIRS - 7, "exclude_ids")] {
+            let error = problem(rows, excluded).check_pairs().expect_err("one too many").to_string();
+            assert!(error.contains(argument) && error.contains("at most 2^30"), "{error}");
+        }
     }
 }

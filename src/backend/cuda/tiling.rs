@@ -134,7 +134,9 @@ impl Tiling {
         output: bool,
     ) -> Option<Self> {
         let chunks = (dim * dtype.size()).div_ceil(CHUNK_BYTES);
-        if !limits.hopper || dtype == DType::F32 {
+        // The copy engine's coordinates are signed 32-bit numbers, up to the end of the last tile.
+        let addressable = x_rows.max(y_rows) <= i32::MAX as usize - WIDE_X;
+        if !limits.hopper || dtype == DType::F32 || !addressable {
             return None;
         }
         if chunks > HOPPER_CHUNKS {
@@ -300,6 +302,16 @@ mod tests {
         // The shape of the benchmarks: a wave of units, none split.
         let output = Tiling::hopper(LIMITS, DType::Bf16, 512, 8192, 1_000_000, true).expect("16 bits");
         assert_eq!((output.splits, output.panel()), (1, Some(Panel { rows: 8192, tiles: 32 })));
+    }
+
+    #[test]
+    fn rows_past_the_copy_engine_s_coordinates_stay_on_the_portable_kernels() {
+        for dim in [8, 512] {
+            let cut = |x_rows, y_rows| Tiling::hopper(LIMITS, DType::F16, dim, x_rows, y_rows, false).is_some();
+            let most = (1 << 31) - 1 - WIDE_X;
+            assert!(cut(256, most) && cut(most, 256));
+            assert!(!cut(256, most + 1) && !cut(most + 1, 256), "the last tile would end past 2^31 - 1");
+        }
     }
 
     #[test]

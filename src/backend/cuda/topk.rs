@@ -105,6 +105,7 @@ impl Cuda {
 
     pub(super) fn search_from_host(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK> {
         let HostMemory { layout, inputs, search: memory, indices, scores } = self.lay_out_search(search, similarity, k);
+        self.search_problem(search.batch(), similarity, 1.0, &inputs).check_pairs()?;
         let _settled = self.driver.settled()?;
         self.upload_search(search.batch(), layout, &inputs)?;
         let problem = self.search_problem(search.batch(), similarity, 1.0, &inputs);

@@ -182,6 +182,14 @@ impl<T: Shown + ?Sized> Shown for &T {
     }
 }
 
+pub(crate) fn missing(argument: impl Into<String>, rule: &'static str) -> Error {
+    Error::Missing { argument: argument.into(), rule }
+}
+
+pub(crate) fn does_not_apply(argument: impl Into<String>, rule: &'static str) -> Error {
+    Error::DoesNotApply { argument: argument.into(), rule }
+}
+
 #[cfg(test)]
 mod tests {
     use super::value;
@@ -199,12 +207,4 @@ mod tests {
         assert_eq!(value("x", -1f32, "y").to_string(), "x is -1; rule: y");
         assert_eq!(value("x", 0.1f32, "y").to_string(), "x is 0.1; rule: y");
     }
-}
-
-pub(crate) fn missing(argument: impl Into<String>, rule: &'static str) -> Error {
-    Error::Missing { argument: argument.into(), rule }
-}
-
-pub(crate) fn does_not_apply(argument: impl Into<String>, rule: &'static str) -> Error {
-    Error::DoesNotApply { argument: argument.into(), rule }
 }

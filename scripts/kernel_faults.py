@@ -269,10 +269,10 @@ FAULTS = [
         tests="small::losses",
     ),
     portable(
-        "heads of lists by plain writes",
+        "rows of a key by plain writes",
         "resolve.cu",
-        "p.pair_next[pair] = atomicExch(&p.slot_heads[slot], pair);",
-        "p.pair_next[pair] = p.slot_heads[slot];\n    p.slot_heads[slot] = pair;",
+        "atomicOr(reinterpret_cast<unsigned long long*>(&p.rows_of_keys[place].rows), 1ull << row % ROWS_OF_KEY);",
+        "p.rows_of_keys[place].rows |= 1ull << row % ROWS_OF_KEY;",
         tests="small::portable",
     ),
     topk("keys compacted without __syncwarp", "best.cuh", "            __syncwarp();\n", "", races="2"),

@@ -45,6 +45,7 @@ impl Device {
     }
 
     fn put<T: Copy>(&self, data: &[T]) -> u64 {
+        // SAFETY: the bytes are those of a live slice of plain numbers, and are only read.
         let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u8>(), std::mem::size_of_val(data)) };
         let at = self.memory.alloc(bytes.len() as u64).unwrap();
         self.memory.write(at, bytes).unwrap();
@@ -53,8 +54,9 @@ impl Device {
 
     fn get<T: Copy + Default>(&self, at: u64, count: usize) -> Vec<T> {
         let mut data = vec![T::default(); count];
-        let bytes =
-            unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast::<u8>(), std::mem::size_of_val(&data[..])) };
+        let len = std::mem::size_of_val(&data[..]);
+        // SAFETY: the bytes are those of a live vector of plain numbers, for which every pattern of bits is a value.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast::<u8>(), len) };
         self.memory.read(at, bytes).unwrap();
         data
     }

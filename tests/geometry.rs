@@ -113,8 +113,8 @@ fn bad_input_is_an_error() {
         (alignment(two, two, f64::NAN), "alpha is NaN"),
         (uniformity(boxed, two, 0.0), "t is 0; rule: finite and > 0"),
         (uniformity(boxed, two, f64::INFINITY), "t is inf"),
-        (uniformity(boxed, two, 1e300), "t is 1"),
-        (uniformity(boxed, two, 1e-300), "t is 0.0000"),
+        (uniformity(boxed, two, 1e300), "t is 1e300; rule: "),
+        (uniformity(boxed, two, 1e-300), "t is 1e-300; rule: "),
         (uniformity(boxed, one, 2.0), "x has shape (1, 2); rule: rows >= 2"),
         (uniformity(boxed, Embeddings::new(&x[..0], 0, 2), 2.0), "x has shape (0, 2)"),
     ] {

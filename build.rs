@@ -19,7 +19,7 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Condvar, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use std::{env, fs, thread};
 
 use nvcc::Nvcc;
@@ -178,6 +178,7 @@ fn watch(places: &[PathBuf], found: Option<usize>, out: &Path) {
     let folder = out.join("missing");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).expect("OUT_DIR can be written");
+    wait_for_the_clock_of_files(out);
     #[cfg(unix)]
     for (index, place) in places[..found.unwrap_or(places.len())].iter().enumerate() {
         std::os::unix::fs::symlink(place, folder.join(index.to_string())).expect("OUT_DIR can be written");
@@ -186,6 +187,24 @@ fn watch(places: &[PathBuf], found: Option<usize>, out: &Path) {
     let old = fs::File::open(&folder).and_then(|folder| folder.set_modified(SystemTime::UNIX_EPOCH));
     if old.is_ok() {
         println!("cargo::rerun-if-changed={}", folder.display());
+    }
+}
+
+/// Waits until a new file has a later time than those that cargo wrote before it started this script: some file systems
+/// count in steps of several milliseconds, and to cargo a link of the same time is no newer than this run.
+fn wait_for_the_clock_of_files(out: &Path) {
+    let probe = out.join("clock");
+    let now = || {
+        fs::write(&probe, []).expect("OUT_DIR can be written");
+        fs::metadata(&probe).and_then(|data| data.modified()).ok()
+    };
+    let start = now();
+    // Three seconds: the coarsest clock of a file system that is in use counts in steps of two.
+    for _ in 0..600 {
+        if now() != start {
+            return;
+        }
+        thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -135,7 +135,7 @@ def build(target):
         "CATALOG_SOFTMAX_CUDA_ARCHS": "compute_80,compute_90a",
         "CATALOG_SOFTMAX_REQUIRE_NVCC": "1",
     }
-    command = ["cargo", "test", "--release", "--no-run", "--test", "gpu", "--message-format=json-render-diagnostics"]
+    command = ["cargo", "test", "--no-run", "--test", "gpu", "--message-format=json-render-diagnostics"]
     lines = subprocess.run(
         command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True
     ).stdout.splitlines()

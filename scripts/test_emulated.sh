@@ -22,9 +22,9 @@ mkdir -p "$out"
 export CATALOG_SOFTMAX_CUDA_ARCHS=compute_80,compute_90a CATALOG_SOFTMAX_REQUIRE_NVCC=1 REQUIRE_GPU=1
 export CARGO_TERM_COLOR=never
 
-# The path of an executable that cargo builds.
+# The path of an executable that cargo builds: with the profile of `cargo test`, so that what that has built is used.
 executable() {
-    cargo "$@" --release --message-format=json-render-diagnostics | python3 -c '
+    cargo "$@" --profile test --message-format=json-render-diagnostics | python3 -c '
 import json, sys
 print([m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable")][-1])'
 }
@@ -81,7 +81,7 @@ if [ $mode = quick ]; then
     setting "portable kernels 90" on 90 GPU_TESTS_HOPPER=0 -- "${short[@]}"
     setting "deferred 90" on 90 CUDA_EMULATOR_DEFER=1 -- "${short[@]}"
     for capability in 86 89; do setting "99 KiB $capability" on $capability $strict -- small::; done
-    setting "benches once" cargo bench --bench gpu -- --test
+    setting "benches once" cargo test --bench gpu -- --test
     setting "errors" "$errors" --backend cuda --queries 40 --candidates 600
 else
     export PROPTEST_CASES=${PROPTEST_CASES:-20}

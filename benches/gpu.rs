@@ -26,13 +26,6 @@ use criterion::{Criterion, SamplingMode};
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 
-#[path = "../tests/common"]
-#[allow(dead_code, missing_docs)]
-mod common {
-    pub mod on_device;
-    pub mod problem;
-    pub mod seeded;
-}
 #[path = "gpu/cublas.rs"]
 mod cublas;
 #[path = "gpu/naive.rs"]
@@ -42,9 +35,9 @@ mod shapes;
 #[path = "gpu/table.rs"]
 mod table;
 
-use common::on_device::{OnDevice, Results};
-use common::problem::Problem;
-use common::seeded;
+use catalog_softmax_testing::on_device::{OnDevice, Results};
+use catalog_softmax_testing::problem::Problem;
+use catalog_softmax_testing::seeded;
 use naive::{Library, Naive};
 use shapes::{Device, Shape};
 use table::Table;

@@ -10,7 +10,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use catalog_softmax::{
+use catalog_softmax::negatives::{
     CountMin, Distribution, ExactCounts, FrequencyEstimator, GapEstimator, LogUniform, Mixture, RandomStream, Uniform,
     Unigram,
 };

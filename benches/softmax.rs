@@ -1,4 +1,4 @@
-//! The CPU backend beside the textbook: one streamed pass against matmul, B x N array, softmax (`tests/common/naive.rs`,
+//! The CPU backend beside the textbook: one streamed pass against matmul, B x N array, softmax (`testing/src/naive.rs`,
 //! in Rust with the same matmul library). Loss alone, and loss with gradients. Throughput is in scores: B x N.
 //!
 //! ```text
@@ -12,21 +12,15 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use catalog_softmax::{Backend, Cpu, Loss, Output, Request, Similarity};
+use catalog_softmax::{Cpu, Loss, Request, Similarity};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-#[path = "../tests/common"]
-#[allow(dead_code, missing_docs)]
-mod common {
-    pub mod naive;
-    pub mod problem;
-}
-
-use common::naive::naive;
-use common::problem::{PoolData, PositiveData, Problem, Storage};
+use catalog_softmax_testing::naive::naive;
+use catalog_softmax_testing::problem::{PoolData, PositiveData, Problem, Storage};
+use catalog_softmax_testing::step::Step;
 
 const QUERIES: [usize; 2] = [64, 512];
 const CANDIDATES: [usize; 2] = [10_000, 100_000];
@@ -59,11 +53,11 @@ fn over_shapes(c: &mut Criterion, name: &str, request: Request) {
 fn one_shape(group: &mut BenchmarkGroup<'_, WallTime>, problem: &Problem, request: Request) {
     let batch = problem.batch().expect("the inputs are consistent");
     // A training loop keeps both.
-    let (mut cpu, mut output) = (Cpu::new(), Output::default());
+    let (mut cpu, mut step) = (Cpu::new(), Step::default());
     group.bench_function("streamed", |bencher| {
         bencher.iter(|| {
-            cpu.compute(&batch, &problem.loss, request, &mut output).expect("the loss fits the batch");
-            black_box(output.total)
+            step.compute(&mut cpu, &batch, &problem.loss, request).expect("the loss fits the batch");
+            black_box(step.total)
         });
     });
     group.bench_function("textbook", |bencher| bencher.iter(|| black_box(naive(problem, request.gradients))));

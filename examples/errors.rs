@@ -1,5 +1,5 @@
 //! Accuracy: errors of lse, loss and gradients against the float64 reference, for each element type, of each kernel family of a
-//! backend, beside those of a naive baseline whose matmuls take operands of the same type (`tests/common/naive.rs`).
+//! backend, beside those of a naive baseline whose matmuls take operands of the same type (`testing/src/naive.rs`).
 //!
 //! ```text
 //! cargo run --release --example errors -- --backend cpu
@@ -13,20 +13,13 @@
 
 use std::process::ExitCode;
 
-use catalog_softmax::{Backend, DType, Device, Output, Reference, Request, Result, Similarity};
+use catalog_softmax::{Backend, DType, Device, Reference, Request, Result, Similarity};
 use clap::{Parser, ValueEnum};
 
-#[path = "../tests/common"]
-#[allow(dead_code, missing_docs)]
-mod common {
-    pub mod naive;
-    pub mod problem;
-    pub mod seeded;
-}
-
-use common::naive::naive_rounded;
-use common::problem::Problem;
-use common::seeded;
+use catalog_softmax_testing::naive::naive_rounded;
+use catalog_softmax_testing::problem::Problem;
+use catalog_softmax_testing::seeded;
+use catalog_softmax_testing::step::Step;
 
 /// Errors against float64.
 #[derive(Parser)]
@@ -143,7 +136,7 @@ struct Tensors {
 }
 
 impl Tensors {
-    fn new<T: Copy + Into<f64>>(lse_alone: Vec<f64>, output: &Output<T>) -> Self {
+    fn new<T: Copy + Into<f64>>(lse_alone: Vec<f64>, output: &Step<T>) -> Self {
         let wide = |values: &[T]| values.iter().map(|&v| v.into()).collect();
         let gradients = output.gradients.as_ref().expect("asked for");
         Tensors {
@@ -157,15 +150,15 @@ impl Tensors {
 }
 
 fn reference(problem: &Problem) -> Result<Tensors> {
-    let output = Reference::new().value_and_grad(&problem.batch()?, &problem.loss)?;
+    let output = Step::from(Reference::new().value_and_grad(&problem.batch()?, &problem.loss)?);
     Ok(Tensors::new(output.statistics.lse.clone(), &output))
 }
 
 fn compute(problem: &Problem, backend: &mut dyn Backend<Real = f32>) -> Result<Tensors> {
-    let (batch, mut output) = (problem.batch()?, Output::default());
-    backend.compute(&batch, &problem.loss, Request::value(), &mut output)?;
+    let (batch, mut output) = (problem.batch()?, Step::default());
+    output.compute(backend, &batch, &problem.loss, Request::value())?;
     let lse_alone = output.statistics.lse.clone();
-    backend.compute(&batch, &problem.loss, Request::value_and_grad(), &mut output)?;
+    output.compute(backend, &batch, &problem.loss, Request::value_and_grad())?;
     Ok(Tensors::new(lse_alone, &output))
 }
 

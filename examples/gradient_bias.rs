@@ -12,7 +12,7 @@
 //! The table has, relative to the length of the full softmax's gradient: the distance of the mean gradient from it (bias,
 //! and what the standard error leaves of the noise), the standard error of the mean, and the standard deviation of one
 //! step's gradient. All of that is the query's gradient; a second table has how much of theirs the items get, of which a queue's
-//! rows, without gradient, pass none on. Draws are those of `tests/common/gradient_bias.rs`, which `tests/gradient_bias.rs` holds
+//! rows, without gradient, pass none on. Draws are those of `testing/src/gradient_bias.rs`, which `tests/gradient_bias.rs` holds
 //! to closed forms.
 
 use std::error::Error;
@@ -22,15 +22,7 @@ use clap::Parser;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-#[path = "../tests/common"]
-#[allow(dead_code, missing_docs)]
-mod common {
-    pub mod generate;
-    pub mod gradient_bias;
-    pub mod problem;
-}
-
-use common::gradient_bias::{Catalogue, HEAD, Measured, Setup, setups};
+use catalog_softmax_testing::gradient_bias::{Catalogue, HEAD, Measured, Setup, setups};
 
 /// Measures the bias of sampled negatives.
 #[derive(Parser)]

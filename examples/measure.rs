@@ -13,25 +13,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use catalog_softmax::{Backend, Batch, DType, Device, Output, Reference, Request, Similarity};
+use catalog_softmax::{Backend, Batch, DType, Device, Reference, Request, Similarity};
 use clap::{Parser, ValueEnum};
-
-#[path = "../tests/common"]
-#[allow(dead_code, missing_docs)]
-mod common {
-    pub mod golden;
-    #[cfg(feature = "cuda")]
-    pub mod on_device;
-    pub mod problem;
-    pub mod seeded;
-}
 
 #[path = "train_two_tower/memory.rs"]
 mod memory;
 
-use common::golden::Golden;
-use common::problem::{PositiveData, Problem};
-use common::seeded;
+use catalog_softmax_testing::golden::Golden;
+use catalog_softmax_testing::problem::{PositiveData, Problem};
+use catalog_softmax_testing::seeded;
+use catalog_softmax_testing::step::Step;
 
 /// More than machines have cores. Each thread is made before anything is measured.
 const MAX_THREADS: i64 = 1024;
@@ -186,10 +177,10 @@ fn measure<B: Backend + ?Sized>(args: &Args, problem: &Problem, backend: &mut B)
     let (batch, loss) = (problem.batch()?, &problem.loss);
     let request = request(args.mode);
     let workspace_bytes = backend.plan(&batch, loss, request)?.workspace_bytes;
-    let mut output = Output::default();
-    let seconds = timed(args, || backend.compute(&batch, loss, request, &mut output))?;
+    let mut step = Step::default();
+    let seconds = timed(args, || step.compute(backend, &batch, loss, request))?;
     let output_bytes = output_bytes::<B::Real>(&batch, args.mode, problem);
-    Ok(Measured { seconds, total: output.total, workspace_bytes, output_bytes, peak_resident_bytes: peak_memory() })
+    Ok(Measured { seconds, total: step.total, workspace_bytes, output_bytes, peak_resident_bytes: peak_memory() })
 }
 
 /// The total is the sum of all scores that were found.
@@ -227,7 +218,7 @@ fn timed(args: &Args, mut call: impl FnMut() -> catalog_softmax::Result<()>) -> 
 #[cfg(feature = "cuda")]
 fn measure_cuda(args: &Args, problem: &Problem) -> Result<Measured, Box<dyn Error>> {
     use catalog_softmax::Cuda;
-    use common::on_device::{OnDevice, Results};
+    use catalog_softmax_testing::on_device::{OnDevice, Results};
     use cudarc::driver::{CudaContext, sys::CUevent_flags};
 
     // Says why where there is no device; cudarc would panic.

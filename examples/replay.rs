@@ -18,22 +18,9 @@ use clap::{Parser, ValueEnum};
 use safetensors::serialize_to_file;
 use safetensors::tensor::TensorView;
 
-#[path = "../tests/common"]
-#[allow(dead_code, missing_docs)]
-mod common {
-    pub mod formulas;
-    pub mod golden;
-    pub mod golden_check;
-    pub mod golden_files;
-    pub mod naive;
-    pub mod problem;
-    pub mod scales;
-    pub mod tolerance;
-}
-
-use common::golden::Golden;
-use common::golden_check::{Claim, Precision, Results, Verdict, judge, results};
-use common::golden_files::stored;
+use catalog_softmax_testing::golden::Golden;
+use catalog_softmax_testing::golden_check::{Claim, Precision, Results, Verdict, judge, results};
+use catalog_softmax_testing::golden_files::stored;
 
 /// Computes the training step in each FILE and compares it with the results that the file holds.
 #[derive(Parser)]
@@ -140,8 +127,8 @@ fn replay_all<B: Backend + ?Sized>(args: &Args, backend: &mut B) -> Tally {
 
 fn replay<B: Backend + ?Sized>(args: &Args, backend: &mut B, file: &Path) -> Result<Vec<Verdict>, Box<dyn Error>> {
     let golden = Golden::load(file)?;
-    let output = backend.value_and_grad(&golden.problem.batch()?, &golden.problem.loss)?;
-    let found = results(&output);
+    let step = backend.value_and_grad(&golden.problem.batch()?, &golden.problem.loss)?;
+    let found = results(&step.into());
     print_summary(&golden, &found);
     if let Some(out) = &args.out {
         write(&found, out)?;
@@ -201,7 +188,7 @@ fn write(found: &Results, path: &Path) -> Result<(), Box<dyn Error>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::golden_files::to_bytes;
+    use catalog_softmax_testing::golden_files::to_bytes;
 
     /// Replays a golden batch with its expectations edited.
     fn replayed(backend: &str, edit: impl FnOnce(&mut Golden)) -> u8 {

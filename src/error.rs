@@ -137,8 +137,8 @@ pub enum NotBuilt {
     CompilerFailed(Cow<'static, str>),
 }
 
-/// Shorthand for results of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+/// Shorthand for results of this crate. The second type may be named, as that of [`std::result::Result`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 pub(crate) fn shape(argument: impl Into<String>, found: impl Into<String>, rule: impl Into<String>) -> Error {
     Error::Shape { argument: argument.into(), found: found.into(), rule: rule.into() }

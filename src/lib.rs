@@ -44,7 +44,9 @@
 //! turns both into an [`Output`].
 //!
 //! ```
-//! use catalog_softmax::{Backend, Batch, Correction, Cpu, Embeddings, Loss, Output, Pool, Request, Similarity};
+//! use catalog_softmax::{
+//!     Backend, Batch, Correction, Cpu, Embeddings, Gradients, Loss, Output, Pool, Request, Similarity,
+//! };
 //!
 //! let (b, n, d) = (4, 100, 8);
 //! let queries: Vec<f32> = (0..b * d).map(|i| (i as f32).sin()).collect();
@@ -57,33 +59,30 @@
 //! let batch = Batch::builder(Embeddings::new(&queries, b, d), candidates).positives(&positives).build()?;
 //! let loss = Loss::softmax(Similarity::Cosine, 0.05).correction(Correction::LogQ);
 //!
-//! let (mut cpu, mut output) = (Cpu::new(), Output::default());
+//! let (mut cpu, mut output, mut gradients) = (Cpu::new(), Output::default(), Gradients::default());
 //! for _step in 0..3 {
-//!     // Workspace and output keep their memory from step to step.
-//!     cpu.compute(&batch, &loss, Request::value_and_grad(), &mut output)?;
+//!     // Workspace, output and gradients keep their memory from step to step.
+//!     cpu.compute(&batch, &loss, Request::value_and_grad(), &mut output, Some(&mut gradients))?;
 //! }
 //! assert_eq!(output.loss.len(), b);
-//! let gradients = output.gradients.as_ref().expect("asked for");
 //! assert_eq!((gradients.d_queries.rows, gradients.d_candidates[0].rows), (b, n));
 //! # Ok::<(), catalog_softmax::Error>(())
 //! ```
 //!
 //! Evaluation over the whole catalogue needs no top-K: the exact [`Rank`] of each positive comes out of the same pass
 //! ([`Request::with_rank`]), with the user's seen items as [`excluded_ids`](BatchBuilder::excluded_ids). The best K items
-//! themselves come from a [`Search`] by [`Backend::top_k`]; [`metrics`] are computed from either.
+//! themselves come from a [`Search`] by [`Backend::top_k`]; the metrics of [`evaluation`] are computed from either.
 //!
 //! # Negatives and their log_q
 //!
-//! Whoever draws negatives here gets the log_q of what was drawn, and how. A sampled pool comes from a [`Distribution`]:
-//! [`Uniform`], [`Unigram`] (counts with a distortion), [`LogUniform`] (Zipf by rank), or a [`Mixture`] of them. In-batch negatives
-//! are drawn by the data: a [`FrequencyEstimator`] estimates their Q from the stream of ids. A [`NegativeQueue`] holds candidates of
-//! past steps as further negatives. Where a loss has pools from several such sources, [`union_log_q`] makes their log_q one, and
-//! [`union_gradient_weight`] makes up for the gradient that a queue's rows do not have.
+//! Every sampler returns, beside the ids, the log_q that belongs to its way of drawing. [`negatives`] has samplers,
+//! estimators of the frequencies of in-batch negatives, a queue of past candidates, and one log_q for the union of such
+//! sources.
 //!
-//! # Temperature and geometry
+//! # Temperature and evaluation
 //!
-//! A temperature is fixed, follows a [`TemperatureSchedule`], or is a [`LearnedTemperature`], which takes its gradient from a step's.
-//! What it does to the embeddings shows in [`alignment`] and [`uniformity`].
+//! A temperature is fixed, follows a schedule, or is learned from each step's gradient: [`temperature`]. [`evaluation`] has
+//! metrics from ranks and lists, and measures of how embeddings lie on the sphere.
 //!
 //! # Promises
 //!
@@ -95,24 +94,16 @@
 //! * **Non-finite embeddings** spoil only the rows, and the candidates' gradients, that they touch.
 
 mod backend;
-mod batch;
-mod embeddings;
 mod error;
-mod frequency;
-mod geometry;
+pub mod evaluation;
 mod hash;
-mod loss;
-mod masks;
 mod memory;
-pub mod metrics;
-mod output;
-mod plan;
-mod queue;
-mod sampling;
-mod search;
-mod stats;
-mod temperature;
-mod union;
+pub mod negatives;
+mod problem;
+pub mod temperature;
+
+/// Half-precision numbers: the elements of [`Embeddings`] may be `half::f16` or `half::bf16`.
+pub use half;
 
 pub use backend::Backend;
 pub use backend::cpu::Cpu;
@@ -162,6 +153,9 @@ pub use backend::cuda::Cuda;
 /// ```
 #[cfg(feature = "cuda")]
 pub mod cuda {
+    /// The crate whose streams and slices the functions here take.
+    pub use cudarc;
+
     pub use crate::backend::cuda::{
         Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceMemory, DeviceMemoryMut,
         DeviceOutput, DevicePool, DeviceQueue, DeviceSearch, DeviceSlice, DeviceSliceMut, DeviceStatistics, DeviceTopK,
@@ -170,17 +164,15 @@ pub mod cuda {
 }
 pub use backend::device::{Device, Selected};
 pub use backend::reference::Reference;
-pub use batch::{Batch, BatchBuilder, Ids, Indices, Pool};
-pub use embeddings::{DType, Elements, Embeddings, Matrix, Real};
 pub use error::{Error, NotBuilt, Result, Unavailable};
-pub use frequency::{CountMin, ExactCounts, FrequencyEstimator, GapEstimator};
-pub use geometry::{alignment, uniformity};
-pub use loss::{Correction, Epilogue, Loss, Reduction, Similarity};
-pub use output::{Gradients, Output};
-pub use plan::Plan;
-pub use queue::{NegativeQueue, QueueOptions};
-pub use sampling::{Distribution, LogUniform, Mixture, RandomStream, Sample, Uniform, Unigram};
-pub use search::{Search, TopK};
-pub use stats::{Moments, Rank, Request, RowStatistics};
-pub use temperature::{LearnedTemperature, TemperatureSchedule};
-pub use union::{union_gradient_weight, union_log_q};
+pub use problem::arrays::{Ids, Indices};
+pub use problem::batch::Batch;
+pub use problem::batch_builder::BatchBuilder;
+pub use problem::embeddings::{DType, Elements, Embeddings, Matrix, Real};
+pub use problem::epilogue::Epilogue;
+pub use problem::loss::{Correction, Loss, Reduction, Similarity};
+pub use problem::output::{Gradients, Output};
+pub use problem::plan::Plan;
+pub use problem::pool::Pool;
+pub use problem::search::{Search, SearchBuilder, TopK};
+pub use problem::statistics::{Moments, Rank, Request, RowStatistics};

@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 use std::ops::RangeInclusive;
 
 use crate::error::{Result, value};
-use crate::output::Gradients;
+use crate::problem::output::Gradients;
 
 /// A temperature that moves from one value to another in the course of the training.
 ///
@@ -18,7 +18,8 @@ use crate::output::Gradients;
 /// | [`exponential`](TemperatureSchedule::exponential) | from^(1 − p) · to^p |
 ///
 /// ```
-/// use catalog_softmax::{Loss, Similarity, TemperatureSchedule};
+/// use catalog_softmax::temperature::TemperatureSchedule;
+/// use catalog_softmax::{Loss, Similarity};
 /// let (schedule, steps) = (TemperatureSchedule::exponential(0.2, 0.05)?, 1000);
 /// for step in 0..steps {
 ///     let loss = Loss::softmax(Similarity::Cosine, schedule.at(step, steps));
@@ -114,15 +115,16 @@ impl TemperatureSchedule {
 /// that points outwards moves nothing but the optimiser's own state, and the first one that points inwards takes effect.
 ///
 /// ```
-/// use catalog_softmax::{Backend, Batch, Cpu, Embeddings, LearnedTemperature, Loss, Similarity};
+/// use catalog_softmax::temperature::LearnedTemperature;
+/// use catalog_softmax::{Backend, Batch, Cpu, Embeddings, Loss, Similarity};
 /// # let queries = [1.0f32, 0.0, 0.0, 1.0];
 /// # let items = [0.9f32, 0.1, 0.2, 1.0];
 /// # let batch = Batch::in_batch(Embeddings::new(&queries[..], 2, 2), Embeddings::new(&items[..], 2, 2)).build()?;
 /// let mut temperature = LearnedTemperature::clip();
 /// for _step in 0..3 {
 ///     let loss = Loss::softmax(Similarity::Cosine, temperature.temperature());
-///     let output = Cpu::new().value_and_grad(&batch, &loss)?;
-///     let gradient = temperature.gradient(&output.gradients.expect("asked for"));
+///     let (_, gradients) = Cpu::new().value_and_grad(&batch, &loss)?;
+///     let gradient = temperature.gradient(&gradients);
 ///     temperature.set_log_scale(temperature.log_scale() - 0.1 * gradient);
 /// }
 /// assert!(temperature.temperature() < 0.07, "positives are nearest: a sharper softmax is a smaller loss");
@@ -169,7 +171,7 @@ impl LearnedTemperature {
     /// range goes on from it bitwise.
     ///
     /// ```
-    /// use catalog_softmax::LearnedTemperature;
+    /// use catalog_softmax::temperature::LearnedTemperature;
     /// let mut trained = LearnedTemperature::clip();
     /// trained.set_log_scale(3.21);
     /// let saved = trained.log_scale();

@@ -1,13 +1,12 @@
 //! Bad input gets a typed error that names the argument, its value and the rule; outputs stay as they were.
 
-mod common;
-
 use catalog_softmax::{
-    Backend, Batch, Correction, Cpu, DType, Device, Embeddings, Error, Indices, Loss, Output, Pool, Reduction,
-    Reference, Request, Similarity, Unavailable,
+    Backend, Batch, Correction, Cpu, DType, Device, Embeddings, Error, Gradients, Ids, Indices, Loss, Output, Pool,
+    Reduction, Reference, Request, Similarity, Unavailable,
 };
-use common::generate::{Config, Masking};
-use common::problem::{PositiveData, Problem, Storage};
+use catalog_softmax_testing::generate::{Config, Masking};
+use catalog_softmax_testing::problem::{PositiveData, Problem, Storage};
+use catalog_softmax_testing::step::Step;
 use half::f16;
 
 /// What an error must be: variant, argument, and a part of the value as given.
@@ -64,15 +63,15 @@ fn error_of(problem: &Problem) -> Option<Error> {
     let filled = plain();
     let good = filled.batch().expect("a valid problem");
     let mut cpu = Cpu::new();
-    let mut output = cpu.value_and_grad(&good, &filled.loss).expect("a loss that fits");
+    let mut output: Step = cpu.value_and_grad(&good, &filled.loss).expect("a loss that fits").into();
     let before = output.clone();
     let loss = &problem.loss;
-    let error = cpu.compute(&batch, loss, Request::value_and_grad(), &mut output).err()?;
+    let error = output.compute(&mut cpu, &batch, loss, Request::value_and_grad()).err()?;
     assert_eq!(output, before, "outputs are untouched");
-    let untouched = Output::default();
+    let untouched = Step::default();
     let mut exact = untouched.clone();
     let same = |other: Option<Error>, entrance: &str| assert_eq!(other.as_ref(), Some(&error), "{entrance}");
-    same(Reference::new().compute(&batch, loss, Request::value(), &mut exact).err(), "reference");
+    same(exact.compute(&mut Reference::new(), &batch, loss, Request::value()).err(), "reference");
     assert_eq!(exact, untouched, "outputs are untouched");
     same(cpu.value(&batch, loss).err(), "value");
     same(cpu.value_and_grad(&batch, loss).err(), "value_and_grad");
@@ -436,9 +435,10 @@ fn symmetric_losses() {
     ];
     let of = |problem: &Problem| {
         let batch = problem.batch().expect("a valid batch");
-        let mut output = Output::default();
-        let error = Cpu::new().compute(&batch, &problem.loss, Request::value_and_grad(), &mut output).err();
-        assert!(error.is_none() || output == Output::default(), "outputs are untouched");
+        let mut output = Step::default();
+        let error = output.compute(&mut Cpu::new(), &batch, &problem.loss, Request::value_and_grad()).err();
+        let untouched = Step { gradients: Some(Gradients::default()), ..Step::default() };
+        assert!(error.is_none() || output == untouched, "outputs are untouched");
         error
     };
     assert_eq!(of(&square()), None, "the base is valid");
@@ -447,6 +447,34 @@ fn symmetric_losses() {
         spoil(&mut problem);
         check(what, &of(&problem).unwrap_or_else(|| panic!("{what}: accepted")), *wanted);
     }
+}
+
+#[test]
+fn gradients_have_a_place_where_the_request_is_for_them_and_nowhere_else() {
+    let problem = plain();
+    let (batch, loss) = (problem.batch().expect("valid"), &problem.loss);
+    let (mut output, mut gradients) = (Output::default(), Gradients::default());
+    let mut run = |request, place: Option<&mut Gradients>| {
+        Cpu::new().compute(&batch, loss, request, &mut output, place).expect_err("does not fit")
+    };
+    check("no place", &run(Request::value_and_grad(), None), Missing("gradients"));
+    check("a place", &run(Request::value(), Some(&mut gradients)), DoesNotApply("gradients"));
+    assert_eq!((output, gradients), (Output::default(), Gradients::default()), "outputs are untouched");
+}
+
+#[test]
+fn ids_and_indices_of_every_type_are_the_same_ids_and_indices() {
+    let ids = [7u64, 0, u64::from(u32::MAX)];
+    let wanted = Ids::from(&ids);
+    assert_eq!(Ids::from(&[7i64, 0, i64::from(u32::MAX)][..]), wanted);
+    assert_eq!(Ids::from(&vec![7u32, 0, u32::MAX]), wanted);
+    assert_eq!(Ids::from(&[-1i32]), Ids::from(&[-1i64]));
+    let (q, c) = ([0.5f32; 4], [0.25f32; 6]);
+    let build = |positives: Indices<'_>| {
+        let batch = Batch::builder(Embeddings::new(&q, 2, 2), Embeddings::new(&c, 3, 2)).positives(positives);
+        Cpu::new().value(&batch.build().expect("valid"), &Loss::softmax(Similarity::Dot, 1.0)).expect("fits")
+    };
+    assert_eq!(build((&[2u32, 1]).into()), build((&vec![2i64, 1]).into()));
 }
 
 #[test]

@@ -1,21 +1,20 @@
 //! The same inputs give bitwise the same outputs: for any number of threads, again, and with a workspace and an output
 //! that other problems have left behind.
 
-mod common;
+use catalog_softmax::{Backend, Correction, Cpu, Request};
+use catalog_softmax_testing::bits::{bits, problems};
+use catalog_softmax_testing::generate::{Config, Masking};
+use catalog_softmax_testing::problem::Problem;
+use catalog_softmax_testing::step::Step;
 
-use catalog_softmax::{Backend, Correction, Cpu, Output, Request};
-use common::bits::{bits, problems};
-use common::generate::{Config, Masking};
-use common::problem::Problem;
-
-fn run(cpu: &mut Cpu, problem: &Problem, output: &mut Output) {
+fn run(cpu: &mut Cpu, problem: &Problem, output: &mut Step) {
     let batch = problem.batch().expect("a valid problem");
     let request = Request::value_and_grad().with_moments().with_rank();
-    cpu.compute(&batch, &problem.loss, request, output).expect("a loss that fits");
+    output.compute(cpu, &batch, &problem.loss, request).expect("a loss that fits");
 }
 
 fn fresh(problem: &Problem) -> Vec<u64> {
-    let mut output = Output::default();
+    let mut output = Step::default();
     run(&mut Cpu::new(), problem, &mut output);
     bits(&output)
 }
@@ -43,7 +42,7 @@ fn nothing_is_left_of_earlier_problems() {
     let mut poison = Config { separate: true, ..Config::new(600, 1500, 310) }.problem();
     poison.queries = poison.queries.map(|values| values.fill(f32::NAN));
     poison.pools[0].candidates = poison.pools[0].candidates.map(|values| values.fill(f32::NAN));
-    let (mut cpu, mut output) = (Cpu::new(), Output::default());
+    let (mut cpu, mut output) = (Cpu::new(), Step::default());
     for shift in 0..problems.len() {
         for k in 0..problems.len() {
             let p = (k * (shift + 1)) % problems.len();
@@ -61,11 +60,11 @@ fn nothing_is_left_of_earlier_problems() {
 #[test]
 fn an_output_has_the_shape_of_its_last_problem() {
     let problems = problems();
-    let mut output = Output::default();
+    let mut output = Step::default();
     let mut cpu = Cpu::new();
     for problem in problems.iter().chain(problems.iter().rev()) {
         run(&mut cpu, problem, &mut output);
-        let mut clean = Output::default();
+        let mut clean = Step::default();
         run(&mut Cpu::new(), problem, &mut clean);
         assert_eq!(output, clean);
         let g = output.gradients.as_ref().expect("asked for");
@@ -85,9 +84,9 @@ fn the_workspace_does_not_grow_with_the_catalogue() {
         let mut problem = config.problem();
         config = Config { b: 512, dim: 128, ..config };
         problem.dim = config.dim;
-        problem.queries = common::problem::Storage::F32(vec![0.5; 512 * 128]);
-        problem.positives = common::problem::PositiveData::Index(vec![0; 512]);
-        problem.pools[0].candidates = common::problem::Storage::F32(vec![0.5; n * 128]);
+        problem.queries = catalog_softmax_testing::problem::Storage::F32(vec![0.5; 512 * 128]);
+        problem.positives = catalog_softmax_testing::problem::PositiveData::Index(vec![0; 512]);
+        problem.pools[0].candidates = catalog_softmax_testing::problem::Storage::F32(vec![0.5; n * 128]);
         problem.pools[0].ids = Some(vec![3; n]);
         problem.pools[0].log_q = Some(vec![-1.0; n]);
         let batch = problem.batch().expect("a valid problem");

@@ -3,11 +3,9 @@
 //! Inputs are `f32`: each is moved by a power of two and the difference that was represented is divided by. The error
 //! of a central difference is O(step²) and that of the loss 1e-15, so they agree to about 1e-6 of the tensor's size.
 
-mod common;
-
 use catalog_softmax::{Backend, Correction, Loss, Reduction, Reference, Similarity};
-use common::generate::{Config, Masking};
-use common::problem::{PositiveData, Problem, Storage};
+use catalog_softmax_testing::generate::{Config, Masking};
+use catalog_softmax_testing::problem::{PositiveData, Problem, Storage};
 
 /// The total, with each row's coefficient held where the loss stops its gradient.
 fn total(problem: &Problem, weights: Option<&[f64]>) -> f64 {
@@ -24,6 +22,7 @@ fn total(problem: &Problem, weights: Option<&[f64]>) -> f64 {
         Reduction::None | Reduction::Sum => sum,
         Reduction::Mean => sum / b as f64,
         Reduction::WeightedMean => sum / (0..b).map(weight).sum::<f64>(),
+        other => panic!("no formula for {other:?}"),
     }
 }
 
@@ -66,9 +65,8 @@ fn check(config: &Config) {
     lengthen(&mut problem.queries);
     problem.pools.iter_mut().for_each(|pool| lengthen(&mut pool.candidates));
     let what = format!("{config:?}");
-    let output =
-        Reference::new().value_and_grad(&problem.batch().expect("a valid problem"), &problem.loss).expect("fits");
-    let gradients = output.gradients.expect("asked for");
+    let batch = problem.batch().expect("a valid problem");
+    let (output, gradients) = Reference::new().value_and_grad(&batch, &problem.loss).expect("fits");
     let weights: Option<Vec<f64>> =
         (config.correction == Correction::CorrectedLogQ).then(|| output.probability.iter().map(|p| 1.0 - p).collect());
     let weights = weights.as_deref();
@@ -150,14 +148,13 @@ fn the_formulas_by_hand() {
     );
     let batch = batch.build().expect("a valid batch");
     let loss = Loss::softmax(Similarity::Dot, 0.5);
-    let output = Reference::new().value_and_grad(&batch, &loss).expect("fits");
+    let (output, g) = Reference::new().value_and_grad(&batch, &loss).expect("fits");
     let (negatives, all) = (1.0 + 1f64.exp(), 1.0 + 1f64.exp() + 2f64.exp());
     let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-14, "{a} != {b}");
     close(output.statistics.lse[0], negatives.ln());
     close(output.statistics.positive[0], 2.0);
     close(output.total, all.ln() - 2.0);
     close(output.probability[0], 2f64.exp() / all);
-    let g = output.gradients.expect("asked for");
     // (E[c] − c₊) / τ
     close(g.d_queries.values[0], ((2f64.exp() + 0.5 * 1f64.exp()) / all - 1.0) / 0.5);
     close(g.d_queries.values[1], ((5.0 * 2f64.exp() + 1.0 - 3.0 * 1f64.exp()) / all - 5.0) / 0.5);

@@ -1,12 +1,11 @@
 //! Frequency estimators: against plain definitions, known Zipf streams with derived noise, drifts, and their saved states.
 
-mod common;
-
 use std::collections::HashMap;
 use std::fmt::Debug;
 
-use catalog_softmax::{
-    CountMin, Distribution, Error, ExactCounts, FrequencyEstimator, GapEstimator, LogUniform, RandomStream, Unigram,
+use catalog_softmax::Error;
+use catalog_softmax::negatives::{
+    CountMin, Distribution, ExactCounts, FrequencyEstimator, GapEstimator, LogUniform, RandomStream, Unigram,
 };
 use proptest::prelude::*;
 
@@ -375,7 +374,7 @@ fn rejects<E: FrequencyEstimator + Debug>(bytes: &[u8]) {
 
 /// Contents with a right checksum.
 fn forge(contents: Vec<u8>) -> Vec<u8> {
-    common::forge::estimator([&contents[..], &[0; 8]].concat())
+    catalog_softmax_testing::forge::estimator([&contents[..], &[0; 8]].concat())
 }
 
 fn states() -> [Vec<u8>; 3] {

@@ -1,10 +1,9 @@
 //! Alignment and uniformity against closed forms and against all pairs in float64.
 
-mod common;
-
-use catalog_softmax::{Backend, Cpu, DType, Embeddings, Reference, alignment, uniformity};
-use common::generate::{rng, rows};
-use common::problem::Storage;
+use catalog_softmax::evaluation::{alignment, uniformity};
+use catalog_softmax::{Backend, Cpu, DType, Embeddings, Reference};
+use catalog_softmax_testing::generate::{rng, rows};
+use catalog_softmax_testing::problem::Storage;
 
 /// Rows at unit length, in float64.
 fn units(x: &Storage, dim: usize) -> Vec<Vec<f64>> {

@@ -8,22 +8,9 @@ use catalog_softmax::{Backend, Cpu, DType, Reference};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-#[path = "common"]
-#[allow(dead_code, missing_docs)]
-mod common {
-    pub mod formulas;
-    pub mod golden;
-    pub mod golden_check;
-    pub mod golden_files;
-    pub mod naive;
-    pub mod problem;
-    pub mod scales;
-    pub mod tolerance;
-}
-
-use common::golden::Golden;
-use common::golden_check::{Precision, judge, results};
-use common::golden_files::files;
+use catalog_softmax_testing::golden::Golden;
+use catalog_softmax_testing::golden_check::{Precision, judge, results};
+use catalog_softmax_testing::golden_files::files;
 
 #[test]
 fn reference_agrees_with_every_golden_batch() {
@@ -44,7 +31,7 @@ fn check_all<B: Backend>(backend: &mut B, precision: Precision) {
         assert!(golden.expected.len() >= 5, "{} expects too little", path.display());
         let output = golden.problem.batch().and_then(|batch| backend.value_and_grad(&batch, &golden.problem.loss));
         let output = output.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let verdicts = judge(&golden, &results(&output), precision);
+        let verdicts = judge(&golden, &results(&output.into()), precision);
         failures.extend(verdicts.into_iter().filter(|v| !v.passes()).map(|v| format!("{}: {v:?}", path.display())));
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -133,7 +120,7 @@ impl Parts {
 
 #[test]
 fn golden_files_keep_their_element_type() {
-    use common::problem::Storage;
+    use catalog_softmax_testing::problem::Storage;
     let mut parts = Parts::good();
     for (dtype, name) in [(Dtype::F16, "F16"), (Dtype::BF16, "Bf16"), (Dtype::F32, "F32")] {
         parts.set("queries", dtype, &[2, 2]);

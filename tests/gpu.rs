@@ -3,7 +3,6 @@
 //! With no device the tests are ignored, and the reason is printed; `REQUIRE_GPU=1` runs, and so fails, them instead. On an
 //! emulated device (its name says so) the largest is left out.
 
-mod common;
 #[path = "gpu/open.rs"]
 mod open;
 #[path = "gpu/queue.rs"]
@@ -22,18 +21,17 @@ mod steps;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use catalog_softmax::{
-    Backend, Correction, Cpu, Cuda, DType, Error, Output, Reference, Request, Similarity, Unavailable,
-};
-use common::bits::{bits, problems};
-use common::generate::{Config, Masking};
-use common::golden::Golden;
-use common::golden_check::{Precision, judge, results};
-use common::golden_files::files;
-use common::problem::{PositiveData, Problem, Storage};
-use common::suite::{PROPERTIES, Property};
-use common::tolerance::{Expected, compare as compare_tensors, tensors};
-use common::topk::{SearchData, TOP_K, Values};
+use catalog_softmax::{Backend, Correction, Cpu, Cuda, DType, Error, Reference, Request, Similarity, Unavailable};
+use catalog_softmax_testing::bits::{bits, problems};
+use catalog_softmax_testing::generate::{Config, Masking};
+use catalog_softmax_testing::golden::Golden;
+use catalog_softmax_testing::golden_check::{Precision, judge, results};
+use catalog_softmax_testing::golden_files::files;
+use catalog_softmax_testing::problem::{PositiveData, Problem, Storage};
+use catalog_softmax_testing::properties::{PROPERTIES, Property};
+use catalog_softmax_testing::step::Step;
+use catalog_softmax_testing::tolerance::{Expected, compare as compare_tensors, tensors};
+use catalog_softmax_testing::topk::{SearchData, TOP_K, Values};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() {
@@ -208,7 +206,7 @@ fn golden(cuda: &mut Cuda, file: &std::path::Path) -> Result<(), Failed> {
     let golden = Golden::load(file)?;
     let output = cuda.value_and_grad(&golden.problem.batch()?, &golden.problem.loss)?;
     let dtype = golden.problem.queries.view(golden.problem.dim).dtype();
-    let verdicts = judge(&golden, &results(&output), Precision::Single { operands: dtype });
+    let verdicts = judge(&golden, &results(&output.into()), Precision::Single { operands: dtype });
     assert!(!verdicts.is_empty(), "the file expects something");
     let bad: Vec<_> = verdicts.iter().filter(|verdict| !verdict.passes()).collect();
     assert!(bad.is_empty(), "{bad:#?}");
@@ -218,8 +216,8 @@ fn golden(cuda: &mut Cuda, file: &std::path::Path) -> Result<(), Failed> {
 fn run(cuda: &mut Cuda, problem: &Problem) -> Vec<u64> {
     let batch = problem.batch().expect("a valid problem");
     let request = Request::value_and_grad().with_moments().with_rank();
-    let mut output = Output::default();
-    cuda.compute(&batch, &problem.loss, request, &mut output).expect("a loss that fits");
+    let mut output = Step::default();
+    output.compute(cuda, &batch, &problem.loss, request).expect("a loss that fits");
     bits(&output)
 }
 
@@ -271,9 +269,9 @@ fn rows_too_long_for_a_cosine_are_as_rows_that_are_not_finite(cuda: &mut Cuda) {
         for side in ["query", "candidate", "positive"] {
             let everything = |cuda: &mut Cuda, problem: &Problem| {
                 let batch = problem.batch().expect("a valid problem");
-                let mut output = Output::default();
+                let mut output = Step::default();
                 let request = Request::value_and_grad().with_moments();
-                cuda.compute(&batch, &problem.loss, request, &mut output).expect("a loss that fits");
+                output.compute(cuda, &batch, &problem.loss, request).expect("a loss that fits");
                 output
             };
             let as_nan = tensors(&everything(cuda, &with(side, f32::NAN)));
@@ -324,13 +322,13 @@ fn tf32_is_as_near_as_eleven_bits_are(cuda: &mut Cuda) {
         cuda.allow_tf32(false);
         assert!(rounded != exact, "other kernels ran");
         let expected = Expected::new(&problem, DType::F16);
-        check_what_is_there(&expected, &output.expect("a loss that fits"))
+        check_what_is_there(&expected, &output.expect("a loss that fits").into())
             .unwrap_or_else(|error| panic!("{similarity:?}: {error}"));
     }
 }
 
 /// As `Expected::check`, of outputs without moments or gradients, too.
-fn check_what_is_there(expected: &Expected, output: &Output<f32>) -> Result<(), String> {
+fn check_what_is_there(expected: &Expected, output: &Step<f32>) -> Result<(), String> {
     let mut tensors = tensors(output);
     tensors.retain(|tensor| tensor.name != "expected_score" && tensor.name != "entropy");
     let (wanted, tolerances): (Vec<_>, Vec<_>) = expected
@@ -354,8 +352,8 @@ fn agrees_on(cuda: &mut Cuda, problem: &Problem, what: &str) {
     let expected = Expected::new(problem, problem.queries.view(problem.dim).dtype());
     let batch = problem.batch().expect("a valid problem");
     for request in [Request::value(), Request::value_and_grad()] {
-        let mut output = Output::default();
-        cuda.compute(&batch, &problem.loss, request, &mut output).expect("a loss that fits");
+        let mut output = Step::default();
+        output.compute(cuda, &batch, &problem.loss, request).expect("a loss that fits");
         check_what_is_there(&expected, &output).unwrap_or_else(|error| panic!("{request:?}: {error}\nin {what}"));
     }
 }

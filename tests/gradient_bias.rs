@@ -1,10 +1,8 @@
 //! Several pools of negatives in one loss: with one Q for their union the gradient tends to the full softmax's, with a Q for
 //! each pool it does not. `examples/gradient_bias.rs` makes the table and the picture.
 
-mod common;
-
 use catalog_softmax::Correction;
-use common::gradient_bias::{Catalogue, POSITIVE, Q, Setup, setups};
+use catalog_softmax_testing::gradient_bias::{Catalogue, POSITIVE, Q, Setup, setups};
 
 /// Of the full softmax, in [`Catalogue::new`].
 const P: f64 = 0.57;

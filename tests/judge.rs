@@ -7,27 +7,13 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use safetensors::Dtype;
 
-#[path = "common"]
-#[allow(dead_code, missing_docs)]
-mod common {
-    pub mod formulas;
-    pub mod generate;
-    pub mod golden;
-    pub mod golden_check;
-    pub mod golden_files;
-    pub mod naive;
-    pub mod problem;
-    pub mod scales;
-    pub mod tolerance;
-}
-
-use common::formulas::scores;
-use common::generate::{Config, LogQ, Masking};
-use common::golden::{Expected, Golden, RESULTS, Tensor};
-use common::golden_check::{Judge, Precision, Results, Verdict, judge, results};
-use common::golden_files::to_bytes;
-use common::naive::naive;
-use common::problem::{PositiveData, Problem, Storage};
+use catalog_softmax_testing::formulas::scores;
+use catalog_softmax_testing::generate::{Config, LogQ, Masking};
+use catalog_softmax_testing::golden::{Expected, Golden, RESULTS, Tensor};
+use catalog_softmax_testing::golden_check::{Judge, Precision, Results, Verdict, judge, results};
+use catalog_softmax_testing::golden_files::to_bytes;
+use catalog_softmax_testing::naive::naive;
+use catalog_softmax_testing::problem::{PositiveData, Problem, Storage};
 
 #[path = "judge/spoils.rs"]
 mod spoils;
@@ -65,7 +51,7 @@ fn random_problem(rng: &mut StdRng) -> Problem {
     let reductions = [Reduction::None, Reduction::Mean, Reduction::Sum, Reduction::WeightedMean];
     let temperatures: &[f64] = match similarity {
         Similarity::Cosine => &[0.001, 0.01, 0.05, 0.2, 1.0, 7.0],
-        Similarity::Dot => &[0.1, 0.5, 1.0, 3.0],
+        _ => &[0.1, 0.5, 1.0, 3.0],
     };
     let config = Config {
         dtype,
@@ -84,9 +70,9 @@ fn random_problem(rng: &mut StdRng) -> Problem {
     let mut problem = config.problem();
     // What the lengths of rows are lets a cosine's scores alone, and f16 holds a part of them.
     let lengths: &[f64] = match (similarity, dtype) {
-        (Similarity::Dot, _) => &[0.3, 1.0, 3.0],
         (Similarity::Cosine, DType::F16) => &[0.01, 1.0, 100.0],
         (Similarity::Cosine, _) => &[1e-6, 1e-3, 1.0, 1e3, 1e6],
+        _ => &[0.3, 1.0, 3.0],
     };
     let (of_queries, of_candidates) = (pick(rng, lengths) as f32, pick(rng, lengths) as f32);
     problem.queries = problem.queries.map(|values| values.iter_mut().for_each(|x| *x *= of_queries));
@@ -303,7 +289,7 @@ fn a_tolerance_of_the_user_is_a_share_of_what_an_element_is_made_of() {
 
 fn on<B: Backend>(backend: &mut B, problem: &Problem) -> Results {
     let batch = problem.batch().expect("a valid problem");
-    results(&backend.value_and_grad(&batch, &problem.loss).expect("a loss that fits"))
+    results(&backend.value_and_grad(&batch, &problem.loss).expect("a loss that fits").into())
 }
 
 /// Some of the results as what a file expects, stored as `dtype` where they are no counts.

@@ -3,17 +3,16 @@
 //! What the matmul library allocates follows the processor's caches, so the test also runs itself as if the processor had
 //! other caches, by `scripts/with_cache_sizes.sh`. Where the system does not let it, those trials are shown as ignored.
 
-mod common;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use catalog_softmax::{Backend, Correction, Cpu, DType, Output, Reference, Request};
-use common::generate::{Config, Masking};
-use common::problem::Problem;
-use common::topk::{SearchData, Values};
+use catalog_softmax::{Backend, Correction, Cpu, DType, Reference, Request};
+use catalog_softmax_testing::generate::{Config, Masking};
+use catalog_softmax_testing::problem::Problem;
+use catalog_softmax_testing::step::Step;
+use catalog_softmax_testing::topk::{SearchData, Values};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 struct Counting;
@@ -70,7 +69,7 @@ fn kept_by_matmuls() -> usize {
     THREADS * gemm_common::cache::CACHE_INFO[1].cache_bytes
 }
 
-fn output_bytes<T>(output: &Output<T>) -> usize {
+fn output_bytes<T>(output: &Step<T>) -> usize {
     let statistics = &output.statistics;
     let moments = statistics.moments.as_ref().map_or(0, |m| m.expected_score.capacity() + m.entropy.capacity());
     let rank = statistics.rank.as_ref().map_or(0, |rank| rank.above.capacity() + rank.ties.capacity());
@@ -97,8 +96,9 @@ struct Measured {
 fn measure<B: Backend>(backend: &mut B, problem: &Problem, request: Request) -> Measured {
     let batch = problem.batch().expect("a valid problem");
     let planned = backend.plan(&batch, &problem.loss, request).expect("a loss that fits").workspace_bytes;
-    let mut output = Output::default();
-    let mut step = |output: &mut _| backend.compute(&batch, &problem.loss, request, output).expect("a loss that fits");
+    let mut output = Step::default();
+    let mut step =
+        |output: &mut Step<B::Real>| output.compute(backend, &batch, &problem.loss, request).expect("a loss that fits");
     let first = peak(|| step(&mut output)) - output_bytes(&output);
     let second = peak(|| step(&mut output));
     Measured { planned, first, second }

@@ -1,11 +1,9 @@
 //! Metrics against their definitions, counted by hand and by enumeration.
 
-mod common;
-
-use catalog_softmax::metrics::{Ranking, Recommended};
+use catalog_softmax::evaluation::{Ranking, Recommended};
 use catalog_softmax::{Backend, Cpu, DType, Error, Reference, Request, Similarity, TopK};
-use common::generate::{Config, Masking};
-use common::topk::{SearchData, Values};
+use catalog_softmax_testing::generate::{Config, Masking};
+use catalog_softmax_testing::topk::{SearchData, Values};
 
 fn near(a: f64, b: f64) -> bool {
     (a - b).abs() < 1e-12
@@ -17,9 +15,9 @@ fn lists(scores: &[&[f32]], k: usize) -> TopK {
     let (b, n) = (scores.len(), scores[0].len());
     let mut data = SearchData::new(b, &[n], b, DType::F32, Values::Whole, false);
     let unit = |row: usize| (0..b).map(move |i| f32::from(i == row));
-    data.queries = common::problem::Storage::F32((0..b).flat_map(unit).collect());
+    data.queries = catalog_softmax_testing::problem::Storage::F32((0..b).flat_map(unit).collect());
     let candidate = |j: usize| scores.iter().map(move |row| row[j]);
-    data.pools[0].0 = common::problem::Storage::F32((0..n).flat_map(candidate).collect());
+    data.pools[0].0 = catalog_softmax_testing::problem::Storage::F32((0..n).flat_map(candidate).collect());
     data.top_k(&mut Cpu::new(), k)
 }
 
@@ -110,7 +108,9 @@ fn ranks_and_lists_agree() {
         // Whole numbers: exact scores, many of them equal.
         problem.queries = problem.queries.map(|q| q.iter_mut().for_each(|x| *x = x.round()));
         problem.pools[0].candidates = problem.pools[0].candidates.map(|c| c.iter_mut().for_each(|x| *x = x.round()));
-        let common::problem::PositiveData::Index(positives) = problem.positives.clone() else { panic!("by index") };
+        let catalog_softmax_testing::problem::PositiveData::Index(positives) = problem.positives.clone() else {
+            panic!("by index")
+        };
         // A row's negatives: an accidental hit is none, and a search must leave it out as well, but not the positive.
         let (mut offsets, mut excluded, mut ids) = (vec![0], Vec::new(), (0..n as u64).collect::<Vec<_>>());
         for &positive in &positives {
@@ -168,7 +168,7 @@ fn negatives_that_are_nan_flatter_nobody() {
     let statistics_of = |spoil: fn(&mut [f32])| {
         let mut problem = Config { similarity: Similarity::Dot, ..Config::new(1, 4, 2) }.problem();
         problem.queries = problem.queries.map(|q| q.copy_from_slice(&[1.0, 0.0]));
-        problem.positives = common::problem::PositiveData::Index(vec![0]);
+        problem.positives = catalog_softmax_testing::problem::PositiveData::Index(vec![0]);
         problem.pools[0].candidates = problem.pools[0].candidates.map(|c| {
             c.copy_from_slice(&[1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 0.0, 0.0]);
             spoil(c);
@@ -264,7 +264,7 @@ fn what_does_not_fit_is_an_error() {
     let scores: [&[f32]; 2] = [&[3., 2., 1., 0.], &[3., 0., 2., 1.]];
     let top = lists(&scores, 2);
     let error = |offsets: &[i64], relevant: &[u32]| Ranking::in_lists(&top, offsets, relevant).unwrap_err().to_string();
-    assert_eq!(error(&[0, 1], &[1]), "offsets has length 2; rule: length 3");
+    assert_eq!(error(&[0, 1], &[1]), "offsets has length 2; rule: length 3, one more than there are rows");
     assert!(error(&[1, 1, 1], &[1]).starts_with("offsets[0] is 1; rule: 0"));
     assert!(error(&[0, 1, 0], &[1]).starts_with("offsets[2] is 0; rule: "));
     assert!(error(&[0, 1, 2], &[1]).starts_with("relevant has 1 ids; rule: the last offset, which is 2"));

@@ -1,11 +1,9 @@
 //! The bias of the corrections for sampling: the mean of a row's gradient over many samples of negatives, against the
 //! gradient of the full softmax over the catalogue.
 
-mod common;
-
 use catalog_softmax::{Backend, Batch, Correction, Cpu, Embeddings, Loss, Pool, Reduction, Similarity};
-use common::generate::rng;
-use common::gradient_bias::{Catalogue, DIM, POSITIVE};
+use catalog_softmax_testing::generate::rng;
+use catalog_softmax_testing::gradient_bias::{Catalogue, DIM, POSITIVE};
 
 /// Relative L2 error of the mean gradient over `trials` samples of `n` draws from Q, and its standard error. Draws of
 /// the positive are accidental hits, masked by their id.
@@ -31,8 +29,8 @@ fn bias(catalogue: &Catalogue, correction: Correction, n: usize, trials: usize) 
         if matches!(correction, Correction::LogQ | Correction::CorrectedLogQ) {
             builder = builder.positive_log_q(&positive_log_q);
         }
-        let output = cpu.value_and_grad(&builder.build().expect("a valid batch"), &loss).expect("fits");
-        for (k, &d) in output.gradients.expect("asked for").d_queries.values.iter().enumerate() {
+        let (_, gradients) = cpu.value_and_grad(&builder.build().expect("a valid batch"), &loss).expect("fits");
+        for (k, &d) in gradients.d_queries.values.iter().enumerate() {
             sum[k] += f64::from(d);
             squares[k] += f64::from(d).powi(2);
         }

@@ -1,10 +1,8 @@
 //! The properties of every backend, held by the CPU's.
 
-mod common;
-
 use catalog_softmax::{Backend, Cpu, DType};
-use common::ends::lengths_do_not_matter;
-use common::suite::{test_each, with_properties};
+use catalog_softmax_testing::properties::lengths_do_not_matter;
+use catalog_softmax_testing::properties::{test_each, with_properties};
 
 fn cpu() -> Box<dyn Backend<Real = f32>> {
     Box::new(Cpu::new())

@@ -1,13 +1,13 @@
 //! A loss with a queue: the same as with the queue's rows in one more pool, masks across pools, no gradient, and errors.
 
-mod common;
-
+use catalog_softmax::negatives::{ExactCounts, FrequencyEstimator, NegativeQueue, QueueOptions};
 use catalog_softmax::{
-    Backend, Batch, BatchBuilder, Correction, Cpu, DType, Embeddings, Error, ExactCounts, FrequencyEstimator, Loss,
-    NegativeQueue, Output, Pool, QueueOptions, Real, Reference, Request, Similarity,
+    Backend, Batch, BatchBuilder, Correction, Cpu, DType, Embeddings, Error, Loss, Pool, Real, Reference, Request,
+    Similarity,
 };
-use common::generate::{rng, rows};
-use common::problem::Storage;
+use catalog_softmax_testing::generate::{rng, rows};
+use catalog_softmax_testing::problem::Storage;
+use catalog_softmax_testing::step::Step;
 use rand::RngExt;
 
 const DIM: usize = 9;
@@ -45,10 +45,10 @@ fn assert_near(what: &str, found: &[f64], wanted: &[f64]) {
     }
 }
 
-fn step<B: Backend>(backend: &mut B, batch: &Batch<'_>, loss: &Loss) -> Output<B::Real> {
-    let mut output = Output::default();
+fn step<B: Backend>(backend: &mut B, batch: &Batch<'_>, loss: &Loss) -> Step<B::Real> {
+    let mut output = Step::default();
     let request = Request::value_and_grad().with_moments().with_rank();
-    backend.compute(batch, loss, request, &mut output).expect("a loss that fits");
+    output.compute(backend, batch, loss, request).expect("a loss that fits");
     output
 }
 
@@ -113,7 +113,7 @@ fn a_loss_with_a_queue_is_the_loss_with_one_concatenated_pool() {
                 assert!((a - b).abs() < 1e-5 * b.abs().max(1.0), "{a}, float64 {b}");
             }
 
-            queue.enqueue(inputs.pool()).expect("rows that fit");
+            queue.enqueue(&inputs.pool()).expect("rows that fit");
             past.extend(inputs.items.to_f32());
             past_ids.extend_from_slice(&inputs.ids);
             past_log_q.extend_from_slice(&inputs.log_q);
@@ -128,7 +128,7 @@ fn enqueued_before_the_loss_the_batch_is_there_twice() {
     let inputs = inputs(1, 5, DType::F32);
     let mut queue = NegativeQueue::new(QueueOptions::new(5, DIM, DType::F32)).expect("valid options");
     let own = Pool::new(inputs.items.view(DIM));
-    queue.enqueue(own).expect("rows that fit");
+    queue.enqueue(&own).expect("rows that fit");
     let batch = queue.pools().fold(Batch::in_batch(inputs.queries.view(DIM), own), BatchBuilder::pool);
     let batch = batch.build().expect("a valid batch");
     let output = Reference::new().value(&batch, &Loss::softmax(Similarity::Cosine, 0.3)).expect("fits");
@@ -154,7 +154,7 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
     let mut queue = NegativeQueue::new(QueueOptions::new(8, DIM, DType::F32).with_ids().with_log_q()).expect("valid");
     let candidates = items.view(DIM);
     let whole = Pool::new(candidates).ids(ids).log_q(log_q);
-    queue.enqueue(whole).expect("rows that fit");
+    queue.enqueue(&whole).expect("rows that fit");
     let before = queue.to_bytes();
     let narrow = items.strided_view(DIM - 1, 1);
     let half = Storage::new(&items.to_f32(), DType::F16);
@@ -165,12 +165,12 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
         (Pool::new(half.view(DIM)).ids(ids).log_q(log_q), "candidates has elements of type F16"),
         (Pool::new(candidates).log_q(log_q), "candidate_ids is missing"),
         (Pool::new(candidates).ids(ids), "log_q is missing"),
-        (whole.ids(&ids[..4]), "candidate_ids has length 4; rule: length 5"),
-        (whole.log_q(&log_q[..4]), "log_q has length 4; rule: length 5"),
+        (whole.clone().ids(&ids[..4]), "candidate_ids has length 4; rule: length 5, the number of candidates"),
+        (whole.clone().log_q(&log_q[..4]), "log_q has length 4; rule: length 5, the number of candidates"),
         (whole.log_q(&spoiled), "log_q[3] is -inf; rule: finite"),
         (Pool::new(Embeddings::new(&[0.0f32][..0], 0, DIM)).ids(&ids[..0]).log_q(&[]), "candidates has shape (0, 9)"),
     ] {
-        let error = message(queue.enqueue(pool));
+        let error = message(queue.enqueue(&pool));
         assert!(error.starts_with(start), "{error}");
     }
     assert_eq!(queue.to_bytes(), before, "errors leave the queue as it was");
@@ -180,22 +180,22 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
 #[test]
 fn what_a_queue_does_not_keep_is_ignored() {
     let inputs = inputs(3, 5, DType::F32);
-    let candidates = Pool::new(inputs.items.view(DIM));
+    let candidates = || Pool::new(inputs.items.view(DIM));
     let (ids, log_q) = (&inputs.ids, &inputs.log_q);
     let options = QueueOptions::new(8, DIM, DType::F32);
     let spoiled = [f32::NAN; 2];
     for (options, exact, more) in [
-        (options, candidates, vec![candidates.ids(ids), candidates.log_q(log_q), inputs.pool().log_q(&spoiled)]),
-        (options.with_ids(), candidates.ids(ids), vec![inputs.pool(), inputs.pool().log_q(&spoiled)]),
-        (options.with_log_q(), candidates.log_q(log_q), vec![inputs.pool(), inputs.pool().ids(&ids[..2])]),
+        (options, candidates(), vec![candidates().ids(ids), candidates().log_q(log_q), inputs.pool().log_q(&spoiled)]),
+        (options.with_ids(), candidates().ids(ids), vec![inputs.pool(), inputs.pool().log_q(&spoiled)]),
+        (options.with_log_q(), candidates().log_q(log_q), vec![inputs.pool(), inputs.pool().ids(&ids[..2])]),
     ] {
-        let enqueued = |pool| {
+        let enqueued = |pool: &Pool<'_>| {
             let mut queue = NegativeQueue::new(options).expect("valid options");
             queue.enqueue(pool).expect("rows that fit");
             queue.to_bytes()
         };
         for pool in more {
-            assert_eq!(enqueued(pool), enqueued(exact));
+            assert_eq!(enqueued(&pool), enqueued(&exact));
         }
     }
 }
@@ -217,10 +217,10 @@ fn a_row_that_is_nan_spoils_losses_until_it_is_gone() {
         [(QueueOptions::new(6, DIM, DType::F32), 3), (QueueOptions::new(100, DIM, DType::F32).with_max_age(2), 2)]
     {
         let mut queue = NegativeQueue::new(options).expect("valid options");
-        queue.enqueue(Embeddings::new(&spoiled, 2, DIM)).expect("elements are not looked at");
+        queue.enqueue(&Embeddings::new(&spoiled, 2, DIM).into()).expect("elements are not looked at");
         for _ in 0..steps {
             assert_eq!(losses_are_nan(&queue), [true, true]);
-            queue.enqueue(inputs.items.view(DIM)).expect("rows that fit");
+            queue.enqueue(&inputs.items.view(DIM).into()).expect("rows that fit");
         }
         assert_eq!(losses_are_nan(&queue), [false, false]);
     }

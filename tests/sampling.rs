@@ -1,11 +1,10 @@
 //! Samplers: what is drawn has the probability that log_q says, by enumeration where there are few outcomes and by chi-square
 //! tests where there are many; each such test is also run on a probability that is 5% off, and has to reject it.
 
-mod common;
-
-use catalog_softmax::{Distribution, Error, LogUniform, Mixture, RandomStream, Result, Uniform, Unigram, union_log_q};
-use common::samplers::{powers, unigram, zipf_counts};
-use common::statistics::{chi_square, critical, draws_to_see_five_percent, five_percent_off};
+use catalog_softmax::negatives::{Distribution, LogUniform, Mixture, RandomStream, Uniform, Unigram, union_log_q};
+use catalog_softmax::{Error, Result};
+use catalog_softmax_testing::samplers::{powers, unigram, zipf_counts};
+use catalog_softmax_testing::statistics::{chi_square, critical, draws_to_see_five_percent, five_percent_off};
 use proptest::prelude::*;
 
 fn mixture(n: usize) -> Mixture {

@@ -1,16 +1,16 @@
 //! What bytes and sizes from outside can cost: memory by an allocator that counts and refuses, and counters at their
 //! end.
 
-mod common;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use catalog_softmax::{
-    CountMin, DType, Distribution, Embeddings, Error, ExactCounts, FrequencyEstimator, GapEstimator, LogUniform,
-    NegativeQueue, QueueOptions, RandomStream, Sample, Uniform, Unigram, metrics::Recommended,
+use catalog_softmax::evaluation::Recommended;
+use catalog_softmax::negatives::{
+    CountMin, Distribution, ExactCounts, FrequencyEstimator, GapEstimator, LogUniform, NegativeQueue, QueueOptions,
+    RandomStream, Sample, Uniform, Unigram,
 };
-use common::forge;
+use catalog_softmax::{DType, Embeddings, Error};
+use catalog_softmax_testing::forge;
 
 /// The system's allocator for what a test may have, and none for more. It counts what a thread asks for by itself,
 /// since tests run beside each other; memory that is asked for as zeros comes from the system as it is touched, and is
@@ -75,7 +75,7 @@ fn small_queue() -> Vec<u8> {
     let mut queue = NegativeQueue::new(QueueOptions::new(7, 3, DType::F16).with_ids()).expect("valid options");
     let rows = [half::f16::ONE; 6];
     let pool = catalog_softmax::Pool::new(Embeddings::new(&rows[..], 2, 3)).ids(&[1u64, 2][..]);
-    queue.enqueue(pool).expect("rows that fit");
+    queue.enqueue(&pool).expect("rows that fit");
     queue.to_bytes()
 }
 

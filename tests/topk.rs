@@ -1,10 +1,8 @@
 //! Exact top-K on the CPU: the properties of every backend, threads, errors.
 
-mod common;
-
-use catalog_softmax::{Backend, Batch, Cpu, DType, Embeddings, Error, Pool, Reference, Similarity, TopK};
-use common::problem::Storage;
-use common::topk::{self, SearchData, TOP_K, Values};
+use catalog_softmax::{Backend, Cpu, DType, Embeddings, Error, Pool, Reference, Search, Similarity, TopK};
+use catalog_softmax_testing::problem::Storage;
+use catalog_softmax_testing::topk::{self, SearchData, TOP_K, Values};
 
 /// Each property as a test of its own.
 macro_rules! properties {
@@ -97,29 +95,23 @@ fn a_search_refuses_what_it_would_ignore_and_what_does_not_fit() {
     let (q, c) = ([0.5f32; 6], [0.5f32; 12]);
     let queries = || Embeddings::new(&q[..], 2, 3);
     let pool = || Pool::new(Embeddings::new(&c[..], 4, 3));
-    let (ids, log_q, weight) = ([1u64, 2, 3, 4], [-1.0f32; 4], [1.0f32; 2]);
+    let (ids, log_q) = ([1u64, 2, 3, 4], [-1.0f32; 4]);
     let (offsets, excluded) = ([0i64, 1, 1], [2u64]);
     let wrong_width = Pool::new(Embeddings::new(&c[..], 3, 4));
-    let builder = || Batch::builder(queries(), pool());
-    let with_ids = || Batch::builder(queries(), pool().ids(&ids[..]));
+    let builder = || Search::builder(queries(), pool());
+    let with_ids = || Search::builder(queries(), pool().ids(&ids[..]));
     for (builder, argument, what) in [
-        (builder().positives(&[0u32, 1][..]), "positives", "does not apply"),
-        (builder().positive_embeddings(queries()), "positives", "does not apply"),
-        (Batch::in_batch(queries(), pool()), "positives", "does not apply"),
-        (with_ids().positive_ids(&ids[..2]), "positive_ids", "does not apply"),
-        (builder().positive_log_q(&log_q[..2]), "positive_log_q", "does not apply"),
-        (builder().row_weight(&weight), "row_weight", "does not apply"),
-        (Batch::builder(queries(), pool().log_q(&log_q)), "log_q", "does not apply"),
+        (Search::builder(queries(), pool().log_q(&log_q)), "log_q", "does not apply"),
         (builder().excluded_ids(&offsets, &excluded[..]), "candidate_ids", "missing"),
         (with_ids().excluded_ids(&offsets[..2], &excluded[..]), "exclude_offsets", "length 2"),
         (with_ids().excluded_ids(&offsets, &ids[..]), "exclude_ids", "4 ids"),
-        (Batch::builder(queries(), wrong_width), "candidates", "dim 4"),
+        (Search::builder(queries(), wrong_width), "candidates", "dim 4"),
         (with_ids().pool(pool()), "pools[1].candidate_ids", "missing"),
     ] {
-        let error = builder.search().expect_err(argument);
+        let error = builder.build().expect_err(argument);
         assert_eq!(named(error), (argument.to_string(), what.to_string()));
     }
-    let search = with_ids().excluded_ids(&offsets, &excluded[..]).search().expect("a valid search");
+    let search = with_ids().excluded_ids(&offsets, &excluded[..]).build().expect("a valid search");
     assert_eq!((search.num_queries(), search.num_candidates()), (2, 4));
 }
 

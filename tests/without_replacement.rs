@@ -1,12 +1,10 @@
 //! Exactly k distinct ids: the sets come with the probability of successive draws, by enumeration, and log_q corrects sums over them.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use catalog_softmax::{Distribution, RandomStream, Uniform};
-use common::samplers::{powers, unigram, zipf_counts};
-use common::statistics::{chi_square, critical, draws_to_see_five_percent, five_percent_off};
+use catalog_softmax::negatives::{Distribution, RandomStream, Uniform};
+use catalog_softmax_testing::samplers::{powers, unigram, zipf_counts};
+use catalog_softmax_testing::statistics::{chi_square, critical, draws_to_see_five_percent, five_percent_off};
 
 /// Probability of each set of `k` ids under draws until there are k distinct ones, by enumerating the orders.
 fn successive_sets(q: &[f64], k: usize) -> BTreeMap<Vec<u64>, f64> {

@@ -13,9 +13,9 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 
-use super::common::on_device::{DeviceStorage, OnDevice};
 use super::cublas::{Cublas, Matmul, Side};
 use super::shapes::Shape;
+use catalog_softmax_testing::on_device::{DeviceStorage, OnDevice};
 
 /// Most bytes of logits at a time: those of 8192 queries and a million candidates.
 const LOGITS_BYTES: usize = 16 << 30;

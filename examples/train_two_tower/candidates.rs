@@ -1,8 +1,8 @@
 //! The candidates of a step, as a batch of the crate: gathered, scored, and their gradients added up by item.
 
+use catalog_softmax::negatives::{NegativeQueue, QueueOptions, RandomStream};
 use catalog_softmax::{
-    Backend, Batch, BatchBuilder, Correction, DType, Embeddings, Loss, NegativeQueue, Output, Pool, QueueOptions,
-    RandomStream, Request,
+    Backend, Batch, BatchBuilder, Correction, DType, Embeddings, Gradients, Loss, Output, Pool, Request,
 };
 
 use crate::Fallible;
@@ -39,6 +39,7 @@ pub struct Candidates<'a> {
     /// log_q of the queue's rows, for each of its pools.
     queue_log_q: Vec<Vec<f32>>,
     output: Output,
+    gradients: Gradients,
 }
 
 /// Items with what a pool has of them.
@@ -89,6 +90,7 @@ impl<'a> Candidates<'a> {
             targets: Rows::default(),
             queue_log_q: Vec::new(),
             output: Output::default(),
+            gradients: Gradients::default(),
         })
     }
 
@@ -122,10 +124,10 @@ impl<'a> Candidates<'a> {
         step: &Step<'_>,
         backend: &mut dyn Backend<Real = f32>,
         d_items: &mut RowGradient,
-    ) -> Fallible<&Output> {
+    ) -> Fallible<(&Output, &Gradients)> {
         self.score(model, step, backend)?;
         self.scatter(d_items);
-        Ok(&self.output)
+        Ok((&self.output, &self.gradients))
     }
 
     /// The loss and its gradients by row.
@@ -143,7 +145,13 @@ impl<'a> Candidates<'a> {
             .positives(step.targets)
             .excluded_ids(&step.excluded.offsets, &step.excluded.ids)
             .build()?;
-        Ok(backend.compute(&batch, &step.loss, Request::value_and_grad(), &mut self.output)?)
+        Ok(backend.compute(
+            &batch,
+            &step.loss,
+            Request::value_and_grad(),
+            &mut self.output,
+            Some(&mut self.gradients),
+        )?)
     }
 
     /// Whether positives are apart from the pools: where targets are no negatives, and where negatives' gradients have weights,
@@ -179,9 +187,9 @@ impl<'a> Candidates<'a> {
         };
         let batch =
             pools.fold(builder, BatchBuilder::pool).excluded_ids(&step.excluded.offsets, &step.excluded.ids).build()?;
-        backend.compute(&batch, &step.loss, Request::value_and_grad(), &mut self.output)?;
+        backend.compute(&batch, &step.loss, Request::value_and_grad(), &mut self.output, Some(&mut self.gradients))?;
         if let Some(queue) = &mut self.queue {
-            queue.enqueue(self.targets.pool(dim))?;
+            queue.enqueue(&self.targets.pool(dim))?;
         }
         Ok(())
     }
@@ -229,7 +237,7 @@ impl<'a> Candidates<'a> {
 
     /// Adds up the gradients of candidates and positives by item, in their order: an item may have been several.
     fn scatter(&self, d_items: &mut RowGradient) {
-        let Some(gradients) = &self.output.gradients else { return };
+        let gradients = &self.gradients;
         // The queue's pools come last and have no gradient.
         let pools = self
             .objective

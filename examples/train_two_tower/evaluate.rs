@@ -7,7 +7,7 @@
 //! first K, and NDCG@K divides by the gain of a list that begins with the targets, as published tables of given splits
 //! do; MRR then counts a query without a target in its list as 0.
 
-use catalog_softmax::{Backend, Batch, Embeddings, Loss, Output, Pool, Request, Search, Similarity, TopK, metrics};
+use catalog_softmax::{Backend, Batch, Embeddings, Loss, Output, Pool, Request, Search, Similarity, TopK, evaluation};
 
 use crate::Fallible;
 use crate::model::{Activations, Model};
@@ -34,7 +34,7 @@ pub struct Ranking {
 
 impl Ranking {
     /// A catalogue of fewer than K items has no places past its end.
-    fn of(ranks: &metrics::Ranking, num_items: usize) -> catalog_softmax::Result<Ranking> {
+    fn of(ranks: &evaluation::Ranking, num_items: usize) -> catalog_softmax::Result<Ranking> {
         let recall = |k: usize| ranks.recall_at(k.min(num_items));
         let ndcg = |k: usize| ranks.ndcg_at(k.min(num_items));
         Ok(Ranking {
@@ -112,7 +112,7 @@ pub fn rank(
     backend: &mut dyn Backend<Real = f32>,
 ) -> Fallible<Ranking> {
     let mut towers = scorer.towers(split);
-    let mut ranks = metrics::Ranking::default();
+    let mut ranks = evaluation::Ranking::default();
     for (block, queries) in held_out.queries.chunks(BLOCK).enumerate() {
         let similarity = towers.scored;
         let embeddings = scorer.embed(split, queries, &mut towers);
@@ -123,7 +123,7 @@ pub fn rank(
         } else {
             let top = top(embeddings, similarity, split, queries, LISTED, backend)?;
             let offsets: Vec<i64> = offsets.iter().map(|offset| (offset - offsets[0]) as i64).collect();
-            metrics::Ranking::in_lists(&top, &offsets, targets)?
+            evaluation::Ranking::in_lists(&top, &offsets, targets)?
         })?;
     }
     Ok(Ranking::of(&ranks, split.num_items())?)
@@ -136,7 +136,7 @@ fn exact_ranks(
     block: &[Example],
     targets: &[u32],
     backend: &mut dyn Backend<Real = f32>,
-) -> Fallible<metrics::Ranking> {
+) -> Fallible<evaluation::Ranking> {
     let ids: Vec<u64> = (0..items.rows() as u64).collect();
     let mut taken = ExcludedItems::default();
     taken.set(block.iter().map(|&query| split.before(query)));
@@ -146,14 +146,14 @@ fn exact_ranks(
         .build()?;
     let mut output = Output::default();
     // Any temperature ranks alike.
-    backend.compute(&batch, &Loss::softmax(similarity, 1.0), Request::value().with_rank(), &mut output)?;
-    Ok(metrics::Ranking::of_positives(&output.statistics)?)
+    backend.compute(&batch, &Loss::softmax(similarity, 1.0), Request::value().with_rank(), &mut output, None)?;
+    Ok(evaluation::Ranking::of_positives(&output.statistics)?)
 }
 
 /// Popularity and coverage of what is recommended to the users of the test targets.
 pub fn recommended(scorer: Scorer<'_>, split: &Split, backend: &mut dyn Backend<Real = f32>) -> Fallible<Recommended> {
     let mut towers = scorer.towers(split);
-    let mut counts = metrics::Recommended::new(split.num_items())?;
+    let mut counts = evaluation::Recommended::new(split.num_items())?;
     for block in split.test.queries.chunks(BLOCK) {
         let similarity = towers.scored;
         let embeddings = scorer.embed(split, block, &mut towers);
@@ -182,7 +182,7 @@ pub fn top(
     let mut taken = ExcludedItems::default();
     taken.set(block.iter().map(|&query| split.before(query)));
     let search =
-        Batch::builder(queries, Pool::new(items).ids(&ids)).excluded_ids(&taken.offsets, &taken.ids).search()?;
+        Search::builder(queries, Pool::new(items).ids(&ids)).excluded_ids(&taken.offsets, &taken.ids).build()?;
     backend.top_k(&search, similarity, k.min(items.rows()).min(Search::MAX_K))
 }
 

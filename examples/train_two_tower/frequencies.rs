@@ -1,6 +1,6 @@
 //! `--log-q`: with which probability Q the training data draw an item, as in-batch negatives and a queue's rows come.
 
-use catalog_softmax::{CountMin, FrequencyEstimator, GapEstimator};
+use catalog_softmax::negatives::{CountMin, FrequencyEstimator, GapEstimator};
 use clap::ValueEnum;
 
 use crate::Fallible;

@@ -1,6 +1,6 @@
 //! Items drawn from the catalogue: one of the crate's distributions with the items that it is about.
 
-use catalog_softmax::{Distribution, LogUniform, RandomStream, Uniform, Unigram};
+use catalog_softmax::negatives::{Distribution, LogUniform, RandomStream, Uniform, Unigram};
 
 use crate::Fallible;
 use crate::negatives::{Sampled, Source};

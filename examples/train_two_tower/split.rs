@@ -14,7 +14,7 @@
 
 use std::hash::Hasher;
 
-use catalog_softmax::{ExactCounts, FrequencyEstimator};
+use catalog_softmax::negatives::{ExactCounts, FrequencyEstimator};
 use fnv::FnvHasher;
 use rand::SeedableRng;
 use rand::rngs::StdRng;

@@ -2,7 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use catalog_softmax::{Error, LearnedTemperature, TemperatureSchedule};
+use catalog_softmax::Error;
+use catalog_softmax::temperature::{LearnedTemperature, TemperatureSchedule};
 use clap::ValueEnum;
 
 use crate::model::Model;

@@ -219,9 +219,8 @@ impl Run<'_> {
 
         let loss = self.objective.loss(temperature);
         let step = Step { queries: &activations.queries, targets: &targets, excluded, loss };
-        let output = candidates.compute(model, &step, backend, &mut gradient.items)?;
+        let (output, gradients) = candidates.compute(model, &step, backend, &mut gradient.items)?;
 
-        let gradients = output.gradients.as_ref().ok_or("the backend returned no gradients")?;
         model.queries_back(&histories, activations, &gradients.d_queries.values, gradient);
         if self.options.learn_temperature {
             gradient.log_temperature.add(0, &[gradients.d_log_temperature as f32], 1.0);

@@ -1,14 +1,14 @@
 //! One Q for all the pools of a step.
 //!
 //! An item may come from any pool, so that its Q is that of a draw from all of them: with `n_k` draws from `Q_k` in pool k,
-//! `Q = Σ_k n_k Q_k / Σ_k n_k`, see [`union_log_q`](catalog_softmax::union_log_q). This probability per draw is what
+//! `Q = Σ_k n_k Q_k / Σ_k n_k`, see [`union_log_q`](catalog_softmax::negatives::union_log_q). This probability per draw is what
 //! `corrected-logq` needs, and `logq` does not mind a constant factor. `logq-negatives-only` needs the expected number of
 //! copies, `Σ_k n_k Q_k`.
 //!
 //! A queue's rows have no gradient, and with one Q they stand for a share of each item's: see
-//! [`union_gradient_weight`](catalog_softmax::union_gradient_weight).
+//! [`union_gradient_weight`](catalog_softmax::negatives::union_gradient_weight).
 
-use catalog_softmax::{union_gradient_weight, union_log_q};
+use catalog_softmax::negatives::{union_gradient_weight, union_log_q};
 
 use crate::Fallible;
 use crate::frequencies::Frequencies;

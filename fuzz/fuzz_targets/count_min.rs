@@ -1,7 +1,7 @@
 //! `CountMin::from_bytes`.
 #![no_main]
 
-use catalog_softmax::CountMin;
+use catalog_softmax::negatives::CountMin;
 use catalog_softmax_fuzz::{check_estimator, estimator_seeds, seed};
 use libfuzzer_sys::fuzz_target;
 

@@ -1,7 +1,7 @@
 //! `ExactCounts::from_bytes`.
 #![no_main]
 
-use catalog_softmax::ExactCounts;
+use catalog_softmax::negatives::ExactCounts;
 use catalog_softmax_fuzz::{check_estimator, estimator_seeds, seed};
 use libfuzzer_sys::fuzz_target;
 

@@ -1,7 +1,7 @@
 //! `GapEstimator::from_bytes`.
 #![no_main]
 
-use catalog_softmax::GapEstimator;
+use catalog_softmax::negatives::GapEstimator;
 use catalog_softmax_fuzz::{check_estimator, estimator_seeds, seed};
 use libfuzzer_sys::fuzz_target;
 

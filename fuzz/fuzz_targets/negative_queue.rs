@@ -1,7 +1,8 @@
 //! `NegativeQueue::from_bytes`.
 #![no_main]
 
-use catalog_softmax::{DType, Elements, Embeddings, NegativeQueue, Pool, QueueOptions};
+use catalog_softmax::negatives::{NegativeQueue, QueueOptions};
+use catalog_softmax::{DType, Elements, Embeddings, Pool};
 use catalog_softmax_fuzz::{forge, seed};
 use half::{bf16, f16};
 use libfuzzer_sys::fuzz_target;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use catalog_softmax::FrequencyEstimator;
+use catalog_softmax::negatives::FrequencyEstimator;
 
 #[path = "../../tests/common/forge.rs"]
 pub mod forge;

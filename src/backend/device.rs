@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
-use crate::error::{Error, Result, Unavailable};
+use crate::error::{Error, Result, Unavailable, value};
 
 /// Where to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +12,32 @@ pub enum Device {
     Cpu,
     /// The CUDA device of that ordinal.
     Cuda(usize),
+}
+
+/// From `cpu`, `cuda` (the first device) or `cuda:1`, as [`Display`](std::fmt::Display) writes them.
+///
+/// ```
+/// use catalog_softmax::Device;
+/// assert_eq!("cuda:1".parse(), Ok(Device::Cuda(1)));
+/// assert!("gpu".parse::<Device>().is_err());
+/// ```
+impl std::str::FromStr for Device {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Device::Cpu),
+            None if text == "cuda" => Ok(Device::Cuda(0)),
+            Some(("cuda", ordinal)) if ordinal.bytes().all(|b| b.is_ascii_digit()) => {
+                ordinal.parse().map(Device::Cuda).map_err(|_| unknown(text))
+            }
+            _ => Err(unknown(text)),
+        }
+    }
+}
+
+fn unknown(device: &str) -> Error {
+    value("device", device, "cpu, cuda or cuda:N")
 }
 
 impl std::fmt::Display for Device {

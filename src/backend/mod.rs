@@ -11,13 +11,13 @@ pub(crate) mod device;
 pub(crate) mod reference;
 pub(crate) mod stream;
 
-use crate::batch::Batch;
 use crate::error::{Result, does_not_apply, missing, shape};
-use crate::loss::{Loss, Similarity};
-use crate::output::{Gradients, Output};
-use crate::plan::Plan;
-use crate::search::{Search, TopK};
-use crate::stats::{Request, RowStatistics};
+use crate::problem::batch::Batch;
+use crate::problem::loss::{Loss, Similarity};
+use crate::problem::output::{Gradients, Output};
+use crate::problem::plan::Plan;
+use crate::problem::search::{Search, TopK};
+use crate::problem::statistics::{Request, RowStatistics};
 use stream::{CheckedBatch, CheckedSearch, Stream};
 
 /// Computes losses, statistics and gradients of batches. A backend keeps its workspace between calls.
@@ -30,9 +30,9 @@ use stream::{CheckedBatch, CheckedSearch, Stream};
 /// let queries = [1.0f32, 0.0, 0.0, 1.0];
 /// let items = [1.0f32, 0.1, 0.1, 1.0];
 /// let batch = Batch::in_batch(Embeddings::new(&queries[..], 2, 2), Embeddings::new(&items[..], 2, 2)).build()?;
-/// let output = Cpu::new().value_and_grad(&batch, &Loss::softmax(Similarity::Cosine, 0.1))?;
+/// let (output, gradients) = Cpu::new().value_and_grad(&batch, &Loss::softmax(Similarity::Cosine, 0.1))?;
 /// assert!(output.total < 1e-3);
-/// assert_eq!(output.gradients.map(|g| g.d_candidates[0].values.len()), Some(4));
+/// assert_eq!((gradients.d_queries.rows, gradients.d_candidates[0].rows), (2, 2));
 /// # Ok::<(), catalog_softmax::Error>(())
 /// ```
 ///
@@ -46,25 +46,36 @@ pub trait Backend: Stream {
         Ok(self.plan_stream(CheckedBatch::new(batch, loss)?, request))
     }
 
-    /// Loss, statistics and what else `request` names, into `output`, whose memory is reused.
+    /// Loss, statistics and what else `request` names, into `output` and `gradients`, whose memory is reused from step to
+    /// step. `gradients` is there where the request is for gradients, and `None` where it is not.
     ///
     /// # Errors
-    /// Where the loss's options are out of range or do not fit the batch; `output` is then untouched. Where a device
-    /// fails during the step; `output` is then unspecified.
+    /// Where the loss's options are out of range or do not fit the batch, or where `gradients` does not fit the request;
+    /// nothing is written then. Where a device fails during the step; what is written is then unspecified.
     fn compute(
         &mut self,
         batch: &Batch<'_>,
         loss: &Loss,
         request: Request,
         output: &mut Output<Self::Real>,
+        mut gradients: Option<&mut Gradients<Self::Real>>,
     ) -> Result<()> {
-        one_direction(self, CheckedBatch::new(batch, loss)?, request, output)?;
+        match (request.gradients, &gradients) {
+            (true, None) => return Err(missing("gradients", "the request is for gradients: say where they go")),
+            (false, Some(_)) => return Err(does_not_apply("gradients", "the request is for none")),
+            _ => {}
+        }
+        one_direction(self, CheckedBatch::new(batch, loss)?, request, output, gradients.as_deref_mut())?;
         if loss.symmetric {
             let swapped = batch.swapped()?;
-            let mut other = Output::default();
+            let (mut other, mut other_gradients) = (Output::default(), gradients.is_some().then(Gradients::default));
             let request = Request { gradients: request.gradients, ..Request::default() };
-            one_direction(self, CheckedBatch { batch: &swapped, loss }, request, &mut other)?;
+            let checked = CheckedBatch { batch: &swapped, loss };
+            one_direction(self, checked, request, &mut other, other_gradients.as_mut())?;
             average_directions(batch, output, &other);
+            if let (Some(gradients), Some(other)) = (gradients, &other_gradients) {
+                gradients.average_with_swapped(other);
+            }
         }
         Ok(())
     }
@@ -75,7 +86,7 @@ pub trait Backend: Stream {
     /// As [`compute`](Backend::compute).
     fn value(&mut self, batch: &Batch<'_>, loss: &Loss) -> Result<Output<Self::Real>> {
         let mut output = Output::default();
-        self.compute(batch, loss, Request::value(), &mut output)?;
+        self.compute(batch, loss, Request::value(), &mut output, None)?;
         Ok(output)
     }
 
@@ -83,10 +94,15 @@ pub trait Backend: Stream {
     ///
     /// # Errors
     /// As [`compute`](Backend::compute).
-    fn value_and_grad(&mut self, batch: &Batch<'_>, loss: &Loss) -> Result<Output<Self::Real>> {
-        let mut output = Output::default();
-        self.compute(batch, loss, Request::value_and_grad(), &mut output)?;
-        Ok(output)
+    #[expect(clippy::type_complexity, reason = "a pair is simpler than a name for it")]
+    fn value_and_grad(
+        &mut self,
+        batch: &Batch<'_>,
+        loss: &Loss,
+    ) -> Result<(Output<Self::Real>, Gradients<Self::Real>)> {
+        let (mut output, mut gradients) = (Output::default(), Gradients::default());
+        self.compute(batch, loss, Request::value_and_grad(), &mut output, Some(&mut gradients))?;
+        Ok((output, gradients))
     }
 
     /// The stream alone: row statistics of queries against candidates, for an epilogue of your own. With
@@ -166,14 +182,12 @@ fn one_direction<S: Stream + ?Sized>(
     checked: CheckedBatch<'_>,
     request: Request,
     output: &mut Output<S::Real>,
+    gradients: Option<&mut Gradients<S::Real>>,
 ) -> Result<()> {
     stream.stream(checked, request, &mut output.statistics)?;
     let epilogue = checked.loss.checked_epilogue(checked.batch, &output.statistics);
-    if request.gradients {
-        let gradients = output.gradients.get_or_insert_default();
+    if let Some(gradients) = gradients {
         stream.stream_back(checked, &output.statistics, &epilogue.d_lse, &epilogue.d_positive, gradients)?;
-    } else {
-        output.gradients = None;
     }
     output.total = epilogue.total;
     output.loss = epilogue.loss;
@@ -183,15 +197,12 @@ fn one_direction<S: Stream + ?Sized>(
 
 /// The mean over both directions: candidate `positives[i]` is row i of the swapped batch's query i.
 fn average_directions<T: crate::Real>(batch: &Batch<'_>, output: &mut Output<T>, swapped: &Output<T>) {
-    let crate::batch::Positives::Index(positives) = &batch.positives else { return };
+    let crate::problem::batch::Positives::Index(positives) = &batch.positives else { return };
     for (row, &positive) in positives.iter().enumerate() {
         output.loss[row] = 0.5 * (output.loss[row] + swapped.loss[positive as usize]);
         output.probability[row] = 0.5 * (output.probability[row] + swapped.probability[positive as usize]);
     }
     output.total = 0.5 * (output.total + swapped.total);
-    if let (Some(gradients), Some(other)) = (&mut output.gradients, &swapped.gradients) {
-        gradients.average_with_swapped(other);
-    }
 }
 
 fn check_upstream<T>(

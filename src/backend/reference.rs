@@ -4,14 +4,15 @@
 
 use crate::backend::Backend;
 use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};
-use crate::batch::{Batch, Positives};
-use crate::embeddings::{Embeddings, Matrix};
 use crate::error::Result;
-use crate::loss::{Loss, Similarity};
-use crate::output::Gradients;
-use crate::plan::Plan;
-use crate::search::TopK;
-use crate::stats::{Moments, Rank, Request, RowStatistics};
+use crate::problem::batch::{Batch, Positives};
+use crate::problem::embeddings::{Embeddings, Matrix};
+use crate::problem::loss::{Loss, Similarity};
+use crate::problem::output::Gradients;
+use crate::problem::plan::Plan;
+use crate::problem::score_matrix::ScoreMatrix;
+use crate::problem::search::TopK;
+use crate::problem::statistics::{Moments, Rank, Request, RowStatistics};
 
 /// The float64 reference: what every other backend is held to. Slow, and exact to about 1e-13.
 #[derive(Debug, Clone, Copy, Default)]
@@ -29,8 +30,8 @@ impl Backend for Reference {}
 /// A negative of a row: its pool, its place there, s and z.
 type Negative = (usize, usize, f64, f64);
 
-fn plan(batch: &Batch<'_>, symmetric: bool) -> Plan {
-    let (b, n, dim) = (batch.num_queries(), batch.num_candidates(), batch.dim());
+fn plan(matrix: &ScoreMatrix<'_>, symmetric: bool) -> Plan {
+    let (b, n, dim) = (matrix.num_queries(), matrix.num_candidates(), matrix.dim());
     let widened = (2 * b + n) * (dim + 1) * size_of::<f64>();
     let one_row = n * size_of::<Negative>();
     // Statistics that were not asked for are computed all the same; the epilogue has two derivatives for each row.
@@ -40,9 +41,6 @@ fn plan(batch: &Batch<'_>, symmetric: bool) -> Plan {
     // Gradients by unit vectors, which the chain rule then turns into those of the embeddings.
     Plan { block_b: 1, block_n: n, splits: 1, workspace_bytes: 2 * widened + one_row + per_row + other }
 }
-
-/// A row shorter than this has cosine 0 with everything.
-const MIN_NORM: f64 = 1e-12;
 
 /// One side of the dot product: x̂ = x / |x| under cosine, x itself under dot.
 struct Side {
@@ -61,7 +59,7 @@ impl Side {
             embeddings.widen_row(row, x);
             if similarity == Similarity::Cosine {
                 let norm = dot(x, x).sqrt();
-                let inverse = if norm < MIN_NORM { 0.0 } else { 1.0 / norm };
+                let inverse = if norm < Similarity::MIN_NORM { 0.0 } else { 1.0 / norm };
                 x.iter_mut().for_each(|v| *v *= inverse);
                 side.inverse_norm[row] = inverse;
             }
@@ -89,25 +87,66 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// The batch in float64, its pools one after the other.
-struct Problem<'a> {
-    batch: &'a Batch<'a>,
-    loss: &'a Loss,
+/// A score matrix in float64, its pools one after the other.
+struct Scores<'a> {
+    matrix: &'a ScoreMatrix<'a>,
+    /// Of a batch; a search has no positives.
+    batch: Option<&'a Batch<'a>>,
+    scale: f64,
     queries: Side,
     pools: Vec<Side>,
+}
+
+impl<'a> Scores<'a> {
+    fn new(matrix: &'a ScoreMatrix<'a>, batch: Option<&'a Batch<'a>>, similarity: Similarity, scale: f64) -> Self {
+        let side = |embeddings: &Embeddings<'_>| Side::new(embeddings, similarity);
+        let (queries, pools) =
+            (side(&matrix.queries), matrix.pools.iter().map(|pool| side(&pool.candidates)).collect());
+        Scores { matrix, batch, scale, queries, pools }
+    }
+
+    /// Whether candidate `candidate`, of that id, is a negative of the row: in a search, whether it may be returned.
+    fn is_negative(&self, row: usize, candidate: usize, id: Option<u64>) -> bool {
+        let excluded = self.matrix.excluded.as_ref();
+        let hit = id.is_some_and(|id| {
+            let positive_ids = self.batch.and_then(|batch| batch.positive_ids.as_ref());
+            positive_ids.is_some_and(|ids| ids[row] == id)
+                || excluded.is_some_and(|excluded| excluded.row(row).contains(&id))
+        });
+        let positives = self.batch.map(|batch| &batch.positives);
+        let is_positive =
+            matches!(positives, Some(Positives::Index(positives)) if positives[row] as usize == candidate);
+        !is_positive && !hit
+    }
+
+    /// Calls `visit(pool, row in the pool, s, z)` for each negative of a row, in order.
+    fn for_each_negative(&self, row: usize, mut visit: impl FnMut(usize, usize, f64, f64)) {
+        for (p, (start, pool)) in self.matrix.pools_with_start().enumerate() {
+            for j in 0..pool.candidates.rows() {
+                if self.is_negative(row, start + j, pool.ids_slice().map(|ids| ids[j])) {
+                    let s = self.scale * dot(self.queries.row(row), self.pools[p].row(j));
+                    let log_q = pool.log_q.map_or(0.0, |log_q| f64::from(log_q[j]));
+                    visit(p, j, s, s - log_q);
+                }
+            }
+        }
+    }
+}
+
+/// A batch in float64.
+struct Problem<'a> {
+    batch: &'a Batch<'a>,
+    scores: Scores<'a>,
     positive_embeddings: Option<Side>,
 }
 
 impl<'a> Problem<'a> {
-    fn new(batch: &'a Batch<'a>, loss: &'a Loss) -> Self {
-        let side = |embeddings: &Embeddings<'_>| Side::new(embeddings, loss.similarity);
+    fn new(batch: &'a Batch<'a>, loss: &Loss) -> Self {
         Problem {
             batch,
-            loss,
-            queries: side(&batch.queries),
-            pools: batch.pools.iter().map(|pool| side(&pool.candidates)).collect(),
+            scores: Scores::new(&batch.matrix, Some(batch), loss.similarity, loss.scale()),
             positive_embeddings: match &batch.positives {
-                Positives::Separate(embeddings) => Some(side(embeddings)),
+                Positives::Separate(embeddings) => Some(Side::new(embeddings, loss.similarity)),
                 Positives::Index(_) => None,
             },
         }
@@ -118,7 +157,7 @@ impl<'a> Problem<'a> {
         match (&self.batch.positives, &self.positive_embeddings) {
             (Positives::Index(positives), _) => {
                 let (pool, at) = self.batch.locate(positives[row] as usize);
-                self.pools[pool].row(at)
+                self.scores.pools[pool].row(at)
             }
             (_, Some(side)) => side.row(row),
             (Positives::Separate(_), None) => unreachable!("made together in new"),
@@ -127,32 +166,7 @@ impl<'a> Problem<'a> {
 
     /// γ q̂·p̂
     fn positive_score(&self, row: usize) -> f64 {
-        self.loss.scale() * dot(self.queries.row(row), self.positive(row))
-    }
-
-    fn is_positive(&self, row: usize, candidate: usize) -> bool {
-        matches!(&self.batch.positives, Positives::Index(positives) if positives[row] as usize == candidate)
-    }
-
-    fn is_negative(&self, row: usize, candidate: usize, id: Option<u64>) -> bool {
-        let hit = id.is_some_and(|id| {
-            self.batch.positive_ids.as_ref().is_some_and(|ids| ids[row] == id)
-                || self.batch.excluded.is_some_and(|excluded| excluded.row(row).contains(&id))
-        });
-        !self.is_positive(row, candidate) && !hit
-    }
-
-    /// Calls `visit(pool, row in the pool, s, z)` for each negative of a row, in order.
-    fn for_each_negative(&self, row: usize, mut visit: impl FnMut(usize, usize, f64, f64)) {
-        for (p, (start, pool)) in self.batch.pools_with_start().enumerate() {
-            for j in 0..pool.candidates.rows() {
-                if self.is_negative(row, start + j, pool.ids.map(|ids| ids.0[j])) {
-                    let s = self.loss.scale() * dot(self.queries.row(row), self.pools[p].row(j));
-                    let log_q = pool.log_q.map_or(0.0, |log_q| f64::from(log_q[j]));
-                    visit(p, j, s, s - log_q);
-                }
-            }
-        }
+        self.scores.scale * dot(self.scores.queries.row(row), self.positive(row))
     }
 }
 
@@ -160,7 +174,7 @@ impl Stream for Reference {
     type Real = f64;
 
     fn plan_stream(&self, CheckedBatch { batch, loss }: CheckedBatch<'_>, _request: Request) -> Plan {
-        plan(batch, loss.symmetric)
+        plan(&batch.matrix, loss.symmetric)
     }
 
     fn stream(
@@ -170,6 +184,7 @@ impl Stream for Reference {
         statistics: &mut RowStatistics<f64>,
     ) -> Result<()> {
         let problem = Problem::new(batch, loss);
+        let scores = &problem.scores;
         let (b, dim) = (batch.num_queries(), batch.dim());
         let mut expected_negative = Matrix { values: vec![0.0; b * dim], rows: b, dim };
         let numbers = || Vec::with_capacity(b);
@@ -179,7 +194,7 @@ impl Stream for Reference {
         let mut negatives: Vec<Negative> = Vec::with_capacity(batch.num_candidates());
         for row in 0..b {
             negatives.clear();
-            problem.for_each_negative(row, |pool, j, s, z| negatives.push((pool, j, s, z)));
+            scores.for_each_negative(row, |pool, j, s, z| negatives.push((pool, j, s, z)));
             let positive = problem.positive_score(row);
             let max = negatives.iter().fold(f64::NEG_INFINITY, |max, &(_, _, _, z)| max.max(z));
             // An infinite maximum is no shift: −∞ with nothing to sum, and what is not finite shall show.
@@ -190,7 +205,7 @@ impl Stream for Reference {
             let o = &mut expected_negative.values[row * dim..(row + 1) * dim];
             for &(pool, j, s, z) in &negatives {
                 let q = (z - lse).exp();
-                for (o, c) in o.iter_mut().zip(problem.pools[pool].row(j)) {
+                for (o, c) in o.iter_mut().zip(scores.pools[pool].row(j)) {
                     *o += q * c;
                 }
                 expected_score += q * s;
@@ -220,20 +235,21 @@ impl Stream for Reference {
     ) -> Result<()> {
         let problem = Problem::new(batch, loss);
         let Some(o) = &statistics.expected_negative else { return Ok(()) };
+        let scores = &problem.scores;
         let (b, dim, gamma) = (batch.num_queries(), batch.dim(), loss.scale());
         let mut d_queries = vec![0.0; b * dim];
-        let mut d_pools: Vec<Vec<f64>> = problem.pools.iter().map(|pool| vec![0.0; pool.unit.len()]).collect();
+        let mut d_pools: Vec<Vec<f64>> = scores.pools.iter().map(|pool| vec![0.0; pool.unit.len()]).collect();
         let mut d_positives = vec![0.0; b * dim];
         let mut d_gamma = 0.0;
         for row in 0..b {
-            let q = problem.queries.row(row);
+            let q = scores.queries.row(row);
             let p = problem.positive(row);
             // ∂L/∂q̂ = γ (d_lse O + d_positive p̂)
             let d_q = &mut d_queries[row * dim..(row + 1) * dim];
             add(d_q, gamma * d_lse[row], o.row(row));
             add(d_q, gamma * d_positive[row], p);
             // ∂L/∂ĉ_j = γ Σ_i d_lse q_ij q̂_i
-            problem.for_each_negative(row, |pool, j, _, z| {
+            scores.for_each_negative(row, |pool, j, _, z| {
                 let coefficient = times(gamma * d_lse[row], (z - statistics.lse[row]).exp());
                 add(&mut d_pools[pool][j * dim..(j + 1) * dim], coefficient, q);
             });
@@ -250,8 +266,8 @@ impl Stream for Reference {
             d_gamma += times(d_lse[row], dot(q, o.row(row))) + times(d_positive[row], dot(q, p));
         }
         let chain_rule = |side: &Side, d_unit: &[f64]| chain_rule_all(side, loss.similarity, d_unit);
-        gradients.d_queries = chain_rule(&problem.queries, &d_queries);
-        gradients.d_candidates = (batch.pools.iter().zip(&problem.pools).zip(&d_pools))
+        gradients.d_queries = chain_rule(&scores.queries, &d_queries);
+        gradients.d_candidates = (batch.matrix.pools.iter().zip(&scores.pools).zip(&d_pools))
             .map(|((pool, side), d)| if pool.gradient { chain_rule(side, d) } else { Matrix::default() })
             .collect();
         gradients.d_positive_embeddings =
@@ -263,19 +279,18 @@ impl Stream for Reference {
     }
 
     fn plan_search(&self, checked: CheckedSearch<'_>) -> Plan {
-        plan(checked.search.batch(), false)
+        plan(&checked.search.matrix, false)
     }
 
     fn search(&mut self, CheckedSearch { search, similarity, k }: CheckedSearch<'_>) -> Result<TopK<f64>> {
         // Scores at temperature 1 are similarities; a search has no positives, so its negatives are what is not excluded.
-        let loss = Loss::softmax(similarity, 1.0);
-        let problem = Problem::new(search.batch(), &loss);
-        let starts: Vec<usize> = search.batch().pools_with_start().map(|(start, _)| start).collect();
+        let scores = Scores::new(&search.matrix, None, similarity, 1.0);
+        let starts: Vec<usize> = search.matrix.pools_with_start().map(|(start, _)| start).collect();
         let mut top = TopK::empty(search.num_queries(), k);
         let mut scored = Vec::with_capacity(search.num_candidates());
         for row in 0..search.num_queries() {
             scored.clear();
-            problem.for_each_negative(row, |pool, j, s, _| scored.push((s, (starts[pool] + j) as u32)));
+            scores.for_each_negative(row, |pool, j, s, _| scored.push((s, (starts[pool] + j) as u32)));
             // In float64 only a row that is not finite itself has such a score.
             scored.retain(|(s, _)| s.is_finite());
             scored.sort_by(|a, b| b.0.partial_cmp(&a.0).expect("finite").then(a.1.cmp(&b.1)));

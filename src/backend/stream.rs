@@ -1,13 +1,13 @@
 //! What a backend implements: the streaming pass, the stream back, and the search.
 
-use crate::batch::Batch;
-use crate::embeddings::Real;
 use crate::error::Result;
-use crate::loss::{Loss, Similarity};
-use crate::output::Gradients;
-use crate::plan::Plan;
-use crate::search::{Search, TopK};
-use crate::stats::{Request, RowStatistics};
+use crate::problem::batch::Batch;
+use crate::problem::embeddings::Real;
+use crate::problem::loss::{Loss, Similarity};
+use crate::problem::output::Gradients;
+use crate::problem::plan::Plan;
+use crate::problem::search::{Search, TopK};
+use crate::problem::statistics::{Request, RowStatistics};
 
 /// A batch and a loss whose options fit it.
 ///

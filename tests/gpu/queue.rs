@@ -1,7 +1,8 @@
 //! The queue in device memory: the same rows as the one in host memory, the same losses, nothing allocated, errors.
 
 use catalog_softmax::cuda::{Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DevicePool, DeviceQueue, DeviceSlice};
-use catalog_softmax::{Correction, DType, Elements, Embeddings, NegativeQueue, Pool, QueueOptions};
+use catalog_softmax::negatives::{NegativeQueue, QueueOptions};
+use catalog_softmax::{Correction, DType, Elements, Embeddings, Pool};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaSlice, DeviceRepr};
 use half::{bf16, f16};
@@ -9,9 +10,9 @@ use rand::RngExt;
 
 use super::open::{on_stream, on_stream_for_capture};
 use super::steps::{assert_same, everything, from_host};
-use crate::common::generate::{Config, Masking, rng, rows};
-use crate::common::on_device::{OnDevice, Results, up};
-use crate::common::problem::{PoolData, Problem, Storage};
+use catalog_softmax_testing::generate::{Config, Masking, rng, rows};
+use catalog_softmax_testing::on_device::{OnDevice, Results, up};
+use catalog_softmax_testing::problem::{PoolData, Problem, Storage};
 
 /// A pool's arrays on both sides, its rows `padding` elements apart.
 struct Both<'a, T> {
@@ -71,7 +72,7 @@ where
             let (elements, ids, log_q) = (&elements[..], &ids[..], &log_q[..]);
             let device_arrays = (&arrays.0, &arrays.1, &arrays.2);
             let both = Both { rows: n, dim, padding, elements, ids, log_q, device: device_arrays };
-            host.enqueue(both.host(keeps)).expect("rows that fit");
+            host.enqueue(&both.host(keeps)).expect("rows that fit");
             device.enqueue(&cuda, &both.device(keeps)).expect("rows that fit");
             let what = format!("{dtype:?}, capacity {capacity}, dim {dim}, enqueue {enqueue}");
             assert!(device.to_host().expect("the device works").to_bytes() == host.to_bytes(), "{what}");
@@ -96,9 +97,14 @@ pub fn a_queue_on_the_device_holds_what_the_host_s_does(_: &mut Cuda) {
 
 /// A host pool of a problem's pool.
 fn host_pool(data: &PoolData, dim: usize) -> Pool<'_> {
-    let pool = Pool::new(data.candidates.view(dim));
-    let pool = data.ids.as_ref().map_or(pool, |ids| pool.ids(ids));
-    data.log_q.as_ref().map_or(pool, |log_q| pool.log_q(log_q))
+    let mut pool = Pool::new(data.candidates.view(dim));
+    if let Some(ids) = &data.ids {
+        pool = pool.ids(ids);
+    }
+    if let Some(log_q) = &data.log_q {
+        pool = pool.log_q(log_q);
+    }
+    pool
 }
 
 /// Pools 1 and 2 are the queue's, around the end of its memory or, at a capacity of 65, all of it.
@@ -120,9 +126,9 @@ pub fn steps_with_a_queue_give_what_pools_in_host_memory_give(cuda: &mut Cuda) {
         // Rows that are too old by the time of the step, so that the others lie behind them and wrap around.
         let old = Storage::new(&rows(&mut rng(9), 60, dim, 1.0), dtype);
         let (old_ids, old_log_q) = (vec![7u64; 60], vec![-1.0; 60]);
-        queue.enqueue(Pool::new(old.view(dim)).ids(&old_ids).log_q(&old_log_q)).expect("rows that fit");
+        queue.enqueue(&Pool::new(old.view(dim)).ids(&old_ids).log_q(&old_log_q)).expect("rows that fit");
         for data in &problem.pools[1..] {
-            queue.enqueue(host_pool(data, dim)).expect("rows that fit");
+            queue.enqueue(&host_pool(data, dim)).expect("rows that fit");
         }
         let queue = DeviceQueue::from_host(&on_device, &queue).expect("memory");
         assert_eq!((queue.len(), queue.pools().count()), (65, if capacity == 65 { 1 } else { 2 }));
@@ -194,7 +200,7 @@ pub fn an_enqueue_neither_waits_nor_allocates(_: &mut Cuda) {
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         stream.end_capture(flags).expect("a graph").expect("with nodes").launch().expect("the graph runs");
         on_device.fault().expect("valid input");
-        host.enqueue(host_pool(data, 12)).expect("rows that fit");
+        host.enqueue(&host_pool(data, 12)).expect("rows that fit");
         assert!(queue.to_host().expect("the device works").to_bytes() == host.to_bytes());
         assert_eq!((on_device.device_bytes(), queue.device_bytes()), bytes);
     }

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use catalog_softmax::cuda::{Cuda, DevicePool, DeviceQueue, DeviceSearch, DeviceSlice, DeviceSliceMut, DeviceTopK};
-use catalog_softmax::{DType, Error, QueueOptions, Similarity, TopK};
+use catalog_softmax::negatives::QueueOptions;
+use catalog_softmax::{DType, Error, Similarity, TopK};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaSlice, CudaStream};
 
 use super::open::{on_stream, on_stream_for_capture};
-use crate::common::on_device::{DeviceStorage, up};
-use crate::common::problem::Storage;
-use crate::common::topk::{SearchData, Values};
+use catalog_softmax_testing::on_device::{DeviceStorage, up};
+use catalog_softmax_testing::problem::Storage;
+use catalog_softmax_testing::topk::{SearchData, Values};
 
 /// A search's arrays in device memory.
 struct OnDevice {

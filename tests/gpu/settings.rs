@@ -6,16 +6,17 @@ use std::process::Command;
 use catalog_softmax::cuda::{
     Cuda, DeviceBatch, DeviceEmbeddings, DeviceOutput, DevicePool, DeviceSlice, DeviceSliceMut,
 };
-use catalog_softmax::{Correction, DType, Error, Output, Unavailable};
+use catalog_softmax::{Correction, DType, Error, Unavailable};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
 use super::open::{on_stream, on_stream_of};
 use super::steps::{assert_same, everything, from_host};
 use crate::check_what_is_there;
-use crate::common::generate::{Config, Masking};
-use crate::common::on_device::{DeviceStorage, OnDevice, Results, up};
-use crate::common::problem::Problem;
-use crate::common::tolerance::Expected;
+use catalog_softmax_testing::generate::{Config, Masking};
+use catalog_softmax_testing::on_device::{DeviceStorage, OnDevice, Results, up};
+use catalog_softmax_testing::problem::Problem;
+use catalog_softmax_testing::step::Step;
+use catalog_softmax_testing::tolerance::Expected;
 
 /// Exclusions, log_q, two pools: every input that a step may have but weights and separate positives.
 fn problem(b: usize, dim: usize, dtype: DType) -> Problem {
@@ -110,7 +111,7 @@ pub fn two_streams_do_not_meet(cuda: &mut Cuda) {
     }
 }
 
-fn steps(stream: &std::sync::Arc<CudaStream>, cuda: &mut Cuda, problem: &Problem, like: &Output) -> Output {
+fn steps(stream: &std::sync::Arc<CudaStream>, cuda: &mut Cuda, problem: &Problem, like: &Step) -> Step {
     let (inputs, mut results) = (OnDevice::new(stream, problem), Results::new(stream, problem));
     for _ in 0..3 {
         let mut output = results.output(everything());

@@ -1,16 +1,17 @@
 //! Problems as small as they can be that use every kernel, take several units of work for each block and make every ring of buffers go
 //! round: for the race detector, under which a kernel takes many times as long. (`CUDA_EMULATOR_SM=2` makes sure of the rings.)
 
-use catalog_softmax::{Backend, Correction, Cuda, DType, Output, Reduction, Request, Similarity};
+use catalog_softmax::{Backend, Correction, Cuda, DType, Reduction, Request, Similarity};
 
 use crate::agrees_on;
-use crate::common::generate::{Config, Masking};
-use crate::common::on_device::{OnDevice, Results};
-use crate::common::problem::{Problem, Storage};
-use crate::common::tolerance::Expected;
-use crate::common::topk::{SearchData, Values, is_exact};
 use crate::open::on_stream;
 use crate::steps::{assert_same, everything, from_host};
+use catalog_softmax_testing::generate::{Config, Masking};
+use catalog_softmax_testing::on_device::{OnDevice, Results};
+use catalog_softmax_testing::problem::{Problem, Storage};
+use catalog_softmax_testing::step::Step;
+use catalog_softmax_testing::tolerance::Expected;
+use catalog_softmax_testing::topk::{SearchData, Values, is_exact};
 
 fn config(b: usize, n: usize, dim: usize, dtype: DType, similarity: Similarity) -> Config {
     let temperature = if similarity == Similarity::Dot { 1.0 } else { 0.1 };
@@ -47,16 +48,16 @@ pub fn portable(cuda: &mut Cuda) {
         &[(140, 330, 33, DType::F32, Cosine), (130, 200, 300, DType::F32, Dot), (140, 200, 301, DType::Bf16, Cosine)],
     );
     let problem = config(140, 200, 40, DType::F16, Cosine).problem();
-    let (batch, mut output) = (problem.batch().expect("a valid problem"), Output::default());
+    let (batch, mut output) = (problem.batch().expect("a valid problem"), Step::default());
     let request = Request::value_and_grad().with_moments();
-    cuda.compute(&batch, &problem.loss, request, &mut output).expect("a loss that fits");
+    output.compute(cuda, &batch, &problem.loss, request).expect("a loss that fits");
     Expected::new(&problem, DType::F16).check(&output).unwrap_or_else(|error| panic!("moments: {error}"));
 }
 
 fn gradients_of(cuda: &mut Cuda, problem: &Problem) -> Vec<f32> {
     let batch = problem.batch().expect("a valid problem");
-    let output = cuda.value_and_grad(&batch, &problem.loss).expect("a loss that fits");
-    output.gradients.expect("asked for").d_candidates[0].values.clone()
+    let (_, gradients) = cuda.value_and_grad(&batch, &problem.loss).expect("a loss that fits");
+    gradients.d_candidates[0].values.clone()
 }
 
 /// Rows that are not finite, as a query without weight and as a candidate that all queries exclude, change no other gradient.

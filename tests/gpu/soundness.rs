@@ -8,16 +8,18 @@ use std::process::Command;
 use std::sync::Arc;
 
 use catalog_softmax::cuda::{Cuda, DeviceOutput, DevicePool, DeviceQueue, DeviceSlice, DeviceSliceMut};
-use catalog_softmax::{Backend, Batch, DType, Embeddings, Error, Loss, Output, QueueOptions, Request, Similarity};
+use catalog_softmax::negatives::QueueOptions;
+use catalog_softmax::{Backend, Batch, DType, Embeddings, Error, Loss, Request, Similarity};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode, cuCtxCreate_v4, cuStreamQuery};
 use cudarc::driver::{CudaContext, DriverError};
 use half::f16;
 use libtest_mimic::{Failed, Trial};
 
 use super::steps::{assert_same, everything, from_host};
-use crate::common::generate::{Config, Masking};
-use crate::common::on_device::{OnDevice, Results};
-use crate::common::problem::{Problem, Storage};
+use catalog_softmax_testing::generate::{Config, Masking};
+use catalog_softmax_testing::on_device::{OnDevice, Results};
+use catalog_softmax_testing::problem::{Problem, Storage};
+use catalog_softmax_testing::step::Step;
 
 /// Holds the name of the case that a process is to run.
 const CASE: &str = "GPU_TESTS_SOUNDNESS_CASE";
@@ -74,7 +76,7 @@ fn problem() -> Problem {
 }
 
 /// Computed before the work that is tested: to open a backend waits for everything in the context.
-fn wanted(problem: &Problem) -> Output {
+fn wanted(problem: &Problem) -> Step {
     from_host(&mut Cuda::new(0).expect("a device"), problem)
 }
 

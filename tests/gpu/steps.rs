@@ -3,13 +3,14 @@
 use catalog_softmax::cuda::{
     Cuda, DeviceBatch, DeviceEmbeddings, DevicePool, DeviceSlice, DeviceSliceMut, DeviceStatistics, DeviceUpstream,
 };
-use catalog_softmax::{Backend, Correction, Error, Output, Reduction, Request, RowStatistics};
+use catalog_softmax::{Backend, Correction, Error, Reduction, Request, RowStatistics};
 
 use super::open::{on_stream, on_stream_for_capture};
-use crate::common::bits::problems;
-use crate::common::generate::{Config, Masking};
-use crate::common::on_device::{DeviceStorage, OnDevice, Results, up};
-use crate::common::problem::{PositiveData, Problem};
+use catalog_softmax_testing::bits::problems;
+use catalog_softmax_testing::generate::{Config, Masking};
+use catalog_softmax_testing::on_device::{DeviceStorage, OnDevice, Results, up};
+use catalog_softmax_testing::problem::{PositiveData, Problem};
+use catalog_softmax_testing::step::Step;
 
 /// The argument that an error names, and how to make it wrong.
 type Spoil = (&'static str, fn(&mut Problem));
@@ -18,11 +19,11 @@ pub fn everything() -> Request {
     Request::value_and_grad().with_moments().with_rank()
 }
 
-pub fn from_host(cuda: &mut Cuda, problem: &Problem) -> Output {
-    let mut output = Output::default();
+pub fn from_host(cuda: &mut Cuda, problem: &Problem) -> Step {
+    let mut output = Step::default();
     let request = everything();
     let batch = problem.batch().expect("a valid problem");
-    cuda.compute(&batch, &problem.loss, request, &mut output).expect("a loss that fits");
+    output.compute(cuda, &batch, &problem.loss, request).expect("a loss that fits");
     output
 }
 
@@ -37,7 +38,7 @@ fn assert_near(what: &str, a: impl IntoIterator<Item = f64>, b: impl IntoIterato
     }
 }
 
-pub fn assert_same(found: &Output, wanted: &Output, what: &str) {
+pub fn assert_same(found: &Step, wanted: &Step, what: &str) {
     assert_eq!(found.statistics.num_negatives, wanted.statistics.num_negatives, "{what}");
     assert_eq!(found.statistics.rank, wanted.statistics.rank, "{what}");
     let near = |name: &str, a: &[f64], b: &[f64]| {
@@ -48,7 +49,7 @@ pub fn assert_same(found: &Output, wanted: &Output, what: &str) {
     near("probability", &found.probability, &wanted.probability);
     near("lse", &found.statistics.lse, &wanted.statistics.lse);
     near("positive", &found.statistics.positive, &wanted.statistics.positive);
-    let entropy = |output: &Output| output.statistics.moments.as_ref().expect("asked for").entropy.clone();
+    let entropy = |output: &Step| output.statistics.moments.as_ref().expect("asked for").entropy.clone();
     near("entropy", &entropy(found), &entropy(wanted));
     let (f, w) = (found.gradients.as_ref().expect("asked for"), wanted.gradients.as_ref().expect("asked for"));
     let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use catalog_softmax::{Backend, Cpu, Output, Reference, Request, Similarity};
+use catalog_softmax::{Backend, Cpu, Reference, Request, Similarity};
 
-use super::common::golden::{Expected, Golden, Tensor};
-use super::common::golden_check::{Judge, Precision, Results, results};
-use super::common::golden_files::files;
-use super::common::problem::{PositiveData, Problem};
 use super::{CPU, on};
+use catalog_softmax_testing::golden::{Expected, Golden, Tensor};
+use catalog_softmax_testing::golden_check::{Judge, Precision, Results, results};
+use catalog_softmax_testing::golden_files::files;
+use catalog_softmax_testing::problem::{PositiveData, Problem};
+use catalog_softmax_testing::step::Step;
 
 #[test]
 fn whatever_is_spoiled_is_bad() {
@@ -129,8 +130,7 @@ fn parts(problem: &Problem) -> [Results; 2] {
     let zeros = vec![0.0; batch.num_queries()];
     [(&epilogue.d_lse, &zeros), (&zeros, &epilogue.d_positive)].map(|(d_lse, d_positive)| {
         let gradients = Reference::new().gradients(&batch, &loss, &statistics, d_lse, d_positive);
-        let mut output = Output::default();
-        output.gradients = Some(gradients.expect("as many as rows"));
+        let output = Step { gradients: Some(gradients.expect("as many as rows")), ..Step::default() };
         results(&output)
     })
 }

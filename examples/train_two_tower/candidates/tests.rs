@@ -137,7 +137,7 @@ fn lse_estimates_the_sum_over_the_catalogue() {
             // Drawn as the log has them: 1, 1, 1, 2, 2, 3, 4.
             let targets: [u32; B] = std::array::from_fn(|_| [1, 1, 1, 2, 2, 3, 4][rng.random_range(0..7)]);
             let given = Step { queries: &queries, targets: &targets, excluded: &excluded, loss: objective.loss(0.7) };
-            let output =
+            let (output, _) =
                 candidates.compute(&model, &given, &mut Cpu::new(), &mut RowGradient::of(&model.items)).unwrap();
             let in_batch = if objective.in_batch() { B - 1 } else { 0 };
             let draws = match correction {

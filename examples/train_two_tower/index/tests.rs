@@ -1,5 +1,5 @@
 use super::*;
-use catalog_softmax::{Batch, Cpu, Pool};
+use catalog_softmax::{Cpu, Pool, Search};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -23,9 +23,9 @@ fn exact(items: &Parameter, queries: &Parameter, excluded: &[&[u32]], k: usize) 
     let mut csr = ExcludedItems::default();
     csr.set(excluded.iter().copied());
     let pool = Pool::new(Embeddings::new(&items.values, items.rows, DIM)).ids(&ids);
-    let search = Batch::builder(Embeddings::new(&queries.values, queries.rows, DIM), pool)
+    let search = Search::builder(Embeddings::new(&queries.values, queries.rows, DIM), pool)
         .excluded_ids(&csr.offsets, &csr.ids)
-        .search()
+        .build()
         .unwrap();
     let top = Cpu::new().top_k(&search, Similarity::Cosine, k).unwrap();
     (0..queries.rows).map(|row| top.row(row).0.to_vec()).collect()

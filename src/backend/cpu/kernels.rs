@@ -3,13 +3,11 @@
 
 use pulp::NullaryFnOnce;
 
-use crate::loss::Similarity;
-use crate::stats::Partial;
+use crate::problem::loss::Similarity;
+use crate::problem::statistics::Partial;
 
 /// Columns that a loop handles at a time; rows of a score tile are padded to a multiple.
 pub(super) const LANES: usize = 32;
-/// A row shorter than this has cosine 0 with everything.
-const MIN_NORM: f64 = 1e-12;
 
 /// `2^x` for x <= 127, relative error below 1e-7; 0 below 2^-126. NaN stays NaN.
 ///
@@ -291,7 +289,7 @@ impl NullaryFnOnce for Normalize<'_> {
             } else if self.similarity == Similarity::Dot {
                 *inverse = 1.0;
             } else {
-                *inverse = if norm < MIN_NORM { 0.0 } else { 1.0 / norm };
+                *inverse = if norm < Similarity::MIN_NORM { 0.0 } else { 1.0 / norm };
                 for x in row {
                     *x = (f64::from(*x) * *inverse) as f32;
                 }

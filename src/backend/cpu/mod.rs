@@ -13,6 +13,7 @@
 
 mod best;
 mod kernels;
+mod masks;
 mod matmul;
 mod plan;
 mod search;
@@ -25,16 +26,16 @@ use rayon::prelude::*;
 
 use crate::backend::Backend;
 use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};
-use crate::batch::{Batch, Positives};
-use crate::embeddings::Matrix;
 use crate::error::Result;
-use crate::loss::{Loss, Similarity};
-use crate::masks::Masks;
-use crate::output::Gradients;
-use crate::plan::Plan;
-use crate::search::TopK;
-use crate::stats::{Partial, Request, RowStatistics};
+use crate::problem::batch::{Batch, Positives};
+use crate::problem::embeddings::Matrix;
+use crate::problem::loss::{Loss, Similarity};
+use crate::problem::output::Gradients;
+use crate::problem::plan::Plan;
+use crate::problem::search::TopK;
+use crate::problem::statistics::{Partial, Request, RowStatistics};
 use kernels::ChainRule;
+use masks::Masks;
 use tile::{Scratch, TileJob, Units};
 
 /// The CPU backend. Runs on the current rayon pool and keeps its workspace between calls.
@@ -82,7 +83,7 @@ impl Backend for Cpu {}
 /// `gamma` as this backend applies it: the `f32` factor of similarities in units of log 2, and what that is in natural
 /// units, so that rounding it is a tiny change of the temperature and no inconsistency between positive and lse.
 fn scale(loss: &Loss) -> (f32, f64) {
-    let scale = (loss.scale() * std::f64::consts::LOG2_E) as f32;
+    let scale = loss.scale_log2();
     (scale, f64::from(scale) * std::f64::consts::LN_2)
 }
 
@@ -93,7 +94,7 @@ impl Stream for Cpu {
     type Real = f32;
 
     fn plan_stream(&self, CheckedBatch { batch, loss }: CheckedBatch<'_>, request: Request) -> Plan {
-        plan::plan(batch, loss.symmetric, request)
+        plan::plan(&batch.matrix, loss.symmetric, request)
     }
 
     fn stream(
@@ -102,9 +103,9 @@ impl Stream for Cpu {
         request: Request,
         statistics: &mut RowStatistics<f32>,
     ) -> Result<()> {
-        let plan = plan::plan(batch, loss.symmetric, request);
+        let plan = plan::plan(&batch.matrix, loss.symmetric, request);
         self.prepare(batch, loss);
-        let (b, dim) = (batch.num_queries(), batch.dim());
+        let (matrix, b, dim) = (&batch.matrix, batch.num_queries(), batch.dim());
         let Workspace { masks, queries, positive_sims, partials, partial_expected, scratch, .. } = &mut self.workspace;
         partials.clear();
         partials.resize(plan.splits * b, Partial::EMPTY);
@@ -112,7 +113,7 @@ impl Stream for Cpu {
         resize(partial_expected, expected_len);
 
         let job =
-            TileJob { arch: self.arch, batch, similarity: loss.similarity, scale: scale(loss), plan, masks, queries };
+            TileJob { arch: self.arch, matrix, similarity: loss.similarity, scale: scale(loss), plan, masks, queries };
         let detail = (request.moments || request.rank).then_some(positive_sims.as_slice());
         // A unit is one block of queries in one split; its slots are contiguous in the order (split, row).
         let mut units = Vec::with_capacity(plan.splits * b.div_ceil(plan.block_b));
@@ -146,7 +147,7 @@ impl Stream for Cpu {
         gradients: &mut Gradients<f32>,
     ) -> Result<()> {
         let Some(expected_negative) = &statistics.expected_negative else { return Ok(()) };
-        let plan = plan::plan(batch, loss.symmetric, Request::value_and_grad());
+        let plan = plan::plan(&batch.matrix, loss.symmetric, Request::value_and_grad());
         self.prepare(batch, loss);
         self.fold_lse(statistics, d_lse);
         let (_, gamma) = scale(loss);
@@ -155,12 +156,13 @@ impl Stream for Cpu {
         gradients.d_temperature = -gamma * gamma * d_gamma;
         gradients.d_log_temperature = -gamma * d_gamma;
 
+        let matrix = &batch.matrix;
         let Workspace { masks, queries, positives_by_candidate, coefficients, lse, scratch, .. } = &mut self.workspace;
         let job =
-            TileJob { arch: self.arch, batch, similarity: loss.similarity, scale: scale(loss), plan, masks, queries };
+            TileJob { arch: self.arch, matrix, similarity: loss.similarity, scale: scale(loss), plan, masks, queries };
         let back = tile::Back { coefficients, lse, d_positive, positives_by_candidate };
-        gradients.d_candidates.resize_with(batch.pools.len(), Matrix::default);
-        for (p, (start, pool)) in batch.pools_with_start().enumerate() {
+        gradients.d_candidates.resize_with(matrix.pools.len(), Matrix::default);
+        for (p, (start, pool)) in matrix.pools_with_start().enumerate() {
             let d_pool = &mut gradients.d_candidates[p];
             if !pool.gradient {
                 *d_pool = Matrix::default();
@@ -199,15 +201,15 @@ impl Cpu {
     fn prepare(&mut self, batch: &Batch<'_>, loss: &Loss) {
         let arch = self.arch;
         let workspace = &mut self.workspace;
-        workspace.masks.rebuild(batch);
-        workspace.queries.load(arch, &batch.queries, loss.similarity);
+        workspace.masks.of_batch(batch);
+        workspace.queries.load(arch, &batch.matrix.queries, loss.similarity);
         workspace.positives_by_candidate.clear();
         match &batch.positives {
             Positives::Separate(embeddings) => workspace.positives.load(arch, embeddings, loss.similarity),
             Positives::Index(positives) => {
                 let at = |row: usize| {
                     let (pool, at) = batch.locate(positives[row] as usize);
-                    (batch.pools[pool].candidates, at)
+                    (batch.matrix.pools[pool].candidates, at)
                 };
                 workspace.positives.gather(arch, positives.len(), batch.dim(), loss.similarity, at);
                 workspace.positives_by_candidate.extend(positives.iter().copied().zip(0..));

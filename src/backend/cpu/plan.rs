@@ -4,12 +4,12 @@
 //! memory depends on both: each thread has buffers, and the matmul library packs into buffers of the size of a cache.
 
 use super::kernels::LANES;
+use super::masks::Masks;
 use super::matmul;
 use super::tile::{MIN_HEIGHT, MIN_WIDTH, Scratch, Units};
-use crate::batch::Batch;
-use crate::masks::Masks;
-use crate::plan::Plan;
-use crate::stats::{Partial, Request};
+use crate::problem::plan::Plan;
+use crate::problem::score_matrix::ScoreMatrix;
+use crate::problem::statistics::{Partial, Request};
 
 /// Queries in a block. With `BLOCK_N` candidates a tile of scores is 256 KiB, which the second-level caches of today's
 /// processors (512 KiB and more) hold beside its operands.
@@ -24,7 +24,7 @@ const MAX_PARTIAL_BYTES: usize = 16 << 20;
 /// What a unit of work takes in the list of them: three slices, a range and a number, rounded up.
 const UNIT_BYTES: usize = 128;
 
-/// The cut of one batch.
+/// The cut of one score matrix.
 pub(super) struct Cut {
     pub(super) block_b: usize,
     pub(super) block_n: usize,
@@ -35,10 +35,10 @@ pub(super) struct Cut {
 }
 
 impl Cut {
-    pub(super) fn new(batch: &Batch<'_>) -> Self {
-        let (b, block_n) = (batch.num_queries(), tile_width(batch.dim()));
+    pub(super) fn new(matrix: &ScoreMatrix<'_>) -> Self {
+        let (b, block_n) = (matrix.num_queries(), tile_width(matrix.dim()));
         let block_b = BLOCK_B.min(b);
-        let tiles = batch.pools.iter().map(|pool| pool.candidates.rows().div_ceil(block_n)).sum();
+        let tiles = matrix.pools.iter().map(|pool| pool.candidates.rows().div_ceil(block_n)).sum();
         Cut { block_b, block_n, tiles, blocks: b.div_ceil(block_b) }
     }
 
@@ -63,9 +63,9 @@ fn tile_width(dim: usize) -> usize {
 }
 
 /// The plan of both passes. Its bytes are an upper bound on every processor, but for the few KiB of rayon's own queues.
-pub(super) fn plan(batch: &Batch<'_>, symmetric: bool, request: Request) -> Plan {
-    let (b, dim) = (batch.num_queries(), batch.dim());
-    let cut = Cut::new(batch);
+pub(super) fn plan(matrix: &ScoreMatrix<'_>, symmetric: bool, request: Request) -> Plan {
+    let (b, dim) = (matrix.num_queries(), matrix.dim());
+    let cut = Cut::new(matrix);
     let row_bytes = b * dim * size_of::<f32>();
     let splits = UNITS.div_ceil(cut.blocks).min((MAX_PARTIAL_BYTES / row_bytes).max(1)).min(cut.tiles);
     let partials = splits * b * (size_of::<Partial>() + if request.gradients { dim * size_of::<f32>() } else { 0 });
@@ -76,7 +76,7 @@ pub(super) fn plan(batch: &Batch<'_>, symmetric: bool, request: Request) -> Plan
     let sides = 2 * Units::bytes(b, dim);
     let other = if symmetric { other_direction_bytes(b, dim, request) } else { 0 };
     let workspace_bytes =
-        Masks::bytes(batch) + sides + per_row + merging + partials + cut.scratch_bytes(dim, splits) + other;
+        Masks::bytes(matrix) + sides + per_row + merging + partials + cut.scratch_bytes(dim, splits) + other;
     Plan { block_b: cut.block_b, block_n: cut.block_n, splits, workspace_bytes }
 }
 

@@ -13,41 +13,41 @@ use rayon::prelude::*;
 
 use super::best::{self, Best, Collect, Key, keep_largest};
 use super::kernels::Tile;
+use super::masks::Masks;
 use super::plan::Cut;
 use super::tile::{TileJob, Units};
 use super::{Borrowed, Cpu, Workspace, resize, scale, split_off};
-use crate::loss::{Loss, Similarity};
-use crate::masks::Masks;
-use crate::plan::Plan;
-use crate::search::{Search, TopK};
+use crate::problem::loss::{Loss, Similarity};
+use crate::problem::plan::Plan;
+use crate::problem::search::{Search, TopK};
 
 /// Units of work for each thread: a few, so that none waits long for the last. Each split begins without a threshold and
 /// so has its own K ln(N / K) candidates to sort out.
 const UNITS_PER_THREAD: usize = 4;
 
 pub(super) fn plan(search: &Search<'_>, k: usize) -> Plan {
-    let (batch, threads) = (search.batch(), rayon::current_num_threads());
-    let (b, dim) = (batch.num_queries(), batch.dim());
-    let cut = Cut::new(batch);
+    let (matrix, threads) = (&search.matrix, rayon::current_num_threads());
+    let (b, dim) = (matrix.num_queries(), matrix.dim());
+    let cut = Cut::new(matrix);
     let splits = (UNITS_PER_THREAD * threads).div_ceil(cut.blocks).min(cut.tiles);
     let found = splits * b * k * size_of::<Key>();
     // A thread that merges a row holds what its splits found.
     let per_thread = Best::bytes(cut.block_b, k) + splits * k * size_of::<Key>();
     let scratch = cut.scratch_bytes(dim, splits) + per_thread * threads;
-    let workspace_bytes = Masks::bytes(batch) + Units::bytes(b, dim) + found + scratch;
+    let workspace_bytes = Masks::bytes(matrix) + Units::bytes(b, dim) + found + scratch;
     Plan { block_b: cut.block_b, block_n: cut.block_n, splits, workspace_bytes }
 }
 
 pub(super) fn search(cpu: &mut Cpu, search: &Search<'_>, similarity: Similarity, k: usize) -> TopK {
-    let (arch, plan, batch) = (cpu.arch, plan(search, k), search.batch());
-    let b = batch.num_queries();
+    let (arch, plan, matrix) = (cpu.arch, plan(search, k), &search.matrix);
+    let b = matrix.num_queries();
     let Workspace { masks, queries, scratch, found, .. } = &mut cpu.workspace;
-    masks.rebuild(batch);
-    queries.load(arch, &batch.queries, similarity);
+    masks.of_search(matrix);
+    queries.load(arch, &matrix.queries, similarity);
     resize(found, plan.splits * b * k);
     // Scores are similarities: the scale is not applied.
     let scale = scale(&Loss::softmax(similarity, 1.0));
-    let job = TileJob { arch, batch, similarity, scale, plan, masks, queries };
+    let job = TileJob { arch, matrix, similarity, scale, plan, masks, queries };
 
     let mut units = Vec::with_capacity(plan.splits * b.div_ceil(plan.block_b));
     let mut slots = found.as_mut_slice();

@@ -8,13 +8,14 @@ use rayon::prelude::*;
 use super::ROWS_PER_TASK;
 use super::best::Best;
 use super::kernels::{self, ChainRule, Coefficients, LANES, Normalize, RowState, Score, Statistics, Tile};
+use super::masks::Masks;
 use super::matmul;
-use crate::batch::{Batch, Pool};
-use crate::embeddings::Embeddings;
-use crate::loss::Similarity;
-use crate::masks::{Masks, tile_ids};
-use crate::plan::Plan;
-use crate::stats::Partial;
+use crate::problem::embeddings::Embeddings;
+use crate::problem::loss::Similarity;
+use crate::problem::plan::Plan;
+use crate::problem::pool::Pool;
+use crate::problem::score_matrix::ScoreMatrix;
+use crate::problem::statistics::Partial;
 
 /// Matmuls that give similarities have at least `MIN_HEIGHT` rows and `MIN_WIDTH` columns, the missing ones zero. The
 /// library takes other routes for smaller ones, with sums in another order; a positive's similarity must be bitwise what
@@ -130,7 +131,7 @@ impl Scratch {
 #[derive(Clone, Copy)]
 pub(super) struct TileJob<'a> {
     pub(super) arch: Arch,
-    pub(super) batch: &'a Batch<'a>,
+    pub(super) matrix: &'a ScoreMatrix<'a>,
     pub(super) similarity: Similarity,
     pub(super) scale: (f32, f64),
     pub(super) plan: Plan,
@@ -169,7 +170,7 @@ impl<'a> TileJob<'a> {
         slots: &mut [Partial],
         mut expected: Option<&mut [f32]>,
     ) {
-        let dim = self.batch.dim();
+        let dim = self.matrix.dim();
         scratch.states.clear();
         scratch.states.resize(rows.len(), RowState::EMPTY);
         super::resize(&mut scratch.rescale, rows.len());
@@ -217,11 +218,11 @@ impl<'a> TileJob<'a> {
         back: &Back<'_>,
         d_tile: &mut [f32],
     ) {
-        let dim = self.batch.dim();
+        let dim = self.matrix.dim();
         let range = first..first + d_tile.len() / dim;
         let tile = Candidates { pool, start: pool_start + first, width: width(range.len()), range };
         self.load(scratch, &tile);
-        let b = self.batch.num_queries();
+        let b = self.matrix.num_queries();
         for start in (0..b).step_by(self.plan.block_b) {
             let rows = start..(start + self.plan.block_b).min(b);
             self.score(scratch, &tile, rows.clone());
@@ -264,11 +265,11 @@ impl<'a> TileJob<'a> {
 
     /// The tiles of a split, in order. Tiles do not cross pools.
     pub(super) fn tiles(&self, split: usize) -> impl Iterator<Item = Candidates<'a>> + use<'a> {
-        let (batch, block_n) = (self.batch, self.plan.block_n);
-        let count: usize = batch.pools.iter().map(|pool| pool.candidates.rows().div_ceil(block_n)).sum();
+        let (matrix, block_n) = (self.matrix, self.plan.block_n);
+        let count: usize = matrix.pools.iter().map(|pool| pool.candidates.rows().div_ceil(block_n)).sum();
         let first = split * count / self.plan.splits;
         let last = (split + 1) * count / self.plan.splits;
-        let all = batch.pools_with_start().flat_map(move |(start, pool)| {
+        let all = matrix.pools_with_start().flat_map(move |(start, pool)| {
             let n = pool.candidates.rows();
             (0..n).step_by(block_n).map(move |row| {
                 let range = row..(row + block_n).min(n);
@@ -279,12 +280,12 @@ impl<'a> TileJob<'a> {
     }
 
     fn ids(&self, tile: &Candidates<'a>) -> Option<&'a [u64]> {
-        tile_ids(tile.pool.ids, tile.range.clone())
+        tile.pool.ids_slice().map(|ids| &ids[tile.range.clone()])
     }
 
     /// Brings a tile's candidates, inverse norms and biases into the scratch.
     pub(super) fn load(&self, scratch: &mut Scratch, tile: &Candidates<'_>) {
-        let (dim, len) = (self.batch.dim(), tile.range.len());
+        let (dim, len) = (self.matrix.dim(), tile.range.len());
         super::resize(&mut scratch.candidates, self.plan.block_n.max(tile.width) * dim);
         super::resize(&mut scratch.inverse_norm, self.plan.block_n);
         super::resize(&mut scratch.bias, self.plan.block_n.max(tile.width));

@@ -5,7 +5,7 @@ use super::problem::{Problem, ProblemPositives};
 use super::uses::Uses;
 use super::view::{DeviceEmbeddings, DeviceSlice};
 use crate::error::{Result, does_not_apply, missing, shape, value};
-use crate::loss::{Given, Loss};
+use crate::problem::loss::{Given, Loss};
 
 #[derive(Debug, Clone, Copy)]
 enum Positives<'a> {
@@ -111,8 +111,7 @@ impl<'a> DeviceBatch<'a> {
         if loss.symmetric {
             check_symmetric(self)?;
         }
-        let scale = (loss.scale() * std::f64::consts::LOG2_E) as f32;
-        let problem = self.search.problem(loss.similarity, scale, tf32, uses)?;
+        let problem = self.search.problem(loss.similarity, loss.scale_log2(), tf32, uses)?;
         let b = problem.num_queries();
         let mut array = |slice: &Option<DeviceSlice<'a, f32>>, name: &str| {
             slice.as_ref().map_or(Ok(0), |slice| slice.checked(name, b, uses))

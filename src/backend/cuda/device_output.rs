@@ -5,7 +5,7 @@ use super::problem::{Problem, ProblemPositives};
 use super::uses::Uses;
 use super::view::{DeviceSlice, DeviceSliceMut};
 use crate::error::{Result, does_not_apply, missing, shape};
-use crate::stats::Request;
+use crate::problem::statistics::Request;
 
 /// Where a step writes: the caller's device memory. What is `None` is not computed, or not kept.
 ///

@@ -4,8 +4,8 @@ use super::problem::{Problem, ProblemPool, ProblemPositives};
 use super::uses::Uses;
 use super::view::{DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
 use crate::error::{Result, does_not_apply, missing, shape};
-use crate::loss::Similarity;
-use crate::search::check_k;
+use crate::problem::loss::Similarity;
+use crate::problem::search::check_k;
 
 /// Candidates in device memory, as [`Pool`](crate::Pool) in host memory.
 #[derive(Debug, Clone, Copy)]

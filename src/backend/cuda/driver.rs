@@ -10,8 +10,8 @@ use super::loaded::Loaded;
 use super::params::Params;
 use super::problem::Rows;
 use super::stream::{PER_THREAD_RULE, bind, captured, checked, is_capturing, is_per_thread, synchronize};
-use crate::embeddings::DType;
 use crate::error::{Result, value};
+use crate::problem::embeddings::DType;
 
 /// Threads in a block of every kernel but Hopper's streams.
 pub(super) const THREADS: u32 = 256;

@@ -12,7 +12,7 @@ use super::step::ReadyStep;
 use super::stream::checked;
 use super::uses::Uses;
 use crate::error::{Result, value};
-use crate::loss::Loss;
+use crate::problem::loss::Loss;
 
 /// A step as a CUDA graph: one launch in place of many. [`Cuda::capture`] makes it and [`Cuda::replay`] runs it.
 ///

@@ -8,14 +8,15 @@ use super::passes::{Back, StatisticsOut};
 use super::problem::{Problem, ProblemPool, ProblemPositives, Rows};
 use super::workspace::Workspace;
 use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};
-use crate::batch::{Batch, Positives};
-use crate::embeddings::{Embeddings, Matrix};
 use crate::error::Result;
-use crate::loss::{Loss, Similarity};
-use crate::output::Gradients;
-use crate::plan::Plan;
-use crate::search::TopK;
-use crate::stats::{Moments, Rank, Request, RowStatistics};
+use crate::problem::batch::{Batch, Positives};
+use crate::problem::embeddings::{Embeddings, Matrix};
+use crate::problem::loss::{Loss, Similarity};
+use crate::problem::output::Gradients;
+use crate::problem::plan::Plan;
+use crate::problem::score_matrix::ScoreMatrix;
+use crate::problem::search::TopK;
+use crate::problem::statistics::{Moments, Rank, Request, RowStatistics};
 
 /// Where a search's arrays go, and those of a batch that a search has too.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ struct Outputs {
 }
 
 impl SearchInputs {
-    pub(super) fn lay_out(layout: &mut Layout, batch: &Batch<'_>) -> Self {
+    pub(super) fn lay_out(layout: &mut Layout, matrix: &ScoreMatrix<'_>) -> Self {
         let pool = |layout: &mut Layout, pool: &crate::Pool<'_>| {
             let n = pool.candidates.rows();
             PoolInputs {
@@ -72,10 +73,10 @@ impl SearchInputs {
             }
         };
         SearchInputs {
-            queries: rows_part(layout, &batch.queries),
-            pools: batch.pools.iter().map(|p| pool(layout, p)).collect(),
-            exclude_offsets: layout.part_if(batch.excluded.is_some(), batch.num_queries() + 1, 8),
-            exclude_ids: layout.part(batch.excluded.map_or(0, |excluded| excluded.ids.0.len()), 8),
+            queries: rows_part(layout, &matrix.queries),
+            pools: matrix.pools.iter().map(|p| pool(layout, p)).collect(),
+            exclude_offsets: layout.part_if(matrix.excluded.is_some(), matrix.num_queries() + 1, 8),
+            exclude_ids: layout.part(matrix.excluded.as_ref().map_or(0, |excluded| excluded.ids.0.len()), 8),
         }
     }
 }
@@ -85,7 +86,7 @@ impl Inputs {
         let b = batch.num_queries();
         let separate = matches!(batch.positives, Positives::Separate(_));
         Inputs {
-            search: SearchInputs::lay_out(layout, batch),
+            search: SearchInputs::lay_out(layout, &batch.matrix),
             positives: match &batch.positives {
                 Positives::Index(_) => layout.part(b, 4),
                 Positives::Separate(embeddings) => rows_part(layout, embeddings),
@@ -119,6 +120,7 @@ impl Outputs {
             d_positive_embeddings: layout.part_if(back && separate, b * dim, 4),
             d_gamma: layout.part_if(back, b, 8),
             d_candidates: batch
+                .matrix
                 .pools
                 .iter()
                 .map(|pool| layout.part_if(back && pool.gradient, pool.candidates.rows() * dim, 4))
@@ -149,7 +151,6 @@ impl Cuda {
 
     /// The batch by the addresses that its arrays have, or will have, in the arena.
     fn problem(&self, batch: &Batch<'_>, loss: &Loss, inputs: &Inputs) -> Problem {
-        let scale = (loss.scale() * std::f64::consts::LOG2_E) as f32;
         let at = |part: Part| self.arena.address(part);
         Problem {
             positives: match &batch.positives {
@@ -158,20 +159,20 @@ impl Cuda {
             },
             positive_ids: at(inputs.positive_ids),
             log_q_range: Some(log_q_range(batch)),
-            ..self.search_problem(batch, loss.similarity, scale, &inputs.search)
+            ..self.search_problem(&batch.matrix, loss.similarity, loss.scale_log2(), &inputs.search)
         }
     }
 
     /// The same without positives: what a search scores. `scale` multiplies similarities.
     pub(super) fn search_problem(
         &self,
-        batch: &Batch<'_>,
+        matrix: &ScoreMatrix<'_>,
         similarity: Similarity,
         scale: f32,
         inputs: &SearchInputs,
     ) -> Problem {
         let at = |part: Part| self.arena.address(part);
-        let pools = batch.pools_with_start().zip(&inputs.pools).map(|((start, pool), parts)| ProblemPool {
+        let pools = matrix.pools_with_start().zip(&inputs.pools).map(|((start, pool), parts)| ProblemPool {
             candidates: self.rows(&pool.candidates, parts.candidates),
             start,
             ids: at(parts.ids),
@@ -179,12 +180,12 @@ impl Cuda {
             gradient: pool.gradient,
         });
         Problem {
-            dtype: batch.dtype(),
+            dtype: matrix.dtype(),
             tf32: self.tf32,
-            dim: batch.dim(),
+            dim: matrix.dim(),
             cosine: similarity == Similarity::Cosine,
             scale,
-            queries: self.rows(&batch.queries, inputs.queries),
+            queries: self.rows(&matrix.queries, inputs.queries),
             pools: pools.collect(),
             positives: ProblemPositives::None,
             positive_ids: 0,
@@ -193,7 +194,7 @@ impl Cuda {
             row_weight: 0,
             exclude_offsets: at(inputs.exclude_offsets),
             exclude_ids: at(inputs.exclude_ids),
-            excluded: batch.excluded.map_or(0, |excluded| excluded.ids.0.len()),
+            excluded: matrix.excluded.as_ref().map_or(0, |excluded| excluded.ids.0.len()),
             log_q_range: None,
         }
     }
@@ -204,7 +205,7 @@ impl Cuda {
 
     /// Makes room and brings the batch up. The caller holds `settled`.
     fn upload(&mut self, batch: &Batch<'_>, layout: Layout, inputs: &Inputs) -> Result<()> {
-        self.upload_search(batch, layout, &inputs.search)?;
+        self.upload_search(&batch.matrix, layout, &inputs.search)?;
         match &batch.positives {
             Positives::Index(indices) => self.up(inputs.positives, indices.as_ref()),
             Positives::Separate(embeddings) => {
@@ -215,17 +216,22 @@ impl Cuda {
     }
 
     /// The same without positives.
-    pub(super) fn upload_search(&mut self, batch: &Batch<'_>, layout: Layout, inputs: &SearchInputs) -> Result<()> {
+    pub(super) fn upload_search(
+        &mut self,
+        matrix: &ScoreMatrix<'_>,
+        layout: Layout,
+        inputs: &SearchInputs,
+    ) -> Result<()> {
         self.arena.reserve(&self.driver, layout)?;
-        self.up(inputs.queries, batch.queries.bytes())?;
-        for (pool, parts) in batch.pools.iter().zip(&inputs.pools) {
+        self.up(inputs.queries, matrix.queries.bytes())?;
+        for (pool, parts) in matrix.pools.iter().zip(&inputs.pools) {
             self.up(parts.candidates, pool.candidates.bytes())?;
-            self.up(parts.ids, pool.ids.map_or(&[], |ids| ids.0))?;
+            self.up(parts.ids, pool.ids_slice().unwrap_or_default())?;
             self.up(parts.log_q, pool.log_q.unwrap_or_default())?;
         }
-        if let Some(excluded) = &batch.excluded {
+        if let Some(excluded) = &matrix.excluded {
             self.up(inputs.exclude_offsets, excluded.offsets)?;
-            self.up(inputs.exclude_ids, excluded.ids.0)?;
+            self.up(inputs.exclude_ids, &excluded.ids.0)?;
         }
         Ok(())
     }
@@ -248,7 +254,7 @@ impl Cuda {
 
 /// Bounds of what candidates' biases can be: (0, 0) without log_q.
 fn log_q_range(batch: &Batch<'_>) -> (f32, f32) {
-    let values = batch.pools.iter().filter_map(|pool| pool.log_q).flatten();
+    let values = batch.matrix.pools.iter().filter_map(|pool| pool.log_q).flatten();
     let range = values.fold(None, |range, &x| match range {
         None => Some((x, x)),
         Some((low, high)) => Some((f32::min(low, x), f32::max(high, x))),
@@ -365,8 +371,9 @@ impl Stream for Cuda {
             }
             Positives::Index(_) => None,
         };
-        gradients.d_candidates.resize_with(batch.pools.len(), Matrix::default);
-        for ((pool, &part), d_pool) in batch.pools.iter().zip(&out.d_candidates).zip(&mut gradients.d_candidates) {
+        gradients.d_candidates.resize_with(batch.matrix.pools.len(), Matrix::default);
+        for ((pool, &part), d_pool) in batch.matrix.pools.iter().zip(&out.d_candidates).zip(&mut gradients.d_candidates)
+        {
             match pool.gradient {
                 true => self.down_matrix(part, pool.candidates.rows(), dim, d_pool)?,
                 false => *d_pool = Matrix::default(),

@@ -21,9 +21,9 @@ use super::params::{
 use super::problem::{Problem, ProblemPool, ProblemPositives, Rows};
 use super::tiling::{Family, Tiling, static_shift};
 use super::workspace::{Partials, Workspace};
-use crate::embeddings::DType;
 use crate::error::Result;
-use crate::stats::Request;
+use crate::problem::embeddings::DType;
+use crate::problem::statistics::Request;
 
 /// Addresses of row statistics, (B) each; 0 for what was not asked for.
 #[derive(Debug, Clone, Copy, Default)]

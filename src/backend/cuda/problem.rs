@@ -1,7 +1,7 @@
 //! A batch in device memory: what the passes stream, as addresses and sizes.
 
-use crate::embeddings::DType;
 use crate::error::{Result, shape};
+use crate::problem::embeddings::DType;
 
 /// Most (key, row) pairs that masks are made of: the hash table has twice as many slots, and numbers them by 32 bits.
 const MAX_PAIRS: usize = 1 << 30;

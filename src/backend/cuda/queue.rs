@@ -12,10 +12,10 @@ use super::params::Params;
 use super::problem::Rows;
 use super::uses::Uses;
 use super::view::{DeviceElement, DeviceEmbeddings, DeviceSlice};
-use crate::embeddings::DType;
 use crate::error::Result;
-use crate::queue::ring::{Ring, Rows as Copied};
-use crate::queue::{NegativeQueue, QueueOptions};
+use crate::negatives::queue::ring::{Ring, Rows as Copied};
+use crate::negatives::queue::{NegativeQueue, QueueOptions};
+use crate::problem::embeddings::DType;
 
 /// The last candidates of past steps, as [`NegativeQueue`] in host memory, whose docs say what it is for and why to enqueue
 /// after the loss.
@@ -32,7 +32,8 @@ use crate::queue::{NegativeQueue, QueueOptions};
 /// ```no_run
 /// use catalog_softmax::cuda::{Cuda, DeviceBatch, DevicePool, DeviceQueue};
 /// # use catalog_softmax::cuda::{DeviceEmbeddings, DeviceOutput, DeviceSlice};
-/// use catalog_softmax::{DType, Loss, QueueOptions, Request, Similarity};
+/// use catalog_softmax::negatives::QueueOptions;
+/// use catalog_softmax::{DType, Loss, Request, Similarity};
 /// # fn training(
 /// #     own: DevicePool<'_>, queries: DeviceEmbeddings<'_>, positives: DeviceSlice<'_, u32>, mut output: DeviceOutput<'_>,
 /// # ) -> Result<(), catalog_softmax::Error> {

@@ -14,9 +14,9 @@ use super::problem::{Problem, ProblemPool, ProblemPositives};
 use super::uses::Uses;
 use super::workspace::Workspace;
 use crate::error::{Result, does_not_apply};
-use crate::loss::{Correction, Loss, Reduction};
-use crate::plan::Plan;
-use crate::stats::Request;
+use crate::problem::loss::{Correction, Loss, Reduction};
+use crate::problem::plan::Plan;
+use crate::problem::statistics::Request;
 
 /// Row results that a step needs in the workspace where the caller wants none of them.
 #[derive(Debug)]

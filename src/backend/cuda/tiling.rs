@@ -1,7 +1,7 @@
 //! How the streams are cut: tile sizes as the kernels have them, splits, slices and shared memory. Pure arithmetic.
 
 use super::driver::Limits;
-use crate::embeddings::DType;
+use crate::problem::embeddings::DType;
 
 /// Stationary rows of a block, streamed rows of a tile (`tile_stream.cuh`).
 pub(super) const BLOCK_X: usize = 128;

@@ -13,10 +13,10 @@ use super::tiling::{BLOCK_Y, Tiling};
 use super::uses::Uses;
 use super::workspace::Workspace;
 use crate::error::Result;
-use crate::loss::Similarity;
-use crate::plan::Plan;
-use crate::search::{Search, TopK};
-use crate::stats::Request;
+use crate::problem::loss::Similarity;
+use crate::problem::plan::Plan;
+use crate::problem::search::{Search, TopK};
+use crate::problem::statistics::Request;
 
 /// Bound of the memory for the splits' buffers, unless one split of each pool alone needs more.
 const MAX_BUFFER_BYTES: usize = 256 << 20;
@@ -90,8 +90,8 @@ impl Memory {
 impl Cuda {
     fn lay_out_search(&self, search: &Search<'_>, similarity: Similarity, k: usize) -> HostMemory {
         let mut layout = Layout::default();
-        let inputs = SearchInputs::lay_out(&mut layout, search.batch());
-        let problem = self.search_problem(search.batch(), similarity, 1.0, &inputs);
+        let inputs = SearchInputs::lay_out(&mut layout, &search.matrix);
+        let problem = self.search_problem(&search.matrix, similarity, 1.0, &inputs);
         let memory = Memory::lay_out(&mut layout, self.driver.limits, &problem, k);
         let count = search.num_queries() * k;
         let (indices, scores) = (layout.part(count, size_of::<u32>()), layout.part(count, size_of::<f32>()));
@@ -105,10 +105,10 @@ impl Cuda {
 
     pub(super) fn search_from_host(&mut self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<TopK> {
         let HostMemory { layout, inputs, search: memory, indices, scores } = self.lay_out_search(search, similarity, k);
-        self.search_problem(search.batch(), similarity, 1.0, &inputs).check_pairs()?;
+        self.search_problem(&search.matrix, similarity, 1.0, &inputs).check_pairs()?;
         let _settled = self.driver.settled()?;
-        self.upload_search(search.batch(), layout, &inputs)?;
-        let problem = self.search_problem(search.batch(), similarity, 1.0, &inputs);
+        self.upload_search(&search.matrix, layout, &inputs)?;
+        let problem = self.search_problem(&search.matrix, similarity, 1.0, &inputs);
         let step = self.step_of(&problem, &memory.workspace);
         step.prepare()?;
         step.top_k(&memory.lists, self.arena.address(indices), self.arena.address(scores))?;

@@ -9,8 +9,8 @@ use half::{bf16, f16};
 use super::device_memory::{DeviceMemory, DeviceMemoryMut, Readable, Writable};
 use super::problem::Rows;
 use super::uses::Uses;
-use crate::embeddings::DType;
 use crate::error::{Result, shape};
+use crate::problem::embeddings::DType;
 
 /// `len` elements of type `T` in device memory, borrowed for reading. Made of a cudarc slice or view; `T` is the
 /// element type.

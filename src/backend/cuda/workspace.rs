@@ -5,7 +5,7 @@ use super::memory::{Layout, Part};
 use super::params::{COLUMN_TERM, HITS, POSITIVE_TERM, ROW_TERM, ROWS_OF_KEY};
 use super::problem::{Problem, ProblemPool, ProblemPositives};
 use super::tiling::{Panel, Tiling};
-use crate::stats::Request;
+use crate::problem::statistics::Request;
 
 /// How the passes over each pool are cut.
 #[derive(Debug, Clone)]

@@ -1,0 +1,102 @@
+//! Arrays beside the embeddings: ids, indices and offsets, and the rules about lengths and values that all arrays share.
+
+use std::borrow::Cow;
+
+use crate::error::{Result, shape, value};
+
+/// 64-bit item ids: what an item is called, wherever it is. They are compared for equality only, so signed and unsigned
+/// serve alike. Slices of `u64` and `i64` are borrowed; those of `u32` and `i32` are copied, wider.
+///
+/// ```
+/// use catalog_softmax::Ids;
+/// let (borrowed, copied): (Ids, Ids) = (Ids::from(&[7u64, 8]), Ids::from(&[7u32, 8]));
+/// assert_eq!(borrowed, copied);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ids<'a>(pub(crate) Cow<'a, [u64]>);
+
+/// Index of each row's positive, counted over the candidates of all pools in the order of the pools.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Indices<'a> {
+    /// (B) indices.
+    U32(&'a [u32]),
+    /// (B) indices, none negative.
+    I64(&'a [i64]),
+}
+
+/// `From` slices, vectors and arrays of an element type.
+macro_rules! from_slices {
+    ($to:ident: $($t:ty => $from:expr),* $(,)?) => {$(
+        impl<'a> From<&'a [$t]> for $to<'a> {
+            fn from(values: &'a [$t]) -> Self {
+                $from(values)
+            }
+        }
+        impl<'a> From<&'a Vec<$t>> for $to<'a> {
+            fn from(values: &'a Vec<$t>) -> Self {
+                $from(values.as_slice())
+            }
+        }
+        impl<'a, const N: usize> From<&'a [$t; N]> for $to<'a> {
+            fn from(values: &'a [$t; N]) -> Self {
+                $from(values.as_slice())
+            }
+        }
+    )*};
+}
+pub(crate) use from_slices;
+
+from_slices!(Ids:
+    u64 => |ids| Ids(Cow::Borrowed(ids)),
+    i64 => |ids| Ids(Cow::Borrowed(bytemuck::cast_slice(ids))),
+    u32 => |ids: &[u32]| Ids(ids.iter().map(|&id| u64::from(id)).collect()),
+    // A negative id is the one that it is as an `i64`.
+    i32 => |ids: &[i32]| Ids(ids.iter().map(|&id| i64::from(id) as u64).collect()),
+);
+from_slices!(Indices: u32 => Indices::U32, i64 => Indices::I64);
+
+/// Per row, ids that are no negatives: CSR with `offsets` (B + 1) into `ids`.
+#[derive(Debug, Clone)]
+pub(crate) struct Excluded<'a> {
+    pub(crate) offsets: &'a [i64],
+    pub(crate) ids: Ids<'a>,
+}
+
+impl Excluded<'_> {
+    pub(crate) fn row(&self, row: usize) -> &[u64] {
+        &self.ids.0[self.offsets[row] as usize..self.offsets[row + 1] as usize]
+    }
+}
+
+/// Offsets of `rows` rows into so many values: they start at 0, never fall, and end with the number of values.
+pub(crate) fn check_csr(offsets: (&str, &[i64]), values: (&str, usize), rows: usize) -> Result<()> {
+    let ((name, offsets), (values_name, len)) = (offsets, values);
+    check_len(name, offsets.len(), rows + 1, "one more than there are rows")?;
+    if offsets[0] != 0 {
+        return Err(value(format!("{name}[0]"), offsets[0], "0"));
+    }
+    if let Some(row) = offsets.windows(2).position(|pair| pair[0] > pair[1]) {
+        return Err(value(format!("{name}[{}]", row + 1), offsets[row + 1], "not less than the one before"));
+    }
+    let end = offsets[rows];
+    if end as u64 != len as u64 {
+        return Err(shape(values_name, format!("{len} ids"), format!("the last offset, which is {end}")));
+    }
+    Ok(())
+}
+
+/// `why` says what the expected length is.
+pub(crate) fn check_len(argument: &str, found: usize, expected: usize, why: &str) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(shape(argument, format!("length {found}"), format!("length {expected}, {why}")))
+}
+
+pub(crate) fn check_all(argument: &str, values: &[f32], rule: &'static str, ok: impl Fn(f32) -> bool) -> Result<()> {
+    match values.iter().position(|&v| !ok(v)) {
+        Some(at) => Err(value(format!("{argument}[{at}]"), values[at], rule)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,29 @@
+//! The problem that one call solves: what it is given, what it asks for, and what it returns.
+//!
+//! ```text
+//! embeddings.rs                matrices of embeddings, borrowed and owned
+//! arrays.rs                    ids, indices, offsets, and the rules about their lengths
+//! shape.rs                     the rules about shapes, for host and device memory alike
+//! pool.rs, score_matrix.rs     candidates; which scores there are: queries against pools, less what rows exclude
+//! batch.rs, batch_builder.rs   a score matrix with each row's positive and weight: what a loss takes
+//! search.rs                    a score matrix alone: what a search takes, and its lists
+//! loss.rs, epilogue.rs         the options of a loss; from a row's statistics to its loss
+//! statistics.rs                what a call asks for, and each row's statistics with their one merge
+//! output.rs, plan.rs           losses and gradients; tiles and bytes
+//! ```
+//!
+//! Nothing here computes a score: that is [`crate::backend`]'s.
+
+pub(crate) mod arrays;
+pub(crate) mod batch;
+pub(crate) mod batch_builder;
+pub(crate) mod embeddings;
+pub(crate) mod epilogue;
+pub(crate) mod loss;
+pub(crate) mod output;
+pub(crate) mod plan;
+pub(crate) mod pool;
+pub(crate) mod score_matrix;
+pub(crate) mod search;
+pub(crate) mod shape;
+pub(crate) mod statistics;

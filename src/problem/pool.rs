@@ -1,0 +1,61 @@
+//! Candidates, with what is known about them.
+
+use super::arrays::Ids;
+use super::embeddings::Embeddings;
+use super::shape::PoolShape;
+
+/// One pool of candidates (N, D): the whole catalogue, a sampled set, the batch's own positives, a queue.
+#[derive(Debug, Clone)]
+pub struct Pool<'a> {
+    pub(crate) candidates: Embeddings<'a>,
+    pub(crate) ids: Option<Ids<'a>>,
+    pub(crate) log_q: Option<&'a [f32]>,
+    pub(crate) gradient: bool,
+}
+
+impl<'a> Pool<'a> {
+    /// A pool with no ids and no sampling probabilities, whose embeddings receive a gradient.
+    pub fn new(candidates: Embeddings<'a>) -> Self {
+        Pool { candidates, ids: None, log_q: None, gradient: true }
+    }
+
+    /// `candidate_ids` (N): candidates that carry the positive's id (accidental hits) or an id that the row excludes
+    /// are not negatives of that row.
+    pub fn ids(mut self, candidate_ids: impl Into<Ids<'a>>) -> Self {
+        self.ids = Some(candidate_ids.into());
+        self
+    }
+
+    /// `log_q` (N): natural logarithm of the probability with which each candidate is drawn, per draw. Never clipped.
+    /// An expected count n·q serves as well, except for [`Correction::CorrectedLogQ`](crate::Correction), which needs
+    /// the positive's probability itself.
+    pub fn log_q(mut self, log_q: &'a [f32]) -> Self {
+        self.log_q = Some(log_q);
+        self
+    }
+
+    /// The pool's embeddings are constants (a queue, a frozen table): no gradient is computed for them.
+    pub fn without_gradient(mut self) -> Self {
+        self.gradient = false;
+        self
+    }
+
+    pub(crate) fn ids_slice(&self) -> Option<&[u64]> {
+        self.ids.as_ref().map(|ids| &*ids.0)
+    }
+
+    pub(crate) fn shape(&self) -> PoolShape {
+        PoolShape {
+            candidates: self.candidates.shape(),
+            ids: self.ids_slice().map(<[u64]>::len),
+            log_q: self.log_q.map(<[f32]>::len),
+            gradient: self.gradient,
+        }
+    }
+}
+
+impl<'a> From<Embeddings<'a>> for Pool<'a> {
+    fn from(candidates: Embeddings<'a>) -> Self {
+        Pool::new(candidates)
+    }
+}

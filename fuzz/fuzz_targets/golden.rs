@@ -5,7 +5,7 @@ use catalog_softmax_fuzz::{files, seed};
 use libfuzzer_sys::fuzz_target;
 
 #[allow(dead_code)]
-#[path = "../../tests/common"]
+#[path = "../../testing/src"]
 mod common {
     pub mod golden;
     pub mod problem;

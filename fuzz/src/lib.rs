@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use catalog_softmax::negatives::FrequencyEstimator;
 
-#[path = "../../tests/common/forge.rs"]
+#[path = "../../testing/src/forge.rs"]
 pub mod forge;
 
 /// Writes inputs to begin with into the corpus, the first folder of the command line. Made anew each time, they follow

@@ -4,10 +4,10 @@ use super::shapes::{Device, Shape};
 
 #[derive(Default)]
 pub struct Table {
-    rows: Vec<Row>,
+    rows: Vec<TableRow>,
 }
 
-struct Row {
+struct TableRow {
     shape: Shape,
     pass: &'static str,
     name: &'static str,
@@ -16,7 +16,7 @@ struct Row {
     seconds: Vec<f64>,
 }
 
-impl Row {
+impl TableRow {
     fn median(&self) -> f64 {
         let n = self.seconds.len();
         0.5 * (self.seconds[(n - 1) / 2] + self.seconds[n / 2])
@@ -28,7 +28,7 @@ impl Table {
         // A filter on the command line leaves a function untimed.
         if !seconds.is_empty() {
             seconds.sort_by(f64::total_cmp);
-            self.rows.push(Row { shape, pass, name, matmuls, seconds });
+            self.rows.push(TableRow { shape, pass, name, matmuls, seconds });
         }
     }
 

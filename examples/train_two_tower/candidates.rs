@@ -15,7 +15,7 @@ use crate::split::Split;
 use crate::union::{ByPopularity, Union};
 
 /// What a training step gives to the loss.
-pub struct Step<'a> {
+pub struct StepInputs<'a> {
     /// (B, D), the query tower's output.
     pub queries: &'a [f32],
     /// (B) items.
@@ -33,9 +33,9 @@ pub struct Candidates<'a> {
     frequencies: Option<Frequencies<'a>>,
     random: RandomStream,
     /// The batch's targets: candidates where negatives are in-batch, else positives apart from the pools.
-    targets: Rows,
+    targets: DrawnRows,
     /// The draws of each sampler; of `full` the whole catalogue.
-    drawn: Vec<Rows>,
+    drawn: Vec<DrawnRows>,
     /// log_q of the queue's rows, for each of its pools.
     queue_log_q: Vec<Vec<f32>>,
     output: Output,
@@ -44,7 +44,7 @@ pub struct Candidates<'a> {
 
 /// Items with what a pool has of them.
 #[derive(Debug, Default)]
-struct Rows {
+struct DrawnRows {
     items: Vec<u64>,
     /// (items, D)
     embeddings: Vec<f32>,
@@ -54,7 +54,7 @@ struct Rows {
     gradient_weight: Vec<f32>,
 }
 
-impl Rows {
+impl DrawnRows {
     fn embeddings(&self, dim: usize) -> Embeddings<'_> {
         Embeddings::new(&self.embeddings, self.items.len(), dim)
     }
@@ -76,18 +76,18 @@ impl<'a> Candidates<'a> {
                 queue = Some(NegativeQueue::new(QueueOptions::new(capacity, dim, DType::F32).with_ids())?);
             }
         }
-        let catalogue = || Rows { items: (0..split.num_items() as u64).collect(), ..Rows::default() };
+        let catalogue = || DrawnRows { items: (0..split.num_items() as u64).collect(), ..DrawnRows::default() };
         Ok(Candidates {
             objective,
             drawn: match &objective.negatives {
-                Some(_) => samplers.iter().map(|_| Rows::default()).collect(),
+                Some(_) => samplers.iter().map(|_| DrawnRows::default()).collect(),
                 None => vec![catalogue()],
             },
             samplers,
             queue,
             frequencies: Frequencies::new(objective.log_q, &split.log_q)?,
             random: RandomStream::new(0, 0),
-            targets: Rows::default(),
+            targets: DrawnRows::default(),
             queue_log_q: Vec::new(),
             output: Output::default(),
             gradients: Gradients::default(),
@@ -121,7 +121,7 @@ impl<'a> Candidates<'a> {
     pub fn compute(
         &mut self,
         model: &Model,
-        step: &Step<'_>,
+        step: &StepInputs<'_>,
         backend: &mut dyn Backend<Real = f32>,
         d_items: &mut RowGradient,
     ) -> Fallible<(&Output, &Gradients)> {
@@ -131,7 +131,7 @@ impl<'a> Candidates<'a> {
     }
 
     /// The loss and its gradients by row.
-    fn score(&mut self, model: &Model, step: &Step<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
+    fn score(&mut self, model: &Model, step: &StepInputs<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
         match self.objective.negatives {
             Some(_) => self.pools(model, step, backend),
             None => self.full(model, step, backend),
@@ -139,7 +139,7 @@ impl<'a> Candidates<'a> {
     }
 
     /// Every item is a candidate, in place: candidate j is row j of the table.
-    fn full(&mut self, model: &Model, step: &Step<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
+    fn full(&mut self, model: &Model, step: &StepInputs<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
         let table = Embeddings::new(&model.items.values, model.items.rows, model.dim());
         let batch = Batch::builder(queries(model, step), Pool::new(table).ids(&self.drawn[0].items))
             .positives(step.targets)
@@ -161,7 +161,7 @@ impl<'a> Candidates<'a> {
     }
 
     /// The targets in-batch, then the drawn pools, then the queue, which has no gradient.
-    fn pools(&mut self, model: &Model, step: &Step<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
+    fn pools(&mut self, model: &Model, step: &StepInputs<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
         self.draw(model, step)?;
         self.set_log_q()?;
         let (dim, queries) = (model.dim(), queries(model, step));
@@ -195,7 +195,7 @@ impl<'a> Candidates<'a> {
     }
 
     /// Items and embeddings of the targets and of this step's draws.
-    fn draw(&mut self, model: &Model, step: &Step<'_>) -> Fallible<()> {
+    fn draw(&mut self, model: &Model, step: &StepInputs<'_>) -> Fallible<()> {
         let Candidates { samplers, random, targets, drawn, .. } = self;
         targets.items.clear();
         targets.items.extend(step.targets.iter().map(|&item| u64::from(item)));
@@ -259,7 +259,7 @@ impl<'a> Candidates<'a> {
     }
 }
 
-fn queries<'a>(model: &Model, step: &Step<'a>) -> Embeddings<'a> {
+fn queries<'a>(model: &Model, step: &StepInputs<'a>) -> Embeddings<'a> {
     Embeddings::new(step.queries, step.targets.len(), model.dim())
 }
 

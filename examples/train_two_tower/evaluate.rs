@@ -23,7 +23,7 @@ const LISTED: usize = 200;
 
 /// Means over held-out queries.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Ranking {
+pub struct RankingMetrics {
     pub recall_at_10: f64,
     pub recall_at_20: f64,
     pub recall_at_100: f64,
@@ -32,12 +32,12 @@ pub struct Ranking {
     pub mrr: f64,
 }
 
-impl Ranking {
+impl RankingMetrics {
     /// A catalogue of fewer than K items has no places past its end.
-    fn of(ranks: &evaluation::Ranking, num_items: usize) -> catalog_softmax::Result<Ranking> {
+    fn of(ranks: &evaluation::Ranking, num_items: usize) -> catalog_softmax::Result<RankingMetrics> {
         let recall = |k: usize| ranks.recall_at(k.min(num_items));
         let ndcg = |k: usize| ranks.ndcg_at(k.min(num_items));
-        Ok(Ranking {
+        Ok(RankingMetrics {
             recall_at_10: recall(10)?,
             recall_at_20: recall(20)?,
             recall_at_100: recall(100)?,
@@ -50,7 +50,7 @@ impl Ranking {
 
 /// What the users of the held-out targets are recommended: the [`TOP`] items that they had not taken.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Recommended {
+pub struct RecommendedMetrics {
     /// Training interactions of a recommended item, on average.
     pub popularity: f64,
     /// Share of the catalogue that is recommended to somebody.
@@ -110,7 +110,7 @@ pub fn rank(
     split: &Split,
     held_out: &HeldOut,
     backend: &mut dyn Backend<Real = f32>,
-) -> Fallible<Ranking> {
+) -> Fallible<RankingMetrics> {
     let mut towers = scorer.towers(split);
     let mut ranks = evaluation::Ranking::default();
     for (block, queries) in held_out.queries.chunks(BLOCK).enumerate() {
@@ -126,7 +126,7 @@ pub fn rank(
             evaluation::Ranking::in_lists(&top, &offsets, targets)?
         })?;
     }
-    Ok(Ranking::of(&ranks, split.num_items())?)
+    Ok(RankingMetrics::of(&ranks, split.num_items())?)
 }
 
 fn exact_ranks(
@@ -151,7 +151,11 @@ fn exact_ranks(
 }
 
 /// Popularity and coverage of what is recommended to the users of the test targets.
-pub fn recommended(scorer: Scorer<'_>, split: &Split, backend: &mut dyn Backend<Real = f32>) -> Fallible<Recommended> {
+pub fn recommended(
+    scorer: Scorer<'_>,
+    split: &Split,
+    backend: &mut dyn Backend<Real = f32>,
+) -> Fallible<RecommendedMetrics> {
     let mut towers = scorer.towers(split);
     let mut counts = evaluation::Recommended::new(split.num_items())?;
     for block in split.test.queries.chunks(BLOCK) {
@@ -160,7 +164,7 @@ pub fn recommended(scorer: Scorer<'_>, split: &Split, backend: &mut dyn Backend<
         counts.add(&top(embeddings, similarity, split, block, TOP, backend)?)?;
     }
     let popularity: Vec<f64> = split.popularity.iter().map(|&count| f64::from(count)).collect();
-    Ok(Recommended { popularity: counts.mean_popularity(&popularity)?, coverage: counts.coverage() })
+    Ok(RecommendedMetrics { popularity: counts.mean_popularity(&popularity)?, coverage: counts.coverage() })
 }
 
 /// Training interactions of a test target, on average: what the popularity of recommendations is to be held against.
@@ -207,7 +211,7 @@ mod tests {
         assert_eq!(ranking.mrr, 0.5);
         // Left to recommend: items 2 and 3.
         let recommended = recommended(Scorer::Popularity, &split, &mut Cpu::new()).unwrap();
-        assert_eq!(recommended, Recommended { popularity: 1.0, coverage: 0.4 });
+        assert_eq!(recommended, RecommendedMetrics { popularity: 1.0, coverage: 0.4 });
     }
 
     /// Recall@20 and NDCG@20 of several targets for each user, by hand.

@@ -150,13 +150,13 @@ pub struct Comparison {
     /// Items in the exact lists; how many of them the index's lists have, too.
     listed: usize,
     shared: usize,
-    exact: Side,
-    index: Side,
+    exact: NormalizedRows,
+    index: NormalizedRows,
 }
 
 /// One of the two ways to search.
 #[derive(Default)]
-struct Side {
+struct NormalizedRows {
     time: Duration,
     /// How many test targets are in their user's list.
     targets: usize,
@@ -229,8 +229,8 @@ impl Comparison {
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let queries = self.queries as f64;
-        let targets = |side: &Side| side.targets as f64 / self.targets.max(1) as f64;
-        let per_second = |side: &Side| queries / side.time.as_secs_f64().max(1e-9);
+        let targets = |side: &NormalizedRows| side.targets as f64 / self.targets.max(1) as f64;
+        let per_second = |side: &NormalizedRows| queries / side.time.as_secs_f64().max(1e-9);
         let (index, exact) = (&self.index, &self.exact);
         writeln!(
             f,

@@ -223,7 +223,7 @@ fn train_all<'a>(
 fn train_one(
     run: Run<'_>,
     backend: &mut dyn Backend<Real = f32>,
-) -> Fallible<(Vec<train::EpochPoint>, evaluate::Ranking, evaluate::Recommended)> {
+) -> Fallible<(Vec<train::EpochPoint>, evaluate::RankingMetrics, evaluate::RecommendedMetrics)> {
     let Run { split, options, objective, seed, .. } = run;
     let checkpoint = options.out.join(format!("{}-seed{seed}.safetensors", objective.file_stem()));
     let trained = run.train(backend, &checkpoint)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::Fallible;
-use crate::evaluate::{Ranking, Recommended};
+use crate::evaluate::{RankingMetrics, RecommendedMetrics};
 use crate::objective::Objective;
 use crate::train::{EpochPoint, best_epoch};
 
@@ -14,14 +14,14 @@ pub struct Finished<'a> {
     pub objective: &'a Objective,
     pub seed: u64,
     pub curve: Vec<EpochPoint>,
-    pub ranking: Ranking,
-    pub recommended: Recommended,
+    pub ranking: RankingMetrics,
+    pub recommended: RecommendedMetrics,
 }
 
 const COLUMNS: [&str; 8] =
     ["Recall@10", "Recall@20", "Recall@100", "NDCG@10", "NDCG@20", "MRR", "popularity", "coverage"];
 
-fn row(ranking: &Ranking, recommended: &Recommended) -> [f64; 8] {
+fn row(ranking: &RankingMetrics, recommended: &RecommendedMetrics) -> [f64; 8] {
     [
         ranking.recall_at_10,
         ranking.recall_at_20,
@@ -35,7 +35,7 @@ fn row(ranking: &Ranking, recommended: &Recommended) -> [f64; 8] {
 }
 
 /// Prints a line for each objective, averaged over seeds, and one for the baseline.
-pub fn print_table(runs: &[Finished<'_>], baseline: &(Ranking, Recommended)) {
+pub fn print_table(runs: &[Finished<'_>], baseline: &(RankingMetrics, RecommendedMetrics)) {
     let seeds = by_objective(runs).map(<[_]>::len).max().unwrap_or(0);
     let spread = if seeds > 1 { format!(", mean ± standard deviation over {seeds} seeds") } else { String::new() };
     println!("\nTest targets ranked over the whole catalogue{spread}");
@@ -104,8 +104,13 @@ fn mean_and_deviation(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
 }
 
 /// Everything in the table and the curves, one entry per run.
-pub fn write_json(path: &Path, data: &str, runs: &[Finished<'_>], baseline: &(Ranking, Recommended)) -> Fallible<()> {
-    let metrics = |ranking: &Ranking, recommended: &Recommended| -> Value {
+pub fn write_json(
+    path: &Path,
+    data: &str,
+    runs: &[Finished<'_>],
+    baseline: &(RankingMetrics, RecommendedMetrics),
+) -> Fallible<()> {
+    let metrics = |ranking: &RankingMetrics, recommended: &RecommendedMetrics| -> Value {
         COLUMNS.into_iter().zip(row(ranking, recommended)).map(|(name, x)| (name.to_string(), json!(x))).collect()
     };
     let run = |run: &Finished<'_>| {

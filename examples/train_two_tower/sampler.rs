@@ -9,13 +9,13 @@ use crate::negatives::{Sampled, Source};
 pub struct Sampler {
     distribution: Box<dyn Distribution>,
     /// Where the distribution is over ranks by falling popularity.
-    ranking: Option<Ranking>,
+    ranking: Option<PopularityRanking>,
     pub draws: usize,
 }
 
 /// A catalogue sorted by popularity, both ways.
 #[derive(Debug)]
-struct Ranking {
+struct PopularityRanking {
     item_of_rank: Vec<u32>,
     rank_of_item: Vec<u32>,
 }
@@ -32,7 +32,7 @@ impl Sampler {
                 Box::new(Unigram::new(&counts, exponent)?)
             }
         };
-        let ranking = (sampled.from == Source::LogUniform).then(|| Ranking::new(popularity));
+        let ranking = (sampled.from == Source::LogUniform).then(|| PopularityRanking::new(popularity));
         Ok(Sampler { distribution, ranking, draws: sampled.draws })
     }
 
@@ -55,14 +55,14 @@ impl Sampler {
     }
 }
 
-impl Ranking {
+impl PopularityRanking {
     /// Items of equal popularity in the order of their indices.
     fn new(popularity: &[u32]) -> Self {
         let mut item_of_rank: Vec<u32> = (0..popularity.len() as u32).collect();
         item_of_rank.sort_by_key(|&item| std::cmp::Reverse(popularity[item as usize]));
         let mut rank_of_item = vec![0; popularity.len()];
         item_of_rank.iter().zip(0..).for_each(|(&item, rank)| rank_of_item[item as usize] = rank);
-        Ranking { item_of_rank, rank_of_item }
+        PopularityRanking { item_of_rank, rank_of_item }
     }
 
     fn ranks(&self, items: &[u64]) -> Vec<u64> {

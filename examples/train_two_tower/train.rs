@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 use crate::Fallible;
-use crate::candidates::{Candidates, Step};
+use crate::candidates::{Candidates, StepInputs};
 use crate::checkpoint::{self, Checkpoint, Settings};
 use crate::evaluate::{self, Scorer};
 use crate::interrupt::Interrupted;
@@ -218,7 +218,7 @@ impl Run<'_> {
         model.queries(&histories, activations);
 
         let loss = self.objective.loss(temperature);
-        let step = Step { queries: &activations.queries, targets: &targets, excluded, loss };
+        let step = StepInputs { queries: &activations.queries, targets: &targets, excluded, loss };
         let (output, gradients) = candidates.compute(model, &step, backend, &mut gradient.items)?;
 
         model.queries_back(&histories, activations, &gradients.d_queries.values, gradient);

@@ -55,7 +55,7 @@ fn enqueue(queue: &mut NegativeQueue, rows: usize) -> bool {
     };
     let (ids, log_q) = (vec![7u64; rows], vec![-1f32; rows]);
     let pool = Pool::new(Embeddings::new(values, rows, options.dim())).ids(&ids).log_q(&log_q);
-    queue.enqueue(pool).is_ok()
+    queue.enqueue(&pool).is_ok()
 }
 
 /// Queues of each type: empty, partly full, full, and with rows that have expired.

@@ -134,15 +134,15 @@ impl<'a> Scores<'a> {
 }
 
 /// A batch in float64.
-struct Problem<'a> {
+struct WidenedBatch<'a> {
     batch: &'a Batch<'a>,
     scores: Scores<'a>,
     positive_embeddings: Option<Side>,
 }
 
-impl<'a> Problem<'a> {
+impl<'a> WidenedBatch<'a> {
     fn new(batch: &'a Batch<'a>, loss: &Loss) -> Self {
-        Problem {
+        WidenedBatch {
             batch,
             scores: Scores::new(&batch.matrix, Some(batch), loss.similarity, loss.scale()),
             positive_embeddings: match &batch.positives {
@@ -183,7 +183,7 @@ impl Stream for Reference {
         request: Request,
         statistics: &mut RowStatistics<f64>,
     ) -> Result<()> {
-        let problem = Problem::new(batch, loss);
+        let problem = WidenedBatch::new(batch, loss);
         let scores = &problem.scores;
         let (b, dim) = (batch.num_queries(), batch.dim());
         let mut expected_negative = Matrix { values: vec![0.0; b * dim], rows: b, dim };
@@ -233,7 +233,7 @@ impl Stream for Reference {
         d_positive: &[f64],
         gradients: &mut Gradients<f64>,
     ) -> Result<()> {
-        let problem = Problem::new(batch, loss);
+        let problem = WidenedBatch::new(batch, loss);
         let Some(o) = &statistics.expected_negative else { return Ok(()) };
         let scores = &problem.scores;
         let (b, dim, gamma) = (batch.num_queries(), batch.dim(), loss.scale());

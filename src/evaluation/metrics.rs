@@ -10,13 +10,13 @@ use crate::problem::statistics::RowStatistics;
 /// Places of relevant items, row by row. Metrics are means over the rows that have a relevant item; NaN where none has.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Ranking {
-    rows: Vec<Row>,
+    rows: Vec<RowPlaces>,
     /// K of the lists that the places come from; none where places are exact.
     k: Option<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct Row {
+struct RowPlaces {
     /// Places of the relevant items that are ranked, ascending, from 0.
     places: Vec<u64>,
     /// Relevant items, ranked or not.
@@ -42,7 +42,7 @@ impl Ranking {
         let rows = places.zip(scores).map(|(place, (positive, lse))| {
             // Nothing is above NaN, and NaN is above nothing.
             let places = if positive.is_nan() || lse.is_nan() { vec![] } else { vec![place] };
-            Row { places, relevant: 1 }
+            RowPlaces { places, relevant: 1 }
         });
         Ok(Ranking { rows: rows.collect(), k: None })
     }
@@ -61,7 +61,7 @@ impl Ranking {
             let mut relevant = relevant[offsets[row] as usize..offsets[row + 1] as usize].to_vec();
             relevant.sort_unstable();
             relevant.dedup();
-            Row { places: places(top.row(row), &relevant), relevant: relevant.len() }
+            RowPlaces { places: places(top.row(row), &relevant), relevant: relevant.len() }
         });
         Ok(Ranking { rows: rows.collect(), k: Some(top.k) })
     }
@@ -170,7 +170,7 @@ impl Ranking {
         }
     }
 
-    fn mean(&self, metric: impl Fn(&Row) -> f64) -> f64 {
+    fn mean(&self, metric: impl Fn(&RowPlaces) -> f64) -> f64 {
         let rows = || self.rows.iter().filter(|row| row.relevant > 0);
         sum(rows().map(metric)) / rows().count() as f64
     }
@@ -185,7 +185,7 @@ fn sum(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, |sum, value| sum + value)
 }
 
-impl Row {
+impl RowPlaces {
     /// The places before `k`.
     fn first(&self, k: usize) -> impl Iterator<Item = u64> {
         self.places.iter().copied().take_while(move |&place| place < k as u64)

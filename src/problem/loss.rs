@@ -95,7 +95,7 @@ pub struct Loss {
 
 /// Which of the arrays that a loss may need a batch has. Positives that are candidates have the log_q of these.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Given {
+pub(crate) struct GivenArrays {
     pub(crate) log_q: bool,
     pub(crate) positive_log_q: bool,
     pub(crate) separate_positives: bool,
@@ -139,7 +139,7 @@ impl Loss {
 
     /// Checks the options, and that batch and loss fit each other.
     pub(crate) fn check(&self, batch: &Batch<'_>) -> Result<()> {
-        self.check_options(&Given {
+        self.check_options(&GivenArrays {
             log_q: batch.matrix.pools.iter().any(|pool| pool.log_q.is_some()),
             positive_log_q: batch.positive_log_q.is_some(),
             separate_positives: matches!(batch.positives, Positives::Separate(_)),
@@ -164,7 +164,7 @@ impl Loss {
     }
 
     /// Options that are out of range or do not fit what a batch was given, wherever its arrays are.
-    pub(crate) fn check_options(&self, given: &Given) -> Result<()> {
+    pub(crate) fn check_options(&self, given: &GivenArrays) -> Result<()> {
         // A subnormal factor would have lost digits, and the gradients with it.
         if !(self.temperature > 0.0 && self.temperature.is_finite() && self.scale_log2().is_normal()) {
             let rule = "finite and > 0, with log2(e) / temperature a normal number of single precision";

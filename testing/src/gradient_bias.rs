@@ -194,7 +194,14 @@ impl Setup {
         Measured { error: catalogue.error(&mean), mean, standard_error: noise / count.sqrt(), noise }
     }
 
-    fn step(&self, catalogue: &Catalogue, log_q: &[Vec<f32>], loss: &Loss, cpu: &mut Cpu, rng: &mut StdRng) -> Step {
+    fn step(
+        &self,
+        catalogue: &Catalogue,
+        log_q: &[Vec<f32>],
+        loss: &Loss,
+        cpu: &mut Cpu,
+        rng: &mut StdRng,
+    ) -> DrawnStep {
         let drawn: Vec<Drawn> = self
             .pools
             .iter()
@@ -223,7 +230,7 @@ impl Setup {
             builder = builder.positive_log_q(positive_log_q);
         }
         let (_, gradients) = cpu.value_and_grad(&builder.build().expect("a valid batch"), loss).expect("fits");
-        Step { d_query: gradients.d_queries.values, d_pools: gradients.d_candidates, drawn }
+        DrawnStep { d_query: gradients.d_queries.values, d_pools: gradients.d_candidates, drawn }
     }
 
     /// How much of the full softmax's gradient the negative items get, the [`HEAD`] most popular ones and the others: the mean
@@ -305,7 +312,7 @@ impl Setup {
 }
 
 /// Gradients of a step.
-struct Step {
+struct DrawnStep {
     d_query: Vec<f32>,
     /// Of the pools in order; a queue's have none.
     d_pools: Vec<Matrix<f32>>,

@@ -28,7 +28,7 @@ fn step(objective: &Objective, model: &Model, queries: &[f32], weighted: bool, d
     let mut candidates = Candidates::new(objective, &split, model.dim()).unwrap();
     let earlier = Model::new(6, 4, 0.5, &mut StdRng::seed_from_u64(8));
     candidates.start_epoch(3, 0);
-    let step = Step { queries, targets: &TARGETS, excluded: &excluded, loss: objective.loss(0.5) };
+    let step = StepInputs { queries, targets: &TARGETS, excluded: &excluded, loss: objective.loss(0.5) };
     candidates.compute(&earlier, &step, &mut Cpu::new(), &mut RowGradient::of(&model.items)).unwrap();
     candidates.score(model, &step, &mut Cpu::new()).unwrap();
     if !weighted {
@@ -136,7 +136,8 @@ fn lse_estimates_the_sum_over_the_catalogue() {
         for step in 0..10_000 {
             // Drawn as the log has them: 1, 1, 1, 2, 2, 3, 4.
             let targets: [u32; B] = std::array::from_fn(|_| [1, 1, 1, 2, 2, 3, 4][rng.random_range(0..7)]);
-            let given = Step { queries: &queries, targets: &targets, excluded: &excluded, loss: objective.loss(0.7) };
+            let given =
+                StepInputs { queries: &queries, targets: &targets, excluded: &excluded, loss: objective.loss(0.7) };
             let (output, _) =
                 candidates.compute(&model, &given, &mut Cpu::new(), &mut RowGradient::of(&model.items)).unwrap();
             let in_batch = if objective.in_batch() { B - 1 } else { 0 };

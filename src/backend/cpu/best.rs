@@ -44,12 +44,12 @@ pub(super) fn keep_largest(keys: &mut [Key], k: usize) -> usize {
 pub(super) struct Best {
     /// Buffers of `2 k` keys, row after row.
     keys: Vec<Key>,
-    rows: Vec<Row>,
+    rows: Vec<BestOfRow>,
     k: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Row {
+struct BestOfRow {
     /// Keys in the row's buffer.
     len: usize,
     /// The k-th best score of those seen when the buffer was last full; −∞ before. Candidates come in the order of their
@@ -63,7 +63,7 @@ impl Best {
     pub(super) fn clear(&mut self, rows: usize, k: usize) {
         super::resize(&mut self.keys, rows * 2 * k);
         self.rows.clear();
-        self.rows.resize(rows, Row { len: 0, threshold: f32::NEG_INFINITY });
+        self.rows.resize(rows, BestOfRow { len: 0, threshold: f32::NEG_INFINITY });
         self.k = k;
     }
 
@@ -78,7 +78,7 @@ impl Best {
     }
 
     pub(super) fn bytes(rows: usize, k: usize) -> usize {
-        rows * (2 * k * size_of::<Key>() + size_of::<Row>())
+        rows * (2 * k * size_of::<Key>() + size_of::<BestOfRow>())
     }
 }
 
@@ -113,7 +113,7 @@ impl WithSimd for Collect<'_> {
     }
 }
 
-impl Row {
+impl BestOfRow {
     #[inline(always)]
     fn push(&mut self, keys: &mut [Key], key: Key, k: usize) {
         keys[self.len] = key;

@@ -160,7 +160,7 @@ impl Stream for Cpu {
         let Workspace { masks, queries, positives_by_candidate, coefficients, lse, scratch, .. } = &mut self.workspace;
         let job =
             TileJob { arch: self.arch, matrix, similarity: loss.similarity, scale: scale(loss), plan, masks, queries };
-        let back = tile::Back { coefficients, lse, d_positive, positives_by_candidate };
+        let back = tile::BackInputs { coefficients, lse, d_positive, positives_by_candidate };
         gradients.d_candidates.resize_with(matrix.pools.len(), Matrix::default);
         for (p, (start, pool)) in matrix.pools_with_start().enumerate() {
             let d_pool = &mut gradients.d_candidates[p];

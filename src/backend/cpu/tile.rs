@@ -141,7 +141,7 @@ pub(super) struct TileJob<'a> {
 
 /// What the stream back knows beside.
 #[derive(Clone, Copy)]
-pub(super) struct Back<'a> {
+pub(super) struct BackInputs<'a> {
     pub(super) coefficients: &'a [f32],
     pub(super) lse: &'a [f32],
     pub(super) d_positive: &'a [f64],
@@ -149,7 +149,7 @@ pub(super) struct Back<'a> {
 }
 
 /// A tile of candidates: a stretch of a pool.
-pub(super) struct Candidates<'a> {
+pub(super) struct CandidateTile<'a> {
     pool: &'a Pool<'a>,
     /// Index of the tile's first candidate over all pools.
     pub(super) start: usize,
@@ -215,12 +215,12 @@ impl<'a> TileJob<'a> {
         pool: &'a Pool<'a>,
         pool_start: usize,
         first: usize,
-        back: &Back<'_>,
+        back: &BackInputs<'_>,
         d_tile: &mut [f32],
     ) {
         let dim = self.matrix.dim();
         let range = first..first + d_tile.len() / dim;
-        let tile = Candidates { pool, start: pool_start + first, width: width(range.len()), range };
+        let tile = CandidateTile { pool, start: pool_start + first, width: width(range.len()), range };
         self.load(scratch, &tile);
         let b = self.matrix.num_queries();
         for start in (0..b).step_by(self.plan.block_b) {
@@ -238,7 +238,7 @@ impl<'a> TileJob<'a> {
     }
 
     /// Replaces a tile of similarities by coefficients: `d_lse q_ij`, 0 where masked, `d_positive` at the positive.
-    fn coefficients(&self, scratch: &mut Scratch, tile: &Candidates<'_>, rows: Range<usize>, back: &Back<'_>) {
+    fn coefficients(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>, rows: Range<usize>, back: &BackInputs<'_>) {
         let sims = &mut scratch.sims;
         let score = Score { scale: self.scale.0, bias: &scratch.bias[..tile.width] };
         self.arch.dispatch(Coefficients {
@@ -264,7 +264,7 @@ impl<'a> TileJob<'a> {
     }
 
     /// The tiles of a split, in order. Tiles do not cross pools.
-    pub(super) fn tiles(&self, split: usize) -> impl Iterator<Item = Candidates<'a>> + use<'a> {
+    pub(super) fn tiles(&self, split: usize) -> impl Iterator<Item = CandidateTile<'a>> + use<'a> {
         let (matrix, block_n) = (self.matrix, self.plan.block_n);
         let count: usize = matrix.pools.iter().map(|pool| pool.candidates.rows().div_ceil(block_n)).sum();
         let first = split * count / self.plan.splits;
@@ -273,18 +273,18 @@ impl<'a> TileJob<'a> {
             let n = pool.candidates.rows();
             (0..n).step_by(block_n).map(move |row| {
                 let range = row..(row + block_n).min(n);
-                Candidates { pool, start: start + row, width: width(range.len()), range }
+                CandidateTile { pool, start: start + row, width: width(range.len()), range }
             })
         });
         all.skip(first).take(last - first)
     }
 
-    fn ids(&self, tile: &Candidates<'a>) -> Option<&'a [u64]> {
+    fn ids(&self, tile: &CandidateTile<'a>) -> Option<&'a [u64]> {
         tile.pool.ids_slice().map(|ids| &ids[tile.range.clone()])
     }
 
     /// Brings a tile's candidates, inverse norms and biases into the scratch.
-    pub(super) fn load(&self, scratch: &mut Scratch, tile: &Candidates<'_>) {
+    pub(super) fn load(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>) {
         let (dim, len) = (self.matrix.dim(), tile.range.len());
         super::resize(&mut scratch.candidates, self.plan.block_n.max(tile.width) * dim);
         super::resize(&mut scratch.inverse_norm, self.plan.block_n);
@@ -305,7 +305,7 @@ impl<'a> TileJob<'a> {
     }
 
     /// Makes the similarities of excluded pairs −∞.
-    pub(super) fn mask(&self, scratch: &mut Scratch, tile: &Candidates<'_>, rows: Range<usize>) {
+    pub(super) fn mask(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>, rows: Range<usize>) {
         let sims = &mut scratch.sims;
         self.masks.for_each_hit(rows, tile.start, tile.range.len(), self.ids(tile), |r, column| {
             sims[r * tile.width + column] = f32::NEG_INFINITY;
@@ -313,7 +313,7 @@ impl<'a> TileJob<'a> {
     }
 
     /// `S = Q̂ Ĉᵀ` for one block of queries; padded columns become −∞, those of spoiled embeddings NaN.
-    pub(super) fn score(&self, scratch: &mut Scratch, tile: &Candidates<'_>, rows: Range<usize>) {
+    pub(super) fn score(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>, rows: Range<usize>) {
         let height = rows.len().max(MIN_HEIGHT);
         let needed = self.plan.block_b.max(MIN_HEIGHT) * self.plan.block_n.max(tile.width);
         super::resize(&mut scratch.sims, needed);

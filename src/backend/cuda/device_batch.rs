@@ -5,7 +5,7 @@ use super::problem::{Problem, ProblemPositives};
 use super::uses::Uses;
 use super::view::{DeviceEmbeddings, DeviceSlice};
 use crate::error::{Result, does_not_apply, missing, shape, value};
-use crate::problem::loss::{Given, Loss};
+use crate::problem::loss::{GivenArrays, Loss};
 
 #[derive(Debug, Clone, Copy)]
 enum Positives<'a> {
@@ -102,7 +102,7 @@ impl<'a> DeviceBatch<'a> {
     pub(super) fn checked(&self, loss: &Loss, tf32: bool, uses: &mut Uses<'a>) -> Result<Problem> {
         let have_log_q = self.search.pools[0].log_q.is_some();
         let separate = matches!(self.positives, Positives::Separate(_));
-        loss.check_options(&Given {
+        loss.check_options(&GivenArrays {
             log_q: have_log_q,
             positive_log_q: if separate { self.positive_log_q.is_some() } else { have_log_q },
             separate_positives: separate,

@@ -13,7 +13,7 @@ use super::problem::Rows;
 use super::uses::Uses;
 use super::view::{DeviceElement, DeviceEmbeddings, DeviceSlice};
 use crate::error::Result;
-use crate::negatives::queue::ring::{Ring, Rows as Copied};
+use crate::negatives::queue::ring::{CopiedRows, Ring};
 use crate::negatives::queue::{NegativeQueue, QueueOptions};
 use crate::problem::embeddings::DType;
 
@@ -225,7 +225,7 @@ impl DeviceQueue {
     }
 
     /// The kernel's arguments of one copy.
-    fn copy(&self, from: Rows, [ids, log_q]: [u64; 2], copy: Copied) -> EnqueueParams {
+    fn copy(&self, from: Rows, [ids, log_q]: [u64; 2], copy: CopiedRows) -> EnqueueParams {
         let [row_bytes, _, _] = self.options.row_bytes();
         let stride = from.stride * self.options.dtype.size();
         let source = |array: u64, bytes: usize| if array == 0 { 0 } else { array + (copy.from * bytes) as u64 };

@@ -21,7 +21,7 @@ pub(crate) struct Ring {
 
 /// Rows to copy: from row `from` of what is enqueued to slot `to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Rows {
+pub(crate) struct CopiedRows {
     pub(crate) from: usize,
     pub(crate) to: usize,
     pub(crate) rows: usize,
@@ -77,12 +77,14 @@ impl Ring {
 
     /// Makes room for `rows` rows, at least one, and says where they go, as if they came one by one: of more than
     /// `capacity`, the last `capacity` stay. The second copy has no rows where the first does not wrap around.
-    pub(crate) fn push(&mut self, rows: usize) -> [Rows; 2] {
+    pub(crate) fn push(&mut self, rows: usize) -> [CopiedRows; 2] {
         let kept = rows.min(self.capacity);
         let first = kept.min(self.capacity - self.next);
         let from = rows - kept;
-        let copies =
-            [Rows { from, to: self.next, rows: first }, Rows { from: from + first, to: 0, rows: kept - first }];
+        let copies = [
+            CopiedRows { from, to: self.next, rows: first },
+            CopiedRows { from: from + first, to: 0, rows: kept - first },
+        ];
         self.next = (self.next + kept) % self.capacity;
         let mut overwritten = (self.len() + kept).saturating_sub(self.capacity);
         while let Some(oldest) = self.runs.front_mut().filter(|_| overwritten > 0) {

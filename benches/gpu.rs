@@ -1,13 +1,15 @@
-//! The CUDA backend beside cuBLAS, timed by events on device memory: loss alone, and loss with gradients, of cosine, log_q, bf16.
+//! The CUDA backend beside cuBLAS, timed by events on device memory: loss alone, and loss with gradients, of cosine,
+//! log_q, Zipf ids, bf16.
 //!
 //! | function | what it is |
 //! |---|---|
-//! | `ours` | a step of the crate |
-//! | `naive` | matmul and softmax on materialised logits (`gpu/naive.rs`): cuBLAS and a pass for each thing to do |
+//! | `ours` | a step of the crate, with accidental hits masked by id |
+//! | `ours_without_ids` | the same where candidates have no ids: nothing is masked but each row's positive |
+//! | `naive` | matmul and softmax on materialised logits (`gpu/naive.rs`): cuBLAS and a pass for each thing to do; no masks |
 //! | `bare_matmul` | cuBLAS's matmul that writes the logits in 16 bits, and nothing else |
 //!
 //! ```text
-//! cargo bench --bench gpu                                        # lines through the target's shape; about four minutes
+//! cargo bench --bench gpu                                        # lines through the target's shape; about five minutes
 //! GPU_BENCH_SHAPES=all cargo bench --bench gpu                   # the whole grid
 //! GPU_BENCH_SHAPES=8192x1000000x256 cargo bench --bench gpu      # BxNxD, a list with commas
 //! cargo bench --bench gpu -- --test                              # one tiny shape, each function once
@@ -15,7 +17,7 @@
 //!
 //! Inputs rotate, so that none is in the L2 cache from the last call. Criterion keeps its reports; a table with rates and the
 //! share of the floor (the arithmetic alone, `gpu/shapes.rs`) comes last. Before it is timed, `naive` is held to the crate's loss
-//! and gradients. With no device nothing runs; with no cuBLAS, `ours` alone.
+//! and gradients without ids. Ids are drawn by the rule of the peers' scripts (`Ids::Zipf` of `tests/common/seeded.rs`). With no device nothing runs; with no cuBLAS, `ours` alone.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -37,7 +39,7 @@ mod table;
 
 use catalog_softmax_testing::on_device::{OnDevice, Results};
 use catalog_softmax_testing::problem::Problem;
-use catalog_softmax_testing::seeded;
+use catalog_softmax_testing::seeded::{self, Ids};
 use naive::{Library, Naive};
 use shapes::{Device, Shape};
 use table::Table;
@@ -107,11 +109,15 @@ impl Bench {
             dtype: DType::Bf16,
             similarity: Similarity::Cosine,
             temperature: TEMPERATURE,
-            ids: false,
+            ids: Ids::Zipf,
+            history: 0,
             log_q: true,
         });
-        let inputs: Vec<_> = (0..copies).map(|_| OnDevice::new(&self.stream, &problem)).collect();
-        let expected = self.ours(shape, &problem, &inputs).map_err(|error| error.to_string())?;
+        let mut inputs: Vec<_> = (0..copies).map(|_| OnDevice::new(&self.stream, &problem)).collect();
+        let mut ours = |name, inputs: &[_]| self.ours(shape, name, &problem, inputs).map_err(|error| error.to_string());
+        ours("ours", &inputs)?;
+        inputs.iter_mut().for_each(|inputs| inputs.pools[0].1 = None);
+        let expected = ours("ours_without_ids", &inputs)?;
         match library {
             Some(library) => self.naive(library, shape, &inputs, &expected).map_err(|error| format!("naive: {error}")),
             None => Ok(()),
@@ -121,6 +127,7 @@ impl Bench {
     fn ours(
         &mut self,
         shape: Shape,
+        name: &'static str,
         problem: &Problem,
         inputs: &[OnDevice],
     ) -> Result<Expected, catalog_softmax::Error> {
@@ -134,7 +141,7 @@ impl Bench {
         let expected = Expected::new(&stream, &results);
         for (pass, request) in [("loss", Request::value()), ("loss_and_gradients", Request::value_and_grad())] {
             let matmuls = if request.gradients { 4.0 } else { 1.0 };
-            self.time(shape, pass, "ours", matmuls, |call| {
+            self.time(shape, pass, name, matmuls, |call| {
                 let mut output = results.output(request);
                 cuda.step(&batches[call % batches.len()], loss, &mut output).expect("the first call went through");
             });
@@ -195,7 +202,7 @@ impl Bench {
     }
 }
 
-/// The crate's results on the first copy of the inputs.
+/// The crate's results on the first copy of the inputs, without ids: `naive` masks nothing.
 struct Expected {
     total: f64,
     d_queries: Vec<f32>,

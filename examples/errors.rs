@@ -89,7 +89,8 @@ fn of_type(args: &Args, dtype: DType) -> Result<()> {
         dtype,
         similarity: Similarity::Cosine,
         temperature: args.temperature,
-        ids: true,
+        ids: seeded::Ids::Zipf,
+        history: 0,
         log_q: true,
     });
     let expected = reference(&problem)?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release --example measure -- --backend cpu --queries 512 --candidates 100000 --dim 128 \
-//!     --mode value_and_grad --log-q --mask ids --json
+//!     --mode value_and_grad --log-q --ids zipf --json
 //! ```
 //!
 //! Inputs are seeded and made in place, or read from a golden batch (`--inputs FILE`), so that another implementation
@@ -53,9 +53,12 @@ struct Args {
     k: usize,
     #[arg(long, default_value_t = 0.05)]
     temperature: f64,
-    /// `ids`: candidates carry ids as if drawn with replacement, so most positives have accidental hits
+    /// Which of N items the candidates are; a candidate that is another row's positive item is no negative of that row
     #[arg(long, value_enum, default_value = "none")]
-    mask: Mask,
+    ids: IdsName,
+    /// Excluded ids of each row, popular items in many of them; needs --ids
+    #[arg(long, default_value_t = 0)]
+    history: u32,
     /// Subtract log_q from negatives and positive
     #[arg(long)]
     log_q: bool,
@@ -65,7 +68,7 @@ struct Args {
     /// Threads of the CPU backend; all cores where not given
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_THREADS))]
     threads: Option<u32>,
-    /// Take inputs and loss from this golden batch; shape, type, loss and mask options then do not count
+    /// Take inputs and loss from this golden batch; options of shape, type, loss and ids then do not count
     #[arg(long)]
     inputs: Option<PathBuf>,
     /// Print one line of JSON
@@ -105,9 +108,15 @@ enum Mode {
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Mask {
+enum IdsName {
+    /// No ids: nothing is masked but each row's own positive
     None,
-    Ids,
+    /// Each item once
+    Unique,
+    /// Drawn with replacement, item k with a probability of about 1 / (k + 1), as in a log of interactions
+    Zipf,
+    /// All are one item: every candidate is masked in every row
+    Equal,
 }
 
 fn main() -> ExitCode {
@@ -129,6 +138,11 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
             Golden::load(file).map(|golden| golden.problem).map_err(|e| format!("{}: {e}", file.display()))?
         }
         None => {
+            if args.history > 0 && args.ids == IdsName::None {
+                return Err(
+                    "--history is given without --ids; rule: excluded ids are compared with candidates' ids".into()
+                );
+            }
             memory::check(bytes_of(args), "this configuration", "lower --queries, --candidates or --dim")?;
             generate(args)
         }
@@ -308,7 +322,7 @@ fn bytes_of(args: &Args) -> u128 {
     let element = if args.dtype == DTypeName::F32 { 4 } else { 2 };
     let gradients = if args.mode == Mode::ValueAndGrad { 4 } else { 0 };
     // Ids, log_q and statistics take some bytes per row.
-    (b + n) * (d * (element + gradients) + 16)
+    (b + n) * (d * (element + gradients) + 16) + b * u128::from(args.history) * 8
 }
 
 /// Lowers the peak to what is resident now, so that reading the inputs' file does not count (Linux, where permitted).
@@ -333,7 +347,13 @@ fn generate(args: &Args) -> Problem {
             SimilarityName::Dot => Similarity::Dot,
         },
         temperature: args.temperature,
-        ids: args.mask == Mask::Ids,
+        ids: match args.ids {
+            IdsName::None => seeded::Ids::None,
+            IdsName::Unique => seeded::Ids::Unique,
+            IdsName::Zipf => seeded::Ids::Zipf,
+            IdsName::Equal => seeded::Ids::Equal,
+        },
+        history: args.history as usize,
         log_q: args.log_q,
     })
 }
@@ -375,7 +395,9 @@ fn json(args: &Args, problem: &Problem, measured: &Measured) -> serde_json::Valu
         "dtype": format!("{:?}", dtype(problem)).to_lowercase(),
         "similarity": format!("{:?}", problem.loss.similarity).to_lowercase(),
         "temperature": problem.loss.temperature,
-        "ids": problem.pools[0].ids.is_some(),
+        "ids": if args.inputs.is_some() { None } else { name(args.ids.to_possible_value()) },
+        "has_ids": problem.pools[0].ids.is_some(),
+        "history": problem.excluded.as_ref().map_or(0, |(_, ids)| ids.len() / problem.num_queries()),
         "log_q": problem.pools[0].log_q.is_some(),
         "threads": rayon::current_num_threads(),
         "iterations": seconds.len(),

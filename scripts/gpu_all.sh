@@ -86,7 +86,7 @@ measure() {
     local name=$1 mode=$2 dim=$3 dtype=$4
     shift 4
     report "$name" "$@" "$here/bin/measure" --backend cuda --queries "$queries" --candidates "$candidates" \
-        --dim "$dim" --dtype "$dtype" --mode "$mode" --log-q --mask ids --iterations "$iterations"
+        --dim "$dim" --dtype "$dtype" --mode "$mode" --log-q --ids zipf --iterations "$iterations"
 }
 
 gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2> /dev/null || echo 'no nvidia-smi')

@@ -4,11 +4,13 @@
 # gpu_all.sh.
 #   scripts/gpu_bundle.sh [FOLDER]        default: target/gpu-bundle
 #   CATALOG_SOFTMAX_CUDA_ARCHS            the GPU's architectures: sm_90,sm_90a (H100, H200) where not given
+#   PROFILE                               cargo's profile: release where not given; test takes what `cargo test` has built
 #   CATALOG_SOFTMAX_LINEINFO=1            line numbers of kernels, for profilers and sanitizers
 # Fails where the bundle is larger than 60 MiB.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bundle=${1:-target/gpu-bundle}
+profile=${PROFILE:-release}
 limit_mib=60
 export CATALOG_SOFTMAX_REQUIRE_NVCC=1 CATALOG_SOFTMAX_CUDA_ARCHS=${CATALOG_SOFTMAX_CUDA_ARCHS:-sm_90,sm_90a}
 
@@ -20,7 +22,7 @@ fi
 rm -rf "$bundle"
 mkdir -p "$bundle/bin" "$bundle/peers" "$bundle/wheels"
 # Name and path of each executable: a bench has the name of a test.
-cargo build --release --test gpu --bench gpu --bench softmax --example replay --example measure --example errors \
+cargo build --profile "$profile" --test gpu --bench gpu --bench softmax --example replay --example measure --example errors \
     --example train_two_tower --message-format=json-render-diagnostics | python3 -c '
 import json, sys
 for line in sys.stdin:

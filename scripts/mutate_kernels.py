@@ -9,7 +9,7 @@ test fails. Compiled kernels are kept in target/mutants/.
 
     scripts/mutate_kernels.py                     everything, as a table for docs/emulator.md
     scripts/mutate_kernels.py --anchors           only looks whether each fault has its anchor
-    scripts/mutate_kernels.py --only wide_output  faults whose name contains that
+    scripts/mutate_kernels.py --only wide_output  faults whose names begin with that
 
 Needs nvcc (NVCC, CUDA_HOME, PATH or .cuda/), cargo, and for each fault some seconds to a minute.
 """
@@ -200,14 +200,14 @@ def kind(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="faults whose name contains this")
+    parser.add_argument("--only", default="", help="faults whose names begin with this")
     parser.add_argument("--anchors", action="store_true", help="only look whether each fault has its anchor")
     parser.add_argument("--timeout", type=int, default=120, help="seconds after which a kernel counts as hung")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="faults tried at a time")
     parser.add_argument("--target", type=Path, default=ROOT / "target/emulator", help="where the emulator is built")
     arguments = parser.parse_args()
     kernels = ROOT / "kernels"
-    chosen = [fault for fault in FAULTS if arguments.only in fault.name]
+    chosen = [fault for fault in FAULTS if fault.name.startswith(arguments.only)]
     texts = [mutated((kernels / fault.file).read_text(), fault) for fault in chosen]
     if arguments.anchors:
         print(f"{len(chosen)} faults have their anchors")

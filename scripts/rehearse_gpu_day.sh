@@ -5,8 +5,10 @@
 #   scripts/rehearse_gpu_day.sh
 #   EMULATOR     runs a command with the emulated driver (emulator/scripts/run.sh)
 #   BUNDLE       a bundle with PTX that is there, in place of a new one
+#   PROFILE      cargo's profile of a new bundle: test where not given, so that what `cargo test` has built is taken
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export PROFILE=${PROFILE:-test} CUDA_EMULATOR_TARGET=${CUDA_EMULATOR_TARGET:-$PWD/target/emulator}
 emulator=$(realpath "${EMULATOR:-emulator/scripts/run.sh}")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -68,7 +70,7 @@ echo "== gpu_all.sh"
 status=0
 PATH="$work/stubs:$PATH" PYTHON="$work/stubs/python-with-torch" PYTHONNOUSERSITE=1 \
     QUERIES=40 CANDIDATES=300 DIMS="64 512" ITERATIONS=2 ERRORS_SHAPE=8x64 NCU_DIM=512 TEST_ARGS=golden:: \
-    BENCH_ARGS=--test GPU_BENCH_SHAPES=40x300x64 CUDA_EMULATOR_CC=90 \
+    BENCH_ARGS=--test GPU_BENCH_SHAPES=40x304x64 CUDA_EMULATOR_CC=90 \
     "$emulator" "$bundle/gpu_all.sh" "$out" | tee "$work/table" || status=$?
 
 # ---- what must have happened

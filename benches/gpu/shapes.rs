@@ -12,7 +12,7 @@ const CANDIDATES: [usize; 4] = [8192, 100_000, 1_000_000, 10_000_000];
 const DIMS: [usize; 5] = [64, 128, 256, 512, 1024];
 /// The target's: lines through the grid go through it.
 const TARGET: Shape = Shape { b: 8192, n: 1_000_000, d: 128 };
-/// Least seconds of loss and gradients at which a shape is left out: ten samples of each of five functions are taken.
+/// Least seconds of loss and gradients at which a shape is left out: ten samples of each of seven functions are taken.
 const LONGEST: f64 = 1.0;
 /// Measured tensor rate of an H100 and an H200 at bf16, and their exponentials a second and multiprocessor (16 a clock at 1.755 GHz).
 const TENSOR_FLOPS: f64 = 790e12;
@@ -37,9 +37,9 @@ impl Shape {
         2.0 * self.b as f64 * self.n as f64 * self.d as f64
     }
 
-    /// Bytes of queries, candidates, positives and log_q.
+    /// Bytes of queries, candidates, positives, log_q and ids.
     pub fn input_bytes(self) -> usize {
-        2 * (self.b + self.n) * self.d + 4 * (self.b + self.n)
+        2 * (self.b + self.n) * self.d + 4 * (self.b + self.n) + 8 * self.n
     }
 
     /// Seconds that the arithmetic takes at least: a matmul or the exponentials; with gradients twice two matmuls or the exponentials.

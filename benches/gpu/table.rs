@@ -34,7 +34,7 @@ impl Table {
 
     pub fn print(&self, device: &Device) {
         println!(
-            "\n{}: bf16, cosine, tau 0.05, log_q; milliseconds of a call, median, least and largest sample;",
+            "\n{}: bf16, cosine, tau 0.05, log_q, Zipf ids; milliseconds of a call, median, least and largest sample;",
             device.name
         );
         println!(

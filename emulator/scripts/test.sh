@@ -1,7 +1,7 @@
 #!/bin/sh
 # Formatting, lints and tests of the emulator. Needs nvcc, found by NVCC, CUDA_HOME or PATH.
-# CARGO_TARGET_DIR says where to build; without it, a folder in the user's cache. CLIENT=1 also tests the client, a
-# program that uses the driver through cudarc; some of its calls are in cudarc for the newest toolkits alone.
+# CARGO_TARGET_DIR says where to build; without it, a folder in the user's cache. CLIENT=0 leaves out the client, a
+# program that uses the driver through cudarc.
 set -eu
 cd "$(dirname -- "$0")/.."
 nvcc=${NVCC:-${CUDA_HOME:+$CUDA_HOME/bin/}nvcc}
@@ -9,7 +9,7 @@ command -v "$nvcc" > /dev/null || { echo "no nvcc at $nvcc: tests would pass unr
 : "${CARGO_TARGET_DIR:=${XDG_CACHE_HOME:-$HOME/.cache}/cuda-emulator}"
 export CARGO_TARGET_DIR
 packages=.
-[ "${CLIENT:-0}" = 0 ] || packages=". tests/cudarc-client"
+[ "${CLIENT:-1}" = 0 ] || packages=". tests/cudarc-client"
 for package in $packages; do
     cargo fmt --manifest-path "$package/Cargo.toml" -- --check
     cargo clippy --quiet --manifest-path "$package/Cargo.toml" --all-targets -- -D warnings

@@ -70,7 +70,7 @@ impl Device {
         data
     }
 
-    fn run(&self, kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: &[Arg]) -> Result<(), Fault> {
+    fn run(&self, kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: &[Arg]) -> Result<exec::Work, Fault> {
         let k = self.module.kernel(kernel).unwrap();
         let mut params = vec![0u8; k.param_bytes()];
         assert_eq!(k.params.len(), args.len());
@@ -94,6 +94,42 @@ enum Arg {
     Bytes(Vec<u8>),
 }
 use Arg::{I, P};
+
+/// One turn of ten through a loop of three instructions, with one before and one behind it; then some for odd lanes alone.
+const COUNTED: &str = "
+.version 7.0
+.target sm_80
+.address_size 64
+.visible .entry turns() {
+    .reg .pred %p<3>;
+    .reg .b32 %r<4>;
+    mov.u32 %r1, %tid.y;
+AGAIN:
+    add.s32 %r1, %r1, 1;
+    setp.lt.s32 %p1, %r1, 10;
+    @%p1 bra AGAIN;
+    mov.u32 %r2, %tid.x;
+    and.b32 %r3, %r2, 1;
+    setp.eq.s32 %p2, %r3, 0;
+    @%p2 bra EVEN;
+    add.s32 %r1, %r1, 1;
+    add.s32 %r1, %r1, 1;
+EVEN:
+    ret;
+}
+";
+
+#[test]
+fn instructions_are_counted_by_warp() {
+    let device = Device::of(COUNTED, Memory::new(1 << 20)).unwrap();
+    let instructions = |grid: u32, block: u32| device.run("turns", [grid, 1, 1], block, 0, &[]).unwrap().instructions;
+    // Lanes 0 and 1 of a warp part and meet again; a warp of one lane never takes the branch for odd ones.
+    let (even, odd) = (1 + 3 * 10 + 4 + 1, 2);
+    assert_eq!(instructions(1, 1), even);
+    assert_eq!(instructions(1, 32), even + odd);
+    assert_eq!(instructions(3, 64), 6 * (even + odd));
+    assert_eq!(instructions(5, 33), 5 * (even + odd + even));
+}
 
 /// Numbers in [-1, 1), the same every time.
 fn noise(n: usize, seed: u64) -> Vec<f32> {

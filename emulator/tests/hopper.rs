@@ -78,7 +78,7 @@ impl Device {
         }
         let dims =
             LaunchDims { grid: [grid, 1, 1], block: [block, 1, 1], cluster: [cluster, 1, 1], dynamic_shared: shared };
-        exec::launch(&self.memory, &self.module, kernel, dims, &params)
+        exec::launch(&self.memory, &self.module, kernel, dims, &params).map(drop)
     }
 }
 

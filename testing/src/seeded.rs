@@ -17,20 +17,34 @@ pub struct Config {
     pub dtype: DType,
     pub similarity: Similarity,
     pub temperature: f64,
-    /// Ids as if candidates were drawn with replacement: most positives have accidental hits.
-    pub ids: bool,
-    /// Around a uniform draw's, up and down by e; subtracted from negatives and positive.
+    pub ids: Ids,
+    /// Excluded ids of each row, drawn as Zipf ids are: popular items are in many rows' lists. Needs ids.
+    pub history: usize,
+    /// Subtracted from negatives and positive: for Zipf ids that of their draw, else around a uniform draw's, up and down by e.
     pub log_q: bool,
 }
 
+/// Which items the candidates are; there are as many items as candidates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ids {
+    None,
+    /// Each item once, in an order that has nothing to do with its popularity.
+    Unique,
+    /// Drawn with replacement, item k with a probability of about 1 / (k + 1): most positives have accidental hits, and few
+    /// items have most of them. benches/peers/common.py draws by the same rule.
+    Zipf,
+    /// All are the same item: nobody has a negative.
+    Equal,
+}
+
 pub fn problem(config: &Config) -> Problem {
-    let Config { queries: b, candidates: n, dim, dtype, .. } = *config;
-    let pool = PoolData {
-        candidates: embeddings(dtype, n * dim, 1),
-        ids: config.ids.then(|| random(n, 2, |rng| rng.random_range(0..n as u64))),
-        log_q: config.log_q.then(|| random(n, 3, |rng| uniform(rng) - (n as f32).ln())),
-        gradient: true,
-    };
+    let Config { queries: b, candidates: n, dim, dtype, history, .. } = *config;
+    let ids = ids(config.ids, n);
+    let log_q = config.log_q.then(|| match &ids {
+        Some(ids) if config.ids == Ids::Zipf => ids.par_iter().map(|&id| zipf_log_q(id, n)).collect(),
+        _ => random(n, 3, |rng| uniform(rng) - (n as f32).ln()),
+    });
+    let pool = PoolData { candidates: embeddings(dtype, n * dim, 1), ids, log_q, gradient: true };
     let correction = if config.log_q { Correction::LogQ } else { Correction::None };
     Problem {
         dim,
@@ -39,10 +53,42 @@ pub fn problem(config: &Config) -> Problem {
         positives: PositiveData::Index(random(b, 5, |rng| rng.random_range(0..n as u32))),
         positive_ids: None,
         positive_log_q: None,
-        excluded: None,
+        excluded: (history > 0).then(|| {
+            let offsets = (0..=b).map(|row| (row * history) as i64).collect();
+            (offsets, random(b * history, 6, |rng| zipf(rng, n)))
+        }),
         row_weight: None,
         loss: Loss::softmax(config.similarity, config.temperature).correction(correction),
     }
+}
+
+fn ids(kind: Ids, n: usize) -> Option<Vec<u64>> {
+    match kind {
+        Ids::None => None,
+        Ids::Unique => {
+            // Steps of a number that has no divisor in common with n reach each item once.
+            let step = (n as u64 * 5 / 8).max(1);
+            let step = (step..).find(|&step| gcd(step, n as u64) == 1).expect("a prime number comes");
+            Some((0..n as u64).map(|i| i * step % n as u64).collect())
+        }
+        Ids::Zipf => Some(random(n, 2, |rng| zipf(rng, n))),
+        Ids::Equal => Some(vec![0; n]),
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The logarithm of id + 1 is uniform up to that of items + 1.
+fn zipf(rng: &mut SmallRng, items: usize) -> u64 {
+    let rank = (rng.random::<f64>() * (items as f64 + 1.0).ln()).exp() as u64;
+    rank.clamp(1, items as u64) - 1
+}
+
+/// ln(ln((id + 2) / (id + 1)) / ln(items + 1)): the probability by which `zipf` draws an id.
+fn zipf_log_q(id: u64, items: usize) -> f32 {
+    ((1.0 / (id as f64 + 1.0)).ln_1p() / (items as f64 + 1.0).ln()).ln() as f32
 }
 
 /// The least and the largest log_q, where there are any.

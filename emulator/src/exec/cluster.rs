@@ -8,7 +8,7 @@ use super::warp::{Group, Registers, Warp};
 use crate::memory::{Region, View};
 use crate::races;
 use crate::{Fault, LaunchDims};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Instructions of a warp before the next one's turn.
@@ -31,6 +31,8 @@ pub struct Launch<'a> {
     pub limit: Duration,
     /// Set when some cluster has failed.
     pub stop: AtomicBool,
+    /// Instructions that warps have executed; those of a cluster are added at the end of its slice.
+    pub instructions: AtomicU64,
     /// None: warps take turns in order. Else the seed of a shuffled order with turns of random length.
     pub seed: Option<u64>,
     /// There when races are looked for: the history of global memory.
@@ -148,6 +150,13 @@ impl Cluster {
 
     /// Runs until all threads have exited or the slice is over.
     pub fn run(&mut self, l: &Launch) -> Result<Slice, Fault> {
+        let mut instructions = 0;
+        let slice = self.rounds(l, &mut instructions);
+        l.instructions.fetch_add(instructions, Relaxed);
+        slice
+    }
+
+    fn rounds(&mut self, l: &Launch, instructions: &mut u64) -> Result<Slice, Fault> {
         let mut spent = 0u64;
         let mut order = vec![];
         loop {
@@ -166,6 +175,7 @@ impl Cluster {
                 self.blocks[b].warps[i] = Some(w);
                 progress += done.map_err(|f| l.fault(f, &self.blocks[b]))? as u64;
             }
+            *instructions += progress;
             let block = self.blocks[0].index;
             let whole = |what: String| Fault {
                 kernel: l.program.name.clone(),

@@ -183,6 +183,14 @@ impl Options {
     }
 }
 
+/// What a grid has done.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Work {
+    /// PTX instructions, each counted once for a warp's lanes that executed it together, lanes whose guard was false
+    /// included, as a multiprocessor issues them. One that waits counts when it is done, not each time it is looked at.
+    pub instructions: u64,
+}
+
 /// Runs a grid as the environment says. `params` is packed by the offsets of `Kernel::params`.
 pub fn launch(
     memory: &Memory,
@@ -190,7 +198,7 @@ pub fn launch(
     kernel: &str,
     dims: LaunchDims,
     params: &[u8],
-) -> Result<(), Fault> {
+) -> Result<Work, Fault> {
     launch_with(memory, module, kernel, dims, params, Options::from_environment())
 }
 
@@ -201,7 +209,7 @@ pub fn launch_with(
     dims: LaunchDims,
     params: &[u8],
     options: Options,
-) -> Result<(), Fault> {
+) -> Result<Work, Fault> {
     let fail = |what: String| Fault {
         kernel: kernel.into(),
         what,
@@ -230,10 +238,12 @@ pub fn launch_with(
         began: Instant::now(),
         limit: Duration::from_secs(seconds),
         stop: AtomicBool::new(false),
+        instructions: AtomicU64::new(0),
         seed: options.seed,
         races: races::Global::of(options.races),
     };
-    run_all(&launch)
+    run_all(&launch)?;
+    Ok(Work { instructions: launch.instructions.load(Relaxed) })
 }
 
 /// The launch's geometry if the kernel can have it.

@@ -1,69 +1,52 @@
-// Work on queries and their positives, row by row.
+// Work on rows' positives and rejected ids, ahead of the stream.
 //
-//   gather_positives  address, inverse norm and scale of each row's positive; where it is a candidate, id and log_q too
-//   query_gradient    dq̂ = gamma (d_lse O + d_positive p̂)          dp̂ = gamma d_positive q̂
-//                     d_gamma = d_lse q̂·O + d_positive q̂·p̂
-//                     cosine: dx = (dx̂ − x̂ (x̂·dx̂)) / |x|
+//   place_positives   of each row: address, inverse norm and scale of its positive; where that is a candidate, id and log_q too;
+//                     its key into the table of rejected keys, and those of excluded ids; sums of weights by blocks of rows
 //
-// Shapes: queries (rows, dim), O (rows, dim), everything else (rows). A factor of 0 makes its product 0, whatever the other
-// side holds: a row without weight is absent.
-// Method of query_gradient: a warp for each row, lanes along the row, one pass for the dot products and one to write.
-// The order of sums depends on dim alone: bitwise reproducible. In f64, for rows are few. Bound by memory.
+// Shapes: (rows), (excluded pairs). One thread for each: blocks of rows first, then blocks of excluded pairs. One launch for each
+// pool, since a positive is of one; the first does what is not about positives.
+// Sums of weights: f64, in the order of block_sum.cuh; finish_rows.cu adds those of the blocks.
 // Tests: tests/gpu.rs, through every result.
+#include "block_sum.cuh"
 #include "fault.cuh"
+#include "key_table.cuh"
 #include "positives_params.h"
-#include "warp.cuh"
 
 namespace {
 
-__device__ __forceinline__ double times(double d, double x) { return d == 0.0 ? 0.0 : d * x; }
-
-template <typename T>
-__device__ void query_gradient(const PositivesParams& p) {
-    const uint64_t row = uint64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / WARP;
-    const uint32_t lane = threadIdx.x % WARP;
-    if (row >= p.rows) return;  // the whole warp
-    const T* q = static_cast<const T*>(p.queries) + row * p.query_stride;
-    const T* positive = static_cast<const T*>(p.addresses[row]);
-    const float* o = p.expected_negative + row * p.dim;
-    const bool cosine = p.query_inverse_norm != nullptr;
-    const float unit_q = cosine ? p.query_inverse_norm[row] : 1.0f;
-    const float unit_p = cosine ? p.positive_inverse_norm[row] : 1.0f;
-    const double d_lse = p.d_lse[row], d_positive = p.d_positive[row];
-
-    double q_o = 0.0, q_p = 0.0, q_q = 0.0, p_p = 0.0;
-    for (uint32_t k = lane; k < p.dim; k += WARP) {
-        const double qk = double(widen(q[k])) * unit_q, pk = double(widen(positive[k])) * unit_p;
-        q_o += qk * o[k];
-        q_p += qk * pk;
-        q_q += qk * qk;
-        p_p += pk * pk;
+// Row of excluded pair `index`: the last row whose offset is not past it. In bounds whatever the offsets are.
+__device__ __forceinline__ uint32_t row_of(const int64_t* offsets, uint32_t rows, int64_t index) {
+    uint32_t low = 0, high = rows;
+    while (high - low > 1) {
+        const uint32_t middle = low + (high - low) / 2;
+        if (offsets[middle] <= index) low = middle;
+        else high = middle;
     }
-    q_o = warp_sum(q_o);
-    q_p = warp_sum(q_p);
-    // 1 but for rounding; by these, gradients are orthogonal to the embeddings as they are.
-    q_q = warp_sum(q_q);
-    p_p = warp_sum(p_p);
-    // q̂·dq̂ and p̂·dp̂, each over gamma.
-    const double along_q = times(d_lse, q_o) + times(d_positive, q_p), along_p = times(d_positive, q_p);
-    if (lane == 0) p.d_gamma[row] = along_q;
-    const double project_q = q_q == 0.0 ? 0.0 : along_q / q_q, project_p = p_p == 0.0 ? 0.0 : along_p / p_p;
-    for (uint32_t k = lane; k < p.dim; k += WARP) {
-        const double qk = double(widen(q[k])) * unit_q, pk = double(widen(positive[k])) * unit_p;
-        const double d_q = times(d_lse, o[k]) + times(d_positive, pk), d_p = times(d_positive, qk);
-        p.d_queries[row * p.dim + k] = static_cast<float>(p.gamma * (cosine ? (d_q - qk * project_q) * unit_q : d_q));
-        if (p.d_positive_embeddings) {
-            const double d = cosine ? (d_p - pk * project_p) * unit_p : d_p;
-            p.d_positive_embeddings[row * p.dim + k] = static_cast<float>(p.gamma * d);
-        }
-    }
+    return low;
 }
 
-}  // namespace
+// Reports offsets that do not ascend from 0 to the number of ids.
+__device__ __forceinline__ void check_offsets(const PlacePositivesParams& p, uint32_t row) {
+    const int64_t from = p.exclude_offsets[row], to = p.exclude_offsets[row + 1];
+    if (from > to || (row == 0 && from != 0)) report_fault(p.fault, FAULT_EXCLUDE_OFFSETS, row);
+    if (row + 1 == p.rows && to != p.excluded_pairs) report_fault(p.fault, FAULT_EXCLUDE_OFFSETS, p.rows);
+}
 
-extern "C" __global__ void gather_positives(const __grid_constant__ PositivesParams p) {
-    const uint32_t row = blockIdx.x * blockDim.x + threadIdx.x;
-    if (row >= p.rows) return;
+__device__ __forceinline__ double weight(const PlacePositivesParams& p, uint32_t row) {
+    if (!p.row_weight) return 1.0;
+    if (!p.swapped_weight) return p.row_weight[row];
+    const uint32_t query = p.positives[row];
+    return p.swapped_weight[row] = query < p.rows ? p.row_weight[query] : 0.0f;
+}
+
+// Each candidate is to be the positive of one query. Of a candidate of two the one that wrote last counts, and results are not to be
+// used.
+__device__ __forceinline__ void place_query(const PlacePositivesParams& p, uint32_t row) {
+    const uint32_t positive = p.positives[row];
+    if (positive >= p.rows || atomicExch(&p.query_of[positive], row) != ~0u) report_fault(p.fault, FAULT_POSITIVES, row);
+}
+
+__device__ __forceinline__ void place_positive(const PlacePositivesParams& p, uint32_t row) {
     const uint64_t over_all = p.positives ? p.positives[row] : row;
     // A positive that is no candidate: the first candidate is in its place, of no number, so that it spoils its row.
     const bool nowhere = p.positives && over_all >= p.candidates;
@@ -73,18 +56,33 @@ extern "C" __global__ void gather_positives(const __grid_constant__ PositivesPar
     if (index >= p.count || (nowhere && p.start != 0)) return;
     const float unit = nowhere ? NAN : p.base_inverse_norm[index];
     p.addresses[row] = static_cast<const char*>(p.base) + index * p.stride * p.element_bytes;
-    p.positive_inverse_norm[row] = unit;
+    p.inverse_norm[row] = unit;
     p.terms[row] = {unit, 0.0f, 0.0f, 0.0f};
     if (p.candidate_ids) p.positive_ids[row] = p.candidate_ids[index];
     if (p.candidate_log_q) p.positive_log_q[row] = p.candidate_log_q[index];
+    if (p.keys.capacity == 0) return;
+    if (p.positives) insert_pair(p.keys, p.candidate_ids ? p.candidate_ids[index] : over_all, row);
+    else if (p.separate_ids) insert_pair(p.keys, p.separate_ids[row], row);
 }
 
-#define QUERY_GRADIENT(type, element)                                                                    \
-    extern "C" __global__ void __launch_bounds__(BLOCK_ROWS* WARP)                                        \
-        query_gradient_##type(const __grid_constant__ PositivesParams p) {                                \
-        query_gradient<element>(p);                                                                       \
-    }
+}  // namespace
 
-QUERY_GRADIENT(f16, __half)
-QUERY_GRADIENT(bf16, __nv_bfloat16)
-QUERY_GRADIENT(f32, float)
+extern "C" __global__ void __launch_bounds__(THREADS) place_positives(const __grid_constant__ PlacePositivesParams p) {
+    const uint32_t row_blocks = (p.rows + THREADS - 1) / THREADS;
+    if (blockIdx.x >= row_blocks) {
+        const uint32_t pair = (blockIdx.x - row_blocks) * THREADS + threadIdx.x;
+        if (pair < p.excluded_pairs) insert_pair(p.keys, p.exclude_ids[pair], row_of(p.exclude_offsets, p.rows, pair));
+        return;
+    }
+    const uint32_t row = blockIdx.x * THREADS + threadIdx.x;
+    const bool present = row < p.rows;
+    const double own_weight = present ? weight(p, row) : 0.0;
+    if (p.weight_sums) {
+        const double sum = block_sum(own_weight);
+        if (threadIdx.x == 0) p.weight_sums[blockIdx.x] = sum;
+    }
+    if (!present) return;
+    if (p.exclude_offsets) check_offsets(p, row);
+    if (p.query_of) place_query(p, row);
+    if (p.base) place_positive(p, row);
+}

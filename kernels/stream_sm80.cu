@@ -27,7 +27,7 @@
 //
 // Numerics: products and sums in f32. P of 16-bit types is rounded relative to the row's maximum; in f16, m is 14 less
 // where there is an output (HEADROOM in score.cuh). Sums run in the order of tiles: results are bitwise reproducible
-// and independent of the grid but for the splits, which merge.cu merges in order.
+// and independent of the grid but for the splits, which merge.cuh merges in order.
 // Cost of a tile: 2·128·64·D flops, as many again with an output; 128·64 exponentials; from L2 64·D elements, with an
 // output twice, and 128·D where X does not fit.
 // Tests: tests/gpu.rs, against the float64 reference.

@@ -2,7 +2,7 @@
 //
 //   P_xy = 2^(z_xy − m) y.factor,  m = ⌈max of z_xy over y of the tile⌉ − headroom,  sum = Σ_y of the tile 2^(z_xy − m)
 //
-//   EXPECTED   x = queries,    y = candidates          GRADIENT   x = candidates, y = queries          (terms.cu says what z and factor hold)
+//   EXPECTED   x = queries,    y = candidates          GRADIENT   x = candidates, y = queries          (terms.cuh says what z and factor hold)
 //
 // Shapes: x and y of `dim` elements, by tensor maps; P, m and sum of the launch's rows and tiles as wide_params.h says. wide_output_sm90a.cu
 // multiplies the panel with Y. Storing it costs 2 bytes a pair, to a cache that holds most of it, where computing scores again for each

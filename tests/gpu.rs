@@ -3,6 +3,8 @@
 //! With no device the tests are ignored, and the reason is printed; `REQUIRE_GPU=1` runs, and so fails, them instead. On an
 //! emulated device (its name says so) the largest is left out.
 
+#[path = "gpu/launches.rs"]
+mod launches;
 #[path = "gpu/open.rs"]
 mod open;
 #[path = "gpu/queue.rs"]
@@ -85,7 +87,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         }));
     }
     trials.extend(soundness::trials());
-    let own: [Own; 38] = [
+    let own: [Own; 40] = [
         ("small::narrow", small::narrow),
         ("small::wide", small::wide),
         ("small::portable", small::portable),
@@ -112,6 +114,14 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         (
             "a_reserved_step_allocates_nothing_and_replays_as_a_graph",
             steps::a_reserved_step_allocates_nothing_and_replays_as_a_graph,
+        ),
+        (
+            "launches::a_step_is_eight_launches_and_allocates_nothing_on_the_host",
+            launches::a_step_is_eight_launches_and_allocates_nothing_on_the_host,
+        ),
+        (
+            "launches::other_steps_allocate_nothing_on_the_host_either",
+            launches::other_steps_allocate_nothing_on_the_host_either,
         ),
         ("faults_that_only_the_device_sees_become_errors", steps::faults_that_only_the_device_sees_become_errors),
         ("views_that_do_not_fit_are_errors", steps::views_that_do_not_fit_are_errors),

@@ -255,7 +255,7 @@ void ids_are_hashed_as_on_the_host() {
     require(mix(0x9e3779b97f4a7c15ull) == 0xe220a8397b1dcdafull, "not the published finaliser");
 }
 
-// Slots that are looked at while `keys` go into a table that they fill half, as resolve.cu does it.
+// Slots that are looked at while `keys` go into a table that they fill half, as key_table.cuh does it.
 uint64_t probes(const std::vector<uint64_t>& keys) {
     const uint32_t capacity = 2 * keys.size();
     std::vector<bool> taken(capacity);

@@ -113,7 +113,7 @@ impl<'a> DeviceBatch<'a> {
         }
         let problem = self.search.problem(loss.similarity, loss.scale_log2(), tf32, uses)?;
         let b = problem.num_queries();
-        let mut array = |slice: &Option<DeviceSlice<'a, f32>>, name: &str| {
+        let mut array = |slice: &Option<DeviceSlice<'a, f32>>, name: &'static str| {
             slice.as_ref().map_or(Ok(0), |slice| slice.checked(name, b, uses))
         };
         let problem = Problem {
@@ -135,8 +135,9 @@ fn check_symmetric(batch: &DeviceBatch<'_>) -> Result<()> {
     if matches!(batch.positives, Positives::Separate(_)) {
         return Err(does_not_apply("positive_embeddings", RULE));
     }
-    let [pool] = batch.search.pools.as_slice() else {
-        return Err(shape("candidates", format!("{} pools", batch.search.pools.len()), RULE));
+    let pool = match batch.search.pools.len() {
+        1 => &batch.search.pools[0],
+        pools => return Err(shape("candidates", format!("{pools} pools"), RULE)),
     };
     if !pool.gradient {
         return Err(does_not_apply("candidates.without_gradient", "a symmetric loss has a gradient for both sides"));

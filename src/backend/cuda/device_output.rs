@@ -1,9 +1,10 @@
 //! Where a step on device memory writes.
 
-use super::passes::{Back, StatisticsOut};
+use super::few::Few;
+use super::finish::{Back, StatisticsOut, Totals, Upstream};
 use super::problem::{Problem, ProblemPositives};
 use super::uses::Uses;
-use super::view::{DeviceSlice, DeviceSliceMut};
+use super::view::{Argument, DeviceSlice, DeviceSliceMut};
 use crate::error::{Result, does_not_apply, missing, shape};
 use crate::problem::statistics::Request;
 
@@ -117,17 +118,10 @@ impl<'a> DeviceGradients<'a> {
 /// Addresses of the caller's places, where they fit.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct GivenPlaces {
-    pub(super) total: Option<u64>,
-    pub(super) loss: Option<u64>,
-    pub(super) probability: Option<u64>,
-    pub(super) lse: Option<u64>,
-    pub(super) positive: Option<u64>,
-    pub(super) num_negatives: Option<u64>,
-    pub(super) moments: Option<[u64; 2]>,
-    pub(super) rank: Option<[u64; 2]>,
-    /// By tau, and by its logarithm.
-    pub(super) temperature: [Option<u64>; 2],
-    /// Its outputs alone.
+    pub(super) totals: Totals,
+    pub(super) loss: u64,
+    pub(super) probability: u64,
+    pub(super) statistics: StatisticsOut,
     pub(super) back: Option<Back>,
 }
 
@@ -135,17 +129,23 @@ impl DeviceOutput<'_> {
     pub(super) fn checked<'u>(&'u mut self, problem: &Problem, uses: &mut Uses<'u>) -> Result<GivenPlaces> {
         let b = problem.num_queries();
         let gradients = self.gradients.as_mut().map(|gradients| gradients.checked(problem, uses)).transpose()?;
-        let (back, temperature) = gradients.map_or((None, [None; 2]), |(back, at)| (Some(back), at));
+        let (back, totals) = gradients.map_or_else(Default::default, |(back, totals)| (Some(back), totals));
+        let [expected_score, entropy] = two(&mut self.moments, ["moments[0]", "moments[1]"], b, uses)?;
+        let [above, ties] = two(&mut self.rank, ["rank[0]", "rank[1]"], b, uses)?;
         Ok(GivenPlaces {
-            total: Some(self.total.checked("total", 1, uses)?),
+            totals: Totals { total: self.total.checked("total", 1, uses)?, ..totals },
             loss: one(&mut self.loss, "loss", b, uses)?,
             probability: one(&mut self.probability, "probability", b, uses)?,
-            lse: one(&mut self.lse, "lse", b, uses)?,
-            positive: one(&mut self.positive, "positive", b, uses)?,
-            num_negatives: one(&mut self.num_negatives, "num_negatives", b, uses)?,
-            moments: two(&mut self.moments, ["moments[0]", "moments[1]"], b, uses)?,
-            rank: two(&mut self.rank, ["rank[0]", "rank[1]"], b, uses)?,
-            temperature,
+            statistics: StatisticsOut {
+                lse: one(&mut self.lse, "lse", b, uses)?,
+                positive: one(&mut self.positive, "positive", b, uses)?,
+                num_negatives: one(&mut self.num_negatives, "num_negatives", b, uses)?,
+                expected_score,
+                entropy,
+                above,
+                ties,
+                expected_negative: 0,
+            },
             back,
         })
     }
@@ -153,21 +153,21 @@ impl DeviceOutput<'_> {
 
 fn one<'u, T>(
     given: &'u mut Option<DeviceSliceMut<'_, T>>,
-    name: &str,
+    name: &'static str,
     len: usize,
     uses: &mut Uses<'u>,
-) -> Result<Option<u64>> {
-    given.as_mut().map(|slice| slice.checked(name, len, uses)).transpose()
+) -> Result<u64> {
+    given.as_mut().map_or(Ok(0), |slice| slice.checked(name, len, uses))
 }
 
 fn two<'u, T>(
     given: &'u mut Option<[DeviceSliceMut<'_, T>; 2]>,
-    names: [&str; 2],
+    names: [&'static str; 2],
     len: usize,
     uses: &mut Uses<'u>,
-) -> Result<Option<[u64; 2]>> {
-    let Some([first, second]) = given else { return Ok(None) };
-    Ok(Some([first.checked(names[0], len, uses)?, second.checked(names[1], len, uses)?]))
+) -> Result<[u64; 2]> {
+    let Some([first, second]) = given else { return Ok([0; 2]) };
+    Ok([first.checked(names[0], len, uses)?, second.checked(names[1], len, uses)?])
 }
 
 impl DeviceStatistics<'_> {
@@ -182,44 +182,38 @@ impl DeviceStatistics<'_> {
             lse: self.lse.checked("lse", b, uses)?,
             positive: self.positive.checked("positive", b, uses)?,
             num_negatives: self.num_negatives.checked("num_negatives", b, uses)?,
-            expected_negative: one(&mut self.expected_negative, "expected_negative", b * dim, uses)?.unwrap_or(0),
+            expected_negative: one(&mut self.expected_negative, "expected_negative", b * dim, uses)?,
             ..StatisticsOut::default()
         })
     }
 }
 
 impl<'a> DeviceUpstream<'a> {
-    /// The stream back's inputs.
-    pub(super) fn checked(&self, problem: &Problem, uses: &mut Uses<'a>) -> Result<Back> {
+    pub(super) fn checked(&self, problem: &Problem, uses: &mut Uses<'a>) -> Result<Upstream> {
         let (b, dim) = (problem.num_queries(), problem.dim);
-        Ok(Back {
+        Ok(Upstream {
             lse: self.lse.checked("lse", b, uses)?,
             num_negatives: self.num_negatives.checked("num_negatives", b, uses)?,
             expected_negative: self.expected_negative.checked("expected_negative", b * dim, uses)?,
             d_lse: self.d_lse.checked("d_lse", b, uses)?,
             d_positive: self.d_positive.checked("d_positive", b, uses)?,
-            ..Back::default()
         })
     }
 }
 
 impl DeviceGradients<'_> {
-    /// The stream back's outputs, and places of the temperature's gradients.
-    pub(super) fn checked<'u>(
-        &'u mut self,
-        problem: &Problem,
-        uses: &mut Uses<'u>,
-    ) -> Result<(Back, [Option<u64>; 2])> {
+    /// Gradients of embeddings, and of the temperature.
+    pub(super) fn checked<'u>(&'u mut self, problem: &Problem, uses: &mut Uses<'u>) -> Result<(Back, Totals)> {
         let elements = problem.num_queries() * problem.dim;
         let DeviceGradients { d_queries, d_candidates, d_positive_embeddings, d_temperature, d_log_temperature } = self;
         let back = Back {
             d_candidates: checked_pools(problem, d_candidates, uses)?,
             d_positive_embeddings: checked_positives(problem, d_positive_embeddings, uses)?,
             d_queries: d_queries.checked("d_queries", elements, uses)?,
-            ..Back::default()
         };
         let d_temperature = one(d_temperature, "d_temperature", 1, uses)?;
-        Ok((back, [d_temperature, one(d_log_temperature, "d_log_temperature", 1, uses)?]))
+        let d_log_temperature = one(d_log_temperature, "d_log_temperature", 1, uses)?;
+        Ok((back, Totals { total: 0, d_temperature, d_log_temperature }))
     }
 }
 
@@ -227,16 +221,16 @@ fn checked_pools<'u>(
     problem: &Problem,
     d_candidates: &'u mut [Option<DeviceSliceMut<'_, f32>>],
     uses: &mut Uses<'u>,
-) -> Result<Vec<u64>> {
+) -> Result<Few<u64, 2>> {
     if d_candidates.len() != problem.pools.len() {
         let found = format!("{} entries", d_candidates.len());
         return Err(shape("d_candidates", found, format!("one for each of {} pools", problem.pools.len())));
     }
     let pools = problem.pools.iter().zip(d_candidates).enumerate();
     let checked = pools.map(|(p, (pool, d))| {
-        let argument = format!("d_candidates[{p}]");
+        let argument = Argument::Element("d_candidates", p);
         match (pool.gradient, d) {
-            (true, Some(d)) => d.checked(&argument, pool.candidates.rows * problem.dim, uses),
+            (true, Some(d)) => d.checked(argument, pool.candidates.rows * problem.dim, uses),
             (true, None) => Err(missing(argument, "the pool has a gradient: give it a place, or without_gradient")),
             (false, Some(_)) => Err(does_not_apply(argument, "the pool is without_gradient")),
             (false, None) => Ok(0),

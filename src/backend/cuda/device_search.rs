@@ -1,8 +1,9 @@
 //! Queries, candidates and exclusions in the caller's device memory: all of a search, and what a batch begins with.
 
+use super::few::Few;
 use super::problem::{Problem, ProblemPool, ProblemPositives};
 use super::uses::Uses;
-use super::view::{DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
+use super::view::{Argument, DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
 use crate::error::{Result, does_not_apply, missing, shape};
 use crate::problem::loss::Similarity;
 use crate::problem::search::check_k;
@@ -50,14 +51,14 @@ impl<'a> DevicePool<'a> {
 #[must_use]
 pub struct DeviceSearch<'a> {
     pub(super) queries: DeviceEmbeddings<'a>,
-    pub(super) pools: Vec<DevicePool<'a>>,
+    pub(super) pools: Few<DevicePool<'a>, 2>,
     pub(super) excluded: Option<(DeviceSlice<'a, i64>, DeviceSlice<'a, u64>)>,
 }
 
 impl<'a> DeviceSearch<'a> {
     /// (B, D) queries, and candidates without log_q: a search ranks by similarity alone.
     pub fn new(queries: DeviceEmbeddings<'a>, pool: DevicePool<'a>) -> Self {
-        DeviceSearch { queries, pools: vec![pool], excluded: None }
+        DeviceSearch { queries, pools: [pool].into_iter().collect(), excluded: None }
     }
 
     /// A further pool of candidates.
@@ -133,12 +134,12 @@ impl DeviceTopK<'_> {
     }
 }
 
-fn checked_pools<'a>(search: &DeviceSearch<'a>, uses: &mut Uses<'a>) -> Result<Vec<ProblemPool>> {
+fn checked_pools<'a>(search: &DeviceSearch<'a>, uses: &mut Uses<'a>) -> Result<Few<ProblemPool, 2>> {
     let (first, mut start) = (&search.pools[0], 0);
-    let mut pools = Vec::with_capacity(search.pools.len());
+    let mut pools = Few::default();
     for (p, pool) in search.pools.iter().enumerate() {
-        let name = |field: &str| if p == 0 { field.to_owned() } else { format!("pools[{p}].{field}") };
-        let candidates = pool.candidates.checked(&name("candidates"), uses)?;
+        let name = |field: &'static str| Argument::OfPool(p, field);
+        let candidates = pool.candidates.checked(name("candidates"), uses)?;
         let (found, wanted) = (pool.candidates, search.queries);
         if (found.dim(), found.dtype()) != (wanted.dim(), wanted.dtype()) {
             let found = format!("dim {} of {:?}", found.dim(), found.dtype());
@@ -157,8 +158,8 @@ fn checked_pools<'a>(search: &DeviceSearch<'a>, uses: &mut Uses<'a>) -> Result<V
         pools.push(ProblemPool {
             candidates,
             start,
-            ids: pool.ids.map_or(Ok(0), |ids| ids.checked(&name("candidate_ids"), n, uses))?,
-            log_q: pool.log_q.map_or(Ok(0), |log_q| log_q.checked(&name("log_q"), n, uses))?,
+            ids: pool.ids.map_or(Ok(0), |ids| ids.checked(name("candidate_ids"), n, uses))?,
+            log_q: pool.log_q.map_or(Ok(0), |log_q| log_q.checked(name("log_q"), n, uses))?,
             gradient: pool.gradient,
         });
         start += n;

@@ -1,11 +1,12 @@
 //! A device with the crate's kernels loaded, and a stream on it: the only place that calls the driver.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 
-use super::image;
+use super::kernels::{ENTRIES, Kernel, Variant};
 use super::loaded::Loaded;
 use super::params::Params;
 use super::problem::Rows;
@@ -15,8 +16,7 @@ use crate::problem::embeddings::DType;
 
 /// Threads in a block of every kernel but Hopper's streams.
 pub(super) const THREADS: u32 = 256;
-const HOPPER_THREADS: u32 = 384;
-const HOPPER_PREFIX: &str = "stream_hopper_";
+pub(super) const HOPPER_THREADS: u32 = 384;
 
 /// What plans depend on.
 #[derive(Debug, Clone, Copy)]
@@ -63,49 +63,6 @@ impl Grid {
     }
 }
 
-macro_rules! names {
-    ($($image:ident: $($name:literal),* $(,)?;)*) => {
-        &[$((image::$image, &[$(($name, match CStr::from_bytes_with_nul(concat!($name, "\0").as_bytes()) {
-            Ok(name) => name,
-            Err(_) => panic!("kernel names hold no zero"),
-        })),*])),*]
-    };
-}
-
-/// The same for devices of compute capability 9.0.
-const HOPPER_KERNELS: &[(&[u8], &[Name])] = names! {
-    STATISTICS_SM90A: "stream_hopper_statistics_1_f16", "stream_hopper_statistics_1_bf16", "stream_hopper_statistics_2_f16", "stream_hopper_statistics_2_bf16", "stream_hopper_statistics_4_f16", "stream_hopper_statistics_4_bf16", "stream_hopper_bounded_1_f16", "stream_hopper_bounded_1_bf16", "stream_hopper_bounded_2_f16", "stream_hopper_bounded_2_bf16", "stream_hopper_bounded_4_f16", "stream_hopper_bounded_4_bf16";
-    OUTPUT_SM90A: "stream_hopper_expected_1_f16", "stream_hopper_expected_1_bf16", "stream_hopper_expected_2_f16", "stream_hopper_expected_2_bf16", "stream_hopper_expected_4_f16", "stream_hopper_expected_4_bf16", "stream_hopper_gradient_1_f16", "stream_hopper_gradient_1_bf16", "stream_hopper_gradient_2_f16", "stream_hopper_gradient_2_bf16", "stream_hopper_gradient_4_f16", "stream_hopper_gradient_4_bf16", "stream_hopper_bounded_expected_1_bf16", "stream_hopper_bounded_expected_2_bf16", "stream_hopper_bounded_expected_4_bf16";
-    WIDE_STATISTICS_SM90A: "stream_hopper_wide_statistics_f16", "stream_hopper_wide_statistics_bf16", "stream_hopper_wide_bounded_f16", "stream_hopper_wide_bounded_bf16";
-    WIDE_PANEL_SM90A: "stream_hopper_wide_expected_f16", "stream_hopper_wide_expected_bf16", "stream_hopper_wide_gradient_f16", "stream_hopper_wide_gradient_bf16";
-    WIDE_OUTPUT_SM90A: "stream_hopper_wide_output_f16", "stream_hopper_wide_output_bf16";
-};
-
-/// A kernel's name, and the same as the driver takes it.
-pub(super) type Name = (&'static str, &'static CStr);
-
-/// Every kernel, by the image that holds it.
-const KERNELS: &[(&[u8], &[Name])] = names! {
-    ROWS: "row_inverse_norms_f16", "row_inverse_norms_bf16", "row_inverse_norms_f32";
-    RESOLVE: "check_offsets", "clear_slots", "insert_pairs", "find_hits";
-    TERMS: "candidate_columns", "candidate_rows", "query_rows", "query_columns";
-    STREAM_SM80: "stream_statistics_f16", "stream_statistics_bf16", "stream_statistics_f32", "stream_statistics_tf32",
-        "stream_detail_f16", "stream_detail_bf16", "stream_detail_f32", "stream_detail_tf32",
-        "stream_paired_f16", "stream_paired_bf16", "stream_paired_f32", "stream_paired_tf32",
-        "stream_expected_1_f16", "stream_expected_1_bf16", "stream_expected_1_f32", "stream_expected_1_tf32",
-        "stream_expected_2_f16", "stream_expected_2_bf16", "stream_expected_2_f32", "stream_expected_2_tf32",
-        "stream_expected_4_f16", "stream_expected_4_bf16", "stream_expected_4_f32", "stream_expected_4_tf32",
-        "stream_gradient_1_f16", "stream_gradient_1_bf16", "stream_gradient_1_f32", "stream_gradient_1_tf32",
-        "stream_gradient_2_f16", "stream_gradient_2_bf16", "stream_gradient_2_f32", "stream_gradient_2_tf32",
-        "stream_gradient_4_f16", "stream_gradient_4_bf16", "stream_gradient_4_f32", "stream_gradient_4_tf32";
-    POSITIVES: "gather_positives", "query_gradient_f16", "query_gradient_bf16", "query_gradient_f32";
-    MERGE: "merge_rows", "merge_expected", "finish_gradient_f16", "finish_gradient_bf16", "finish_gradient_f32";
-    TOPK: "stream_topk_f16", "stream_topk_bf16", "stream_topk_f32", "stream_topk_tf32", "merge_topk";
-    EPILOGUE: "epilogue", "finish_temperature";
-    ENQUEUE: "enqueue_rows";
-    SYMMETRIC: "swap_positives", "swap_weights", "average_rows", "average_f32", "average_f64";
-};
-
 impl Driver {
     /// Opens a device that `probe` found, with a stream of its own.
     pub(super) fn open(ordinal: usize) -> Result<Self> {
@@ -128,13 +85,10 @@ impl Driver {
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1) as usize;
         let shared_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         // Only exactly this capability runs them.
-        let hopper = (major, minor) == (9, 0) && HOPPER_KERNELS.iter().all(|(image, _)| !image.is_empty());
+        let hopper = (major, minor) == (9, 0)
+            && ENTRIES.iter().filter(|entry| entry.is_hopper()).all(|entry| !entry.image.is_empty());
         let limits = Limits { multiprocessors, shared_bytes, hopper };
-        let mut loaded = Loaded::new(stream)?;
-        let hopper_kernels = if hopper { HOPPER_KERNELS } else { &[] };
-        for &(image, names) in KERNELS.iter().chain(hopper_kernels) {
-            loaded.load_kernels(image, names, shared_bytes)?;
-        }
+        let loaded = Loaded::new(stream, shared_bytes, hopper)?;
         let target = loaded.stream.cu_stream();
         Ok(Driver { loaded: Arc::new(loaded), target, capture_allowed: false, limits })
     }
@@ -154,7 +108,7 @@ impl Driver {
 
     /// Whether the kernels for compute capability 9.0 are used where they are there.
     pub(super) fn allow_hopper(&mut self, allow: bool) {
-        self.limits.hopper = allow && self.loaded.functions.keys().any(|name| name.starts_with(HOPPER_PREFIX));
+        self.limits.hopper = allow && self.loaded.hopper;
     }
 
     /// A matrix of 16-bit elements as the copy engine takes it: in boxes of 128 bytes of each of `box_rows` rows, swizzled as
@@ -231,12 +185,17 @@ impl Driver {
         Driver { target, ..self.clone() }
     }
 
-    pub(super) fn launch<P: Params>(&self, name: &str, grid: Grid, params: &P) -> Result<()> {
-        let Some(&function) = self.loaded.functions.get(name) else { unreachable!("{name} is in KERNELS") };
-        let threads = if name.starts_with(HOPPER_PREFIX) { HOPPER_THREADS } else { THREADS };
+    /// Kernels that were launched so far, those of graphs once, when they were captured.
+    pub(super) fn launches(&self) -> u64 {
+        self.loaded.launches.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn launch<P: Params>(&self, kernel: Kernel<P>, variant: Variant, grid: Grid, params: &P) -> Result<()> {
+        let (function, threads) = self.loaded.function(kernel, variant);
+        self.loaded.launches.fetch_add(1, Ordering::Relaxed);
         let mut params = *params;
         let mut arguments = [(&raw mut params).cast::<c_void>()];
-        // SAFETY: every kernel takes one struct by value, of which `params` is the mirror (params.rs); it lives until the
+        // SAFETY: every kernel takes one struct by value, of which `params` is the mirror (kernels.rs); it lives until the
         // driver has copied it, which it does before the call returns. That its addresses are live is passes.rs's duty.
         let launched = unsafe {
             result::launch_kernel(

@@ -3,8 +3,8 @@
 use bytemuck::NoUninit;
 
 use super::Cuda;
+use super::finish::{Back, StatisticsOut, Totals, Upstream};
 use super::memory::{Layout, Part};
-use super::passes::{Back, StatisticsOut};
 use super::problem::{Problem, ProblemPool, ProblemPositives, Rows};
 use super::workspace::Workspace;
 use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};
@@ -58,7 +58,8 @@ struct Outputs {
     d_positive: Part,
     d_queries: Part,
     d_positive_embeddings: Part,
-    d_gamma: Part,
+    /// By tau, and by its logarithm.
+    temperature: Part,
     d_candidates: Vec<Part>,
 }
 
@@ -118,7 +119,7 @@ impl Outputs {
             d_positive: layout.part_if(back, b, 8),
             d_queries: layout.part_if(back, b * dim, 4),
             d_positive_embeddings: layout.part_if(back && separate, b * dim, 4),
-            d_gamma: layout.part_if(back, b, 8),
+            temperature: layout.part_if(back, 2, 8),
             d_candidates: batch
                 .matrix
                 .pools
@@ -291,7 +292,6 @@ impl Stream for Cuda {
         let out = &memory.outputs;
         let at = |part: Part| self.arena.address(part);
         let step = self.step_of(&problem, &memory.workspace);
-        step.prepare()?;
         let results = StatisticsOut {
             lse: at(out.lse),
             positive: at(out.positive),
@@ -302,7 +302,7 @@ impl Stream for Cuda {
             ties: at(out.ties),
             expected_negative: at(out.expected_negative),
         };
-        step.statistics(request, &results)?;
+        step.statistics_alone(request, &results)?;
 
         let b = batch.num_queries();
         statistics.lse = self.down(out.lse, b)?;
@@ -348,18 +348,21 @@ impl Stream for Cuda {
         let problem = self.problem(batch, loss, &memory.inputs);
         let at = |part: Part| self.arena.address(part);
         let step = self.step_of(&problem, &memory.workspace);
-        step.prepare()?;
-        step.back(&Back {
+        let upstream = Upstream {
             lse: at(out.lse),
             num_negatives: at(out.num_negatives),
             d_lse: at(out.d_lse),
             d_positive: at(out.d_positive),
             expected_negative: at(out.expected_negative),
+        };
+        let back = Back {
             d_queries: at(out.d_queries),
             d_positive_embeddings: at(out.d_positive_embeddings),
-            d_gamma: at(out.d_gamma),
             d_candidates: out.d_candidates.iter().map(|&part| at(part)).collect(),
-        })?;
+        };
+        let temperature = at(out.temperature);
+        let totals = Totals { total: 0, d_temperature: temperature, d_log_temperature: temperature + 8 };
+        step.gradients_alone(&upstream, &back, &totals)?;
 
         let (b, dim) = (batch.num_queries(), batch.dim());
         self.down_matrix(out.d_queries, b, dim, &mut gradients.d_queries)?;
@@ -379,10 +382,9 @@ impl Stream for Cuda {
                 false => *d_pool = Matrix::default(),
             }
         }
-        let d_gamma: f64 = self.down::<f64>(out.d_gamma, b)?.iter().sum();
-        let gamma = problem.gamma();
-        gradients.d_temperature = -gamma * gamma * d_gamma;
-        gradients.d_log_temperature = -gamma * d_gamma;
+        let mut temperature = [0.0; 2];
+        self.arena.download(&self.driver, out.temperature, &mut temperature)?;
+        [gradients.d_temperature, gradients.d_log_temperature] = temperature;
         Ok(())
     }
 

@@ -52,7 +52,6 @@ macro_rules! image {
 
 image!(ROWS, "rows");
 image!(RESOLVE, "resolve");
-image!(TERMS, "terms");
 image!(STREAM_SM80, "stream_sm80");
 image!(STATISTICS_SM90A, "statistics_sm90a");
 image!(OUTPUT_SM90A, "output_sm90a");
@@ -60,9 +59,9 @@ image!(WIDE_STATISTICS_SM90A, "wide_statistics_sm90a");
 image!(WIDE_PANEL_SM90A, "wide_panel_sm90a");
 image!(WIDE_OUTPUT_SM90A, "wide_output_sm90a");
 image!(POSITIVES, "positives");
-image!(MERGE, "merge");
+image!(FINISH_ROWS, "finish_rows");
+image!(FINISH_GRADIENT, "finish_gradient");
 image!(TOPK, "topk");
-image!(EPILOGUE, "epilogue");
 image!(ENQUEUE, "enqueue");
 image!(SYMMETRIC, "symmetric");
 

@@ -1,12 +1,13 @@
 //! The kernels, loaded into the context of a backend's stream.
 
-use std::collections::HashMap;
-use std::ffi::c_void;
+use std::ffi::{CString, c_void};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use cudarc::driver::{CudaStream, result, sys};
 
-use super::driver::Name;
+use super::driver::{HOPPER_THREADS, THREADS};
+use super::kernels::{ELEMENTS, ENTRIES, Kernel, Variant, WIDTHS};
 use super::stream::{Event, bind, checked, synchronize};
 use crate::error::Result;
 
@@ -16,7 +17,12 @@ pub(super) struct Loaded {
     /// Orders the backend's stream and others. Before the stream, whose context it is dropped in.
     pub(super) event: Event,
     pub(super) stream: Arc<CudaStream>,
-    pub(super) functions: HashMap<&'static str, sys::CUfunction>,
+    /// By place in `ENTRIES`: a kernel's variants, null where there is none, and the threads of its blocks.
+    functions: Vec<([[sys::CUfunction; ELEMENTS.len()]; WIDTHS.len()], u32)>,
+    /// Whether those for compute capability 9.0 are among them.
+    pub(super) hopper: bool,
+    /// How often kernels were launched.
+    pub(super) launches: AtomicU64,
     modules: Vec<sys::CUmodule>,
 }
 
@@ -26,30 +32,59 @@ unsafe impl Send for Loaded {}
 unsafe impl Sync for Loaded {}
 
 impl Loaded {
-    pub(super) fn new(stream: Arc<CudaStream>) -> Result<Self> {
+    /// Loads all kernels, those for compute capability 9.0 where `hopper`.
+    pub(super) fn new(stream: Arc<CudaStream>, shared_bytes: usize, hopper: bool) -> Result<Self> {
         bind(stream.context())?;
-        let event = Event::new()?;
-        Ok(Loaded { event, stream, functions: HashMap::new(), modules: Vec::new() })
+        let (event, launches) = (Event::new()?, AtomicU64::new(0));
+        let mut loaded = Loaded { event, stream, functions: Vec::new(), hopper, launches, modules: Vec::new() };
+        let mut image: &[u8] = &[];
+        for entry in ENTRIES {
+            let threads = if entry.is_hopper() { HOPPER_THREADS } else { THREADS };
+            let mut variants = [[std::ptr::null_mut(); ELEMENTS.len()]; WIDTHS.len()];
+            if hopper || !entry.is_hopper() {
+                if !std::ptr::eq(image, entry.image) {
+                    image = entry.image;
+                    loaded.load(image)?;
+                }
+                for (variant, name) in entry.variants() {
+                    variants[variant.width][variant.element] = loaded.find(name, shared_bytes)?;
+                }
+            }
+            loaded.functions.push((variants, threads));
+        }
+        Ok(loaded)
     }
 
-    pub(super) fn load_kernels(&mut self, image: &'static [u8], names: &[Name], shared_bytes: usize) -> Result<()> {
+    /// A kernel's variant, and the threads of its blocks.
+    pub(super) fn function<P>(&self, kernel: Kernel<P>, variant: Variant) -> (sys::CUfunction, u32) {
+        let (variants, threads) = &self.functions[kernel.place];
+        let function = variants[variant.width][variant.element];
+        assert!(!function.is_null(), "{} has no {variant:?} here", ENTRIES[kernel.place].name);
+        (function, *threads)
+    }
+
+    fn load(&mut self, image: &'static [u8]) -> Result<()> {
         // SAFETY: a fat binary that nvcc made, aligned, and in the executable for ever.
         let loaded = unsafe { result::module::load_data(image.as_ptr().cast::<c_void>()) };
-        let module = checked("cuModuleLoadData", loaded)?;
-        self.modules.push(module);
-        for &(name, c_name) in names {
-            // SAFETY: the module was just loaded and stays so as long as `self`.
-            let found = unsafe { result::module::get_function(module, c_name.to_owned()) };
-            let function = checked("cuModuleGetFunction", found)?;
-            if name.starts_with("stream_") {
-                let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                // SAFETY: the function is valid, and the value is what the device reports as its limit.
-                let set = unsafe { result::function::set_function_attribute(function, attribute, shared_bytes as i32) };
-                checked("cuFuncSetAttribute", set)?;
-            }
-            self.functions.insert(name, function);
-        }
+        self.modules.push(checked("cuModuleLoadData", loaded)?);
         Ok(())
+    }
+
+    /// A kernel of the module that was loaded last.
+    fn find(&self, name: String, shared_bytes: usize) -> Result<sys::CUfunction> {
+        let Some(&module) = self.modules.last() else { unreachable!("an image comes before its kernels") };
+        let streams = name.starts_with("stream_");
+        let name = CString::new(name).unwrap_or_default();
+        // SAFETY: the module was just loaded and stays so as long as `self`.
+        let found = unsafe { result::module::get_function(module, name) };
+        let function = checked("cuModuleGetFunction", found)?;
+        if streams {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is valid, and the value is what the device reports as its limit.
+            let set = unsafe { result::function::set_function_attribute(function, attribute, shared_bytes as i32) };
+            checked("cuFuncSetAttribute", set)?;
+        }
+        Ok(function)
     }
 }
 

@@ -1,11 +1,11 @@
 //! The CUDA backend: tensor-core streams for compute capability 8.0 and later, and others for 9.0.
 //!
 //! ```text
-//! probe.rs → driver.rs   a device that can be used; loaded.rs its kernels, stream.rs its stream
+//! probe.rs → driver.rs   a device that can be used; kernels.rs lists its kernels, loaded.rs has them; stream.rs its stream
 //! problem.rs             a batch as device addresses
 //! tiling.rs, workspace.rs, memory.rs
 //!                        how it is cut, and what memory that takes, before anything is allocated
-//! passes.rs, wide.rs     the passes as launches; params.rs mirrors the kernels' arguments
+//! passes.rs              the passes as launches: prepare.rs, finish.rs, wide.rs; params.rs mirrors the kernels' arguments
 //! host.rs                batches in host memory: upload, passes, download
 //! device_memory.rs, view.rs, device_search.rs, device_batch.rs, device_output.rs, step.rs
 //!                        batches in the caller's device memory: checks, passes; fault.rs: what only the device sees
@@ -21,13 +21,17 @@ mod device_output;
 mod device_search;
 mod driver;
 mod fault;
+mod few;
+mod finish;
 mod graph;
 mod host;
 mod image;
+mod kernels;
 mod loaded;
 mod memory;
 mod params;
 mod passes;
+mod prepare;
 mod probe;
 mod problem;
 mod queue;
@@ -58,6 +62,7 @@ use driver::Driver;
 use fault::FaultRecord;
 use memory::Arena;
 use passes::Step;
+use prepare::Swap;
 use problem::Problem;
 use workspace::Workspace;
 
@@ -143,7 +148,14 @@ impl Cuda {
     }
 
     fn step_of<'a>(&'a self, problem: &'a Problem, workspace: &'a Workspace) -> Step<'a> {
-        Step { driver: &self.driver, arena: &self.arena, problem, workspace, fault: self.fault.address() }
+        let (driver, arena, fault) = (&self.driver, &self.arena, self.fault.address());
+        Step { driver, arena, problem, workspace, fault, swap: Swap::default() }
+    }
+
+    /// Kernels that this backend has launched so far, those of graphs once, when they were captured. For tests.
+    #[doc(hidden)]
+    pub fn launches(&self) -> u64 {
+        self.driver.launches()
     }
 
     /// Bytes of device memory that this backend holds now: those of the largest step so far, as its plan said, and

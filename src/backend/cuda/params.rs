@@ -16,61 +16,76 @@ macro_rules! params {
     };
 }
 
+/// Values of `RowSet::output_factor`.
+pub(super) const OUTPUT_PLAIN: u32 = 1;
+pub(super) const OUTPUT_FOLDED: u32 = 2;
+
 params!(
-    /// `params.h`
-    RowInverseNormsParams, 48, { embeddings: u64, inverse_norm: u64, rows: u64, dim: u64, stride: u64, cosine: u64 }
+    /// `key_table_params.h`
+    KeyTable, 5 * 8, { keys: u64, first: u64, last: u64, rows: u64, capacity: u64 }
 );
 
 params!(
-    /// `resolve_params.h`
-    ResolveParams, 13 * 8 + 4 * 4, {
-        positive_ids: u64,
-        positives: u64,
-        exclude_offsets: u64,
-        exclude_ids: u64,
-        slot_keys: u64,
-        slot_first: u64,
-        slot_last: u64,
-        rows_of_keys: u64,
-        candidate_ids: u64,
-        hits: u64,
-        fault: u64,
-        candidates: u64,
-        candidate_start: u64,
-        rows: u32,
-        positive_pairs: u32,
-        excluded_pairs: u32,
-        capacity: u32,
+    /// `rows_params.h`
+    RowSet, 9 * 8 + 4 * 4, {
+        embeddings: u64,
+        log_q: u64,
+        inverse_norm: u64,
+        row_terms: u64,
+        columns: u64,
+        output_columns: u64,
+        rows: u64,
+        stride: u64,
+        start: u64,
+        scale: f32,
+        shift: f32,
+        output_shift: f32,
+        output_factor: u32,
     }
 );
 
 params!(
-    /// `terms_params.h`
-    TermsParams, 13 * 8 + 4 * 4, {
-        inverse_norm: u64,
-        log_q: u64,
-        lse: u64,
-        num_negatives: u64,
-        d_lse: u64,
-        d_positive: u64,
+    /// `rows_params.h`
+    PrepareRowsParams, 3 * 88 + 40 + 3 * 8, { sets: [RowSet; 3], keys: KeyTable, fault: u64, dim: u64, cosine: u64 }
+);
+
+params!(
+    /// `positives_params.h`
+    PlacePositivesParams, 17 * 8 + 40 + 5 * 8 + 4 * 4, {
+        base: u64,
+        base_inverse_norm: u64,
         positives: u64,
-        row_terms: u64,
-        columns: u64,
-        positive_terms: u64,
+        candidate_ids: u64,
+        candidate_log_q: u64,
+        separate_ids: u64,
+        addresses: u64,
+        inverse_norm: u64,
+        terms: u64,
+        positive_ids: u64,
+        positive_log_q: u64,
+        exclude_offsets: u64,
+        exclude_ids: u64,
+        row_weight: u64,
+        weight_sums: u64,
+        query_of: u64,
+        swapped_weight: u64,
+        keys: KeyTable,
         fault: u64,
-        rows: u64,
+        stride: u64,
         start: u64,
-        scale: f32,
-        output_factor: u32,
-        shift: f32,
+        count: u64,
+        candidates: u64,
+        rows: u32,
+        excluded_pairs: u32,
+        element_bytes: u32,
         padding: u32,
     }
 );
 
-/// Values of `TermsParams::output_factor`.
-pub(super) const OUTPUT_NONE: u32 = 0;
-pub(super) const OUTPUT_PLAIN: u32 = 1;
-pub(super) const OUTPUT_FOLDED: u32 = 2;
+params!(
+    /// `resolve_params.h`
+    FindHitsParams, 40 + 4 * 8, { keys: KeyTable, candidate_ids: u64, hits: u64, candidates: u64, start: u64 }
+);
 
 params!(
     /// `stream_params.h`
@@ -168,11 +183,14 @@ const _: () = assert!(size_of::<WideParams>() == 640);
 impl Params for WideParams {}
 
 params!(
-    /// `merge_params.h`
-    MergeRowsParams, 18 * 8, {
-        max: u64,
-        sum: u64,
-        masked: u64,
+    /// `finish_rows_params.h`
+    Splits, 4 * 8, { max: u64, sum: u64, masked: u64, count: u64 }
+);
+
+params!(
+    /// `finish_rows_params.h`
+    StatisticsParams, 136, {
+        splits: Splits,
         sum_score: u64,
         sum_z: u64,
         above: u64,
@@ -185,104 +203,118 @@ params!(
         entropy: u64,
         ranked_above: u64,
         ranked_ties: u64,
-        rows: u64,
         candidates: u64,
-        splits: u64,
     }
 );
 
 params!(
-    /// `merge_params.h`
-    MergeParams, 10 * 8 + 4 * 4, {
-        max: u64,
-        sum: u64,
-        masked: u64,
-        output: u64,
-        result: u64,
-        x: u64,
-        inverse_norm: u64,
-        x_stride: u64,
-        rows: u64,
-        candidates: u64,
-        dim: u32,
-        splits: u32,
-        gamma: f32,
-        padding: u32,
-    }
+    /// `finish_rows_params.h`
+    ExpectedParams, 48, { splits: Splits, output: u64, expected_negative: u64 }
 );
 
 params!(
-    /// `positives_params.h`
-    PositivesParams, 24 * 8 + 4 * 4, {
-        base: u64,
-        positives: u64,
-        base_inverse_norm: u64,
-        candidate_ids: u64,
-        candidate_log_q: u64,
-        positive_ids: u64,
-        positive_log_q: u64,
-        fault: u64,
-        addresses: u64,
-        positive_inverse_norm: u64,
-        terms: u64,
-        queries: u64,
-        query_inverse_norm: u64,
-        expected_negative: u64,
-        d_lse: u64,
-        d_positive: u64,
-        d_queries: u64,
-        d_positive_embeddings: u64,
-        d_gamma: u64,
-        stride: u64,
-        query_stride: u64,
-        start: u64,
-        count: u64,
-        candidates: u64,
-        rows: u32,
-        dim: u32,
-        element_bytes: u32,
-        gamma: f32,
-    }
-);
-
-params!(
-    /// `epilogue_params.h`
-    EpilogueParams, 16 * 8 + 2 * 4, {
-        lse: u64,
-        positive: u64,
-        num_negatives: u64,
-        positive_log_q: u64,
-        row_weight: u64,
+    /// `finish_rows_params.h`
+    EpilogueParams, 72, {
+        block_losses: u64,
         loss: u64,
         probability: u64,
-        d_lse: u64,
-        d_positive: u64,
-        total: u64,
-        d_gamma: u64,
-        d_temperature: u64,
-        d_log_temperature: u64,
+        positive_log_q: u64,
+        row_weight: u64,
+        weight_sums: u64,
+        weight_blocks: u64,
         fault: u64,
-        rows: u64,
-        gamma: f64,
         correction: u32,
         reduction: u32,
     }
 );
 
 params!(
-    /// `symmetric_params.h`
-    SymmetricParams, 13 * 8, {
+    /// `finish_rows_params.h`
+    QueryGradientParams, 136, {
+        lse: u64,
+        num_negatives: u64,
+        d_lse: u64,
+        d_positive: u64,
+        queries: u64,
+        query_inverse_norm: u64,
+        positive_addresses: u64,
+        positive_inverse_norm: u64,
         positives: u64,
-        query_of: u64,
-        row_weight: u64,
-        swapped_weight: u64,
-        fault: u64,
+        d_queries: u64,
+        d_positive_embeddings: u64,
+        columns: u64,
+        positive_terms: u64,
+        block_d_gamma: u64,
+        query_stride: u64,
+        gamma: f32,
+        scale: f32,
+        cosine: u32,
+        padding: u32,
+    }
+);
+
+params!(
+    /// `finish_rows_params.h`
+    FinishRowsParams, 136 + 48 + 72 + 136 + 16, {
+        statistics: StatisticsParams,
+        expected: ExpectedParams,
+        epilogue: EpilogueParams,
+        gradient: QueryGradientParams,
+        rows: u64,
+        dim: u32,
+        block_rows: u32,
+    }
+);
+
+params!(
+    /// `finish_gradient_params.h`
+    TotalsParams, 7 * 8, {
+        block_losses: u64,
+        block_d_gamma: u64,
+        total: u64,
+        d_temperature: u64,
+        d_log_temperature: u64,
+        blocks: u64,
+        gamma: f64,
+    }
+);
+
+params!(
+    /// `finish_gradient_params.h`
+    FinishGradientParams, 7 * 8 + 4 * 4 + 56, {
+        max: u64,
+        output: u64,
+        result: u64,
+        x: u64,
+        inverse_norm: u64,
+        x_stride: u64,
+        rows: u64,
+        dim: u32,
+        splits: u32,
+        gamma: f32,
+        padding: u32,
+        totals: TotalsParams,
+    }
+);
+
+params!(
+    /// `symmetric_params.h`
+    SymmetricParams, 17 * 8, {
+        positives: u64,
         loss: u64,
-        probability: u64,
         swapped_loss: u64,
+        probability: u64,
         swapped_probability: u64,
-        values: u64,
-        swapped_values: u64,
+        d_queries: u64,
+        swapped_d_candidates: u64,
+        d_candidates: u64,
+        swapped_d_queries: u64,
+        total: u64,
+        swapped_total: u64,
+        d_temperature: u64,
+        swapped_d_temperature: u64,
+        d_log_temperature: u64,
+        swapped_d_log_temperature: u64,
         rows: u64,
         count: u64,
     }

@@ -1,5 +1,7 @@
 //! A batch in device memory: what the passes stream, as addresses and sizes.
 
+use super::few::Few;
+use super::kernels::Variant;
 use crate::error::{Result, shape};
 use crate::problem::embeddings::DType;
 
@@ -53,7 +55,7 @@ pub(super) struct Problem {
     /// `log2(e) / temperature`, as the kernels apply it.
     pub(super) scale: f32,
     pub(super) queries: Rows,
-    pub(super) pools: Vec<ProblemPool>,
+    pub(super) pools: Few<ProblemPool, 2>,
     pub(super) positives: ProblemPositives,
     /// Of separate positives: (B) each.
     pub(super) positive_ids: u64,
@@ -75,19 +77,14 @@ impl Problem {
         self.pools.iter().map(|pool| pool.candidates.rows).sum()
     }
 
-    /// Name of a kernel that is there for each element type.
-    pub(super) fn typed(&self, kernel: &str) -> String {
-        let dtype = match self.dtype {
-            DType::F32 => "f32",
-            DType::F16 => "f16",
-            DType::Bf16 => "bf16",
-        };
-        format!("{kernel}_{dtype}")
+    /// The variant of a kernel that reads embeddings.
+    pub(super) fn typed(&self) -> Variant {
+        Variant::of(self.dtype)
     }
 
     /// The same for the streaming kernels, which have one for tf32 products.
-    pub(super) fn stream_typed(&self, kernel: &str) -> String {
-        if self.tf32 && self.dtype == DType::F32 { format!("{kernel}_tf32") } else { self.typed(kernel) }
+    pub(super) fn stream_typed(&self) -> Variant {
+        if self.tf32 && self.dtype == DType::F32 { Variant::TF32 } else { self.typed() }
     }
 
     /// 1 / temperature in natural units, as the rounded `scale` has it: rounding it is then a tiny change of the temperature
@@ -154,7 +151,7 @@ mod tests {
             cosine: true,
             scale: 1.0,
             queries: Rows { rows, ..queries },
-            pools: Vec::new(),
+            pools: Few::default(),
             positives: ProblemPositives::Index(16),
             positive_ids: 0,
             positive_log_q: 0,

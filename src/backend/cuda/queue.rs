@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use super::Cuda;
 use super::device_search::DevicePool;
 use super::driver::{Driver, Grid};
+use super::kernels::{ENQUEUE_ROWS, Variant};
 use super::memory::{Arena, Layout, Part};
 use super::params::Params;
 use super::problem::Rows;
@@ -213,9 +214,9 @@ impl DeviceQueue {
         let log_q = log_q.map_or(Ok(0), |log_q| log_q.checked("log_q", from.rows, &mut uses))?;
         uses.start()?;
         let copies = self.ring.push(from.rows).into_iter().filter(|copy| copy.rows > 0);
-        let submitted = copies
-            .map(|copy| self.copy(from, [ids, log_q], copy))
-            .try_for_each(|params| cuda.driver.launch("enqueue_rows", Grid::warps(params.rows as usize), &params));
+        let submitted = copies.map(|copy| self.copy(from, [ids, log_q], copy)).try_for_each(|params| {
+            cuda.driver.launch(ENQUEUE_ROWS, Variant::ONLY, Grid::warps(params.rows as usize), &params)
+        });
         let queued = uses.finish(submitted);
         if queued.is_err() {
             // Some rows are there and some are not.
@@ -254,7 +255,7 @@ impl DeviceQueue {
 /// `kernels/enqueue_params.h`
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct EnqueueParams {
+pub(super) struct EnqueueParams {
     from: u64,
     to: u64,
     ids: u64,

@@ -4,12 +4,15 @@ use super::Cuda;
 use super::device_batch::DeviceBatch;
 use super::device_output::{DeviceGradients, DeviceOutput, DeviceStatistics, DeviceUpstream, GivenPlaces};
 use super::driver::Grid;
-use super::memory::{Arena, Layout, Part};
+use super::finish::{Back, LossOut, StatisticsOut, Totals};
+use super::kernels::{AVERAGE_DIRECTIONS, Variant};
+use super::memory::{Layout, Part};
 use super::params::{
-    CORRECTION_CORRECTED, CORRECTION_LOG_Q, CORRECTION_NONE, EpilogueParams, REDUCTION_MEAN, REDUCTION_SUM,
-    REDUCTION_WEIGHTED_MEAN, SymmetricParams,
+    CORRECTION_CORRECTED, CORRECTION_LOG_Q, CORRECTION_NONE, REDUCTION_MEAN, REDUCTION_SUM, REDUCTION_WEIGHTED_MEAN,
+    SymmetricParams,
 };
-use super::passes::{Back, StatisticsOut};
+use super::passes::Step;
+use super::prepare::Swap;
 use super::problem::{Problem, ProblemPool, ProblemPositives};
 use super::uses::Uses;
 use super::workspace::Workspace;
@@ -18,79 +21,24 @@ use crate::problem::loss::{Correction, Loss, Reduction};
 use crate::problem::plan::Plan;
 use crate::problem::statistics::Request;
 
-/// Row results that a step needs in the workspace where the caller wants none of them.
-#[derive(Debug)]
-struct Rows {
-    f64s: [Part; 8],
-    num_negatives: Part,
-    ranks: [Part; 2],
-    expected_negative: Part,
-    d_gamma: Part,
-    scalars: Part,
-}
-
-/// Addresses of everything that one direction of a step writes.
+/// Addresses of everything that one direction of a step writes beside gradients.
 #[derive(Debug)]
 struct Places {
     statistics: StatisticsOut,
-    loss: u64,
-    probability: u64,
-    total: u64,
-    d_lse: u64,
-    d_positive: u64,
-    d_gamma: u64,
-    d_temperature: u64,
-    d_log_temperature: u64,
-}
-
-impl Rows {
-    fn lay_out(layout: &mut Layout, b: usize, dim: usize, request: Request) -> Self {
-        let detail = request.moments || request.rank;
-        Rows {
-            f64s: std::array::from_fn(|_| layout.part(b, 8)),
-            num_negatives: layout.part(b, 8),
-            ranks: std::array::from_fn(|_| layout.part_if(detail, b, 8)),
-            expected_negative: layout.part_if(request.gradients, b * dim, 4),
-            d_gamma: layout.part_if(request.gradients, b, 8),
-            scalars: layout.part(3, 8),
-        }
-    }
-
-    /// The caller's places, and the workspace's for what the caller does not want.
-    fn places(&self, arena: &Arena, given: &GivenPlaces) -> Places {
-        let at = |part: Part| arena.address(part);
-        let [lse, positive, loss, probability, expected_score, entropy, d_lse, d_positive] = self.f64s.map(at);
-        let scalars = at(self.scalars);
-        Places {
-            statistics: StatisticsOut {
-                lse: given.lse.unwrap_or(lse),
-                positive: given.positive.unwrap_or(positive),
-                num_negatives: given.num_negatives.unwrap_or_else(|| at(self.num_negatives)),
-                expected_score: given.moments.map_or(expected_score, |moments| moments[0]),
-                entropy: given.moments.map_or(entropy, |moments| moments[1]),
-                above: given.rank.map_or_else(|| at(self.ranks[0]), |rank| rank[0]),
-                ties: given.rank.map_or_else(|| at(self.ranks[1]), |rank| rank[1]),
-                expected_negative: at(self.expected_negative),
-            },
-            loss: given.loss.unwrap_or(loss),
-            probability: given.probability.unwrap_or(probability),
-            total: given.total.unwrap_or(scalars),
-            d_lse,
-            d_positive,
-            d_gamma: at(self.d_gamma),
-            d_temperature: given.temperature[0].unwrap_or(scalars + 8),
-            d_log_temperature: given.temperature[1].unwrap_or(scalars + 16),
-        }
-    }
+    loss: LossOut,
+    totals: Totals,
 }
 
 /// What the swapped direction of a symmetric loss needs.
 #[derive(Debug)]
 struct Swapped {
-    rows: Rows,
     workspace: Workspace,
     query_of: Part,
     row_weight: Part,
+    loss: Part,
+    probability: Part,
+    /// The total, and gradients by tau and by its logarithm.
+    totals: Part,
     d_queries: Part,
     d_candidates: Part,
 }
@@ -99,7 +47,6 @@ struct Swapped {
 #[derive(Debug)]
 pub(super) struct StepMemory {
     pub(super) layout: Layout,
-    rows: Rows,
     workspace: Workspace,
     swapped: Option<Swapped>,
 }
@@ -177,11 +124,21 @@ impl Cuda {
     /// Submits a step for which there is memory.
     pub(super) fn submit(&self, loss: &Loss, ready: &ReadyStep) -> Result<()> {
         let ReadyStep { problem, request, given, memory } = ready;
-        let places = memory.rows.places(&self.arena, given);
-        let back = given.back.as_ref();
-        self.direction(problem, &memory.workspace, loss, *request, &places, back)?;
+        let places = Places {
+            statistics: given.statistics,
+            loss: LossOut { loss: given.loss, probability: given.probability, ..options(loss) },
+            totals: given.totals,
+        };
+        let query_of = memory.swapped.as_ref().map_or(0, |swapped| self.arena.address(swapped.query_of));
+        if query_of != 0 {
+            // No candidate has a query yet.
+            self.driver.fill(query_of, 0xff, problem.num_queries() * size_of::<u32>())?;
+        }
+        let swap = Swap { query_of, ..Swap::default() };
+        let step = Step { swap, ..self.step_of(problem, &memory.workspace) };
+        direction(&step, *request, &places, given.back.as_ref())?;
         match &memory.swapped {
-            Some(swapped) => self.other_direction(problem, memory, swapped, loss, &places, back),
+            Some(swapped) => self.other_direction(problem, memory, swapped, &places, given.back.as_ref()),
             None => Ok(()),
         }
     }
@@ -205,7 +162,7 @@ impl Cuda {
         self.arena.reserve(&driver, memory.layout)?;
         uses.start()?;
         let step = self.step_of(&problem, &memory.workspace);
-        uses.finish(step.prepare().and_then(|()| step.statistics(request, &places)))
+        uses.finish(step.statistics_alone(request, &places))
     }
 
     /// Queues the stream back alone: gradients of any function of the rows' `lse` and `positive`, as
@@ -223,29 +180,12 @@ impl Cuda {
         let driver = self.driver.clone();
         let mut uses = Uses::new(&driver)?;
         let (problem, memory) = self.one_direction(batch, loss, Request::value_and_grad(), &mut uses)?;
-        let inputs = upstream.checked(&problem, &mut uses)?;
-        let (outputs, temperature) = gradients.checked(&problem, &mut uses)?;
+        let upstream = upstream.checked(&problem, &mut uses)?;
+        let (back, totals) = gradients.checked(&problem, &mut uses)?;
         self.arena.reserve(&driver, memory.layout)?;
-        let places = memory.rows.places(&self.arena, &GivenPlaces { temperature, ..GivenPlaces::default() });
-        let back = Back {
-            d_queries: outputs.d_queries,
-            d_candidates: outputs.d_candidates,
-            d_positive_embeddings: outputs.d_positive_embeddings,
-            d_gamma: places.d_gamma,
-            ..inputs
-        };
-        let finish = EpilogueParams {
-            d_gamma: places.d_gamma,
-            d_temperature: places.d_temperature,
-            d_log_temperature: places.d_log_temperature,
-            rows: problem.num_queries() as u64,
-            gamma: problem.gamma(),
-            ..EpilogueParams::default()
-        };
         uses.start()?;
         let step = self.step_of(&problem, &memory.workspace);
-        let submitted = step.prepare().and_then(|()| step.back(&back)).and_then(|()| step.finish_temperature(&finish));
-        uses.finish(submitted)
+        uses.finish(step.gradients_alone(&upstream, &back, &totals))
     }
 
     fn one_direction<'u>(
@@ -275,119 +215,66 @@ impl Cuda {
         self.fault.take(&self.driver)
     }
 
-    /// The passes and the epilogue on one batch.
-    fn direction(
-        &self,
-        problem: &Problem,
-        workspace: &Workspace,
-        loss: &Loss,
-        request: Request,
-        places: &Places,
-        back: Option<&Back>,
-    ) -> Result<()> {
-        let step = self.step_of(problem, workspace);
-        let statistics = &places.statistics;
-        step.prepare()?;
-        step.statistics(request, statistics)?;
-        let epilogue = EpilogueParams {
-            lse: statistics.lse,
-            positive: statistics.positive,
-            num_negatives: statistics.num_negatives,
-            row_weight: problem.row_weight,
-            loss: places.loss,
-            probability: places.probability,
-            d_lse: places.d_lse,
-            d_positive: places.d_positive,
-            total: places.total,
-            d_gamma: places.d_gamma,
-            d_temperature: places.d_temperature,
-            d_log_temperature: places.d_log_temperature,
-            fault: self.fault.address(),
-            rows: problem.num_queries() as u64,
-            gamma: problem.gamma(),
-            ..options(loss)
-        };
-        step.epilogue(&epilogue)?;
-        let Some(back) = back else { return Ok(()) };
-        step.back(&Back {
-            lse: statistics.lse,
-            num_negatives: statistics.num_negatives,
-            d_lse: places.d_lse,
-            d_positive: places.d_positive,
-            expected_negative: statistics.expected_negative,
-            d_gamma: places.d_gamma,
-            ..back.clone()
-        })?;
-        step.finish_temperature(&epilogue)
-    }
-
     /// The swapped direction of a symmetric loss, and the mean of both.
     fn other_direction(
         &self,
         problem: &Problem,
         memory: &StepMemory,
         swapped: &Swapped,
-        loss: &Loss,
         places: &Places,
         back: Option<&Back>,
     ) -> Result<()> {
         let at = |part: Part| self.arena.address(part);
         let (b, elements) = (problem.num_queries(), problem.num_queries() * problem.dim);
-        let params = SymmetricParams {
-            positives: problem.positive_index(),
-            query_of: at(swapped.query_of),
-            row_weight: problem.row_weight,
-            swapped_weight: at(swapped.row_weight),
-            fault: self.fault.address(),
-            rows: b as u64,
-            ..SymmetricParams::default()
+        let totals = at(swapped.totals);
+        let other_places = Places {
+            statistics: StatisticsOut::default(),
+            loss: LossOut { loss: at(swapped.loss), probability: at(swapped.probability), ..places.loss },
+            totals: Totals { total: totals, d_temperature: totals + 8, d_log_temperature: totals + 16 },
         };
-        self.driver.fill(params.query_of, 0xff, b * size_of::<u32>())?;
-        self.driver.launch("swap_positives", Grid::threads(b), &params)?;
-        if problem.row_weight != 0 {
-            self.driver.launch("swap_weights", Grid::threads(b), &params)?;
-        }
-        let other = self.swapped_problem(problem, memory.workspace.positive_ids, swapped.query_of, swapped.row_weight);
-        let other_places = swapped.rows.places(&self.arena, &GivenPlaces::default());
         let other_back = back.map(|_| Back {
             d_queries: at(swapped.d_queries),
-            d_candidates: vec![at(swapped.d_candidates)],
+            d_candidates: [at(swapped.d_candidates)].into_iter().collect(),
             ..Back::default()
         });
+        let other = self.swapped_problem(problem, memory.workspace.positive_ids, swapped.query_of);
+        let swap = Swap { swapped_weight: at(swapped.row_weight), ..Swap::default() };
+        let step = Step { swap, ..self.step_of(&other, &swapped.workspace) };
         let request = Request { gradients: back.is_some(), ..Request::default() };
-        self.direction(&other, &swapped.workspace, loss, request, &other_places, other_back.as_ref())?;
-
-        let rows = SymmetricParams {
-            loss: places.loss,
-            probability: places.probability,
-            swapped_loss: other_places.loss,
-            swapped_probability: other_places.probability,
-            ..params
-        };
-        self.driver.launch("average_rows", Grid::threads(b), &rows)?;
-        let average = |kernel: &str, values: u64, swapped_values: u64, count: usize| {
-            let params = SymmetricParams { values, swapped_values, count: count as u64, ..params };
-            self.driver.launch(kernel, Grid::threads(count), &params)
-        };
-        average("average_f64", places.total, other_places.total, 1)?;
-        let (Some(back), Some(other_back)) = (back, &other_back) else { return Ok(()) };
+        direction(&step, request, &other_places, other_back.as_ref())?;
         // A query is a candidate there, and a candidate a query.
-        average("average_f32", back.d_queries, other_back.d_candidates[0], elements)?;
-        average("average_f32", back.d_candidates[0], other_back.d_queries, elements)?;
-        average("average_f64", places.d_temperature, other_places.d_temperature, 1)?;
-        average("average_f64", places.d_log_temperature, other_places.d_log_temperature, 1)
+        let params = SymmetricParams {
+            positives: problem.positive_index(),
+            loss: places.loss.loss,
+            swapped_loss: other_places.loss.loss,
+            probability: places.loss.probability,
+            swapped_probability: other_places.loss.probability,
+            d_queries: back.map_or(0, |back| back.d_queries),
+            swapped_d_candidates: at(swapped.d_candidates),
+            d_candidates: back.map_or(0, |back| back.d_candidates[0]),
+            swapped_d_queries: at(swapped.d_queries),
+            total: places.totals.total,
+            swapped_total: other_places.totals.total,
+            d_temperature: places.totals.d_temperature,
+            swapped_d_temperature: other_places.totals.d_temperature,
+            d_log_temperature: places.totals.d_log_temperature,
+            swapped_d_log_temperature: other_places.totals.d_log_temperature,
+            rows: b as u64,
+            count: if back.is_some() { elements as u64 } else { 0 },
+        };
+        let threads = if back.is_some() { elements } else { b };
+        self.driver.launch(AVERAGE_DIRECTIONS, Variant::ONLY, Grid::threads(threads), &params)
     }
 
-    /// The batch with its sides swapped: candidates are queries, and have their queries' weights.
-    fn swapped_problem(&self, problem: &Problem, ids: Part, query_of: Part, row_weight: Part) -> Problem {
+    /// The batch with its sides swapped: candidates are queries. Weights stay those of the queries as they were.
+    fn swapped_problem(&self, problem: &Problem, ids: Part, query_of: Part) -> Problem {
         let at = |part: Part| self.arena.address(part);
         // As a candidate, query i has its positive's id: a pair is masked in both directions or in neither.
         let pool = ProblemPool { candidates: problem.queries, ids: at(ids), ..problem.pools[0] };
         Problem {
             queries: problem.pools[0].candidates,
-            pools: vec![pool],
+            pools: [pool].into_iter().collect(),
             positives: ProblemPositives::Index(at(query_of)),
-            row_weight: at(row_weight),
             ..problem.clone()
         }
     }
@@ -395,28 +282,40 @@ impl Cuda {
     fn lay_out_step(&self, problem: &Problem, loss: &Loss, request: Request) -> StepMemory {
         let (b, dim) = (problem.num_queries(), problem.dim);
         let mut layout = Layout::default();
-        let rows = Rows::lay_out(&mut layout, b, dim, request);
         let workspace = Workspace::lay_out(&mut layout, self.driver.limits, problem, request);
         let swapped = loss.symmetric.then(|| {
             let request = Request { gradients: request.gradients, ..Request::default() };
             let query_of = layout.part(b, 4);
             let row_weight = layout.part_if(problem.row_weight != 0, b, 4);
-            let other = self.swapped_problem(problem, workspace.positive_ids, query_of, row_weight);
+            let other = self.swapped_problem(problem, workspace.positive_ids, query_of);
             Swapped {
-                rows: Rows::lay_out(&mut layout, b, dim, request),
                 workspace: Workspace::lay_out(&mut layout, self.driver.limits, &other, request),
                 query_of,
                 row_weight,
+                loss: layout.part(b, 8),
+                probability: layout.part(b, 8),
+                totals: layout.part(3, 8),
                 d_queries: layout.part_if(request.gradients, b * dim, 4),
                 d_candidates: layout.part_if(request.gradients, b * dim, 4),
             }
         });
-        StepMemory { layout, rows, workspace, swapped }
+        StepMemory { layout, workspace, swapped }
     }
 }
 
-fn options(loss: &Loss) -> EpilogueParams {
-    EpilogueParams {
+/// The passes and the epilogue on one batch.
+fn direction(step: &Step<'_>, request: Request, places: &Places, back: Option<&Back>) -> Result<()> {
+    step.prepare(request)?;
+    step.stream(request)?;
+    step.finish_losses(request, &places.statistics, &places.loss, back)?;
+    match back {
+        Some(back) => step.back(back, &places.totals),
+        None => step.finish_value(&places.totals),
+    }
+}
+
+fn options(loss: &Loss) -> LossOut {
+    LossOut {
         correction: match loss.correction {
             Correction::None | Correction::LogQNegativesOnly => CORRECTION_NONE,
             Correction::LogQ => CORRECTION_LOG_Q,
@@ -427,6 +326,6 @@ fn options(loss: &Loss) -> EpilogueParams {
             Reduction::Mean => REDUCTION_MEAN,
             Reduction::WeightedMean => REDUCTION_WEIGHTED_MEAN,
         },
-        ..EpilogueParams::default()
+        ..LossOut::default()
     }
 }

@@ -5,13 +5,14 @@ use super::Cuda;
 use super::device_search::{DeviceSearch, DeviceTopK};
 use super::driver::{Grid, Limits};
 use super::host::SearchInputs;
+use super::kernels::{MERGE_TOPK, TOPK, Variant};
 use super::memory::{Layout, Part};
-use super::params::{COLUMN_TERM, MergeTopKParams, OUTPUT_NONE, StreamParams, TopKParams};
+use super::params::{COLUMN_TERM, MergeTopKParams, StreamParams, TopKParams};
 use super::passes::Step;
 use super::problem::Problem;
 use super::tiling::{BLOCK_Y, Tiling};
 use super::uses::Uses;
-use super::workspace::Workspace;
+use super::workspace::{PerPool, Workspace};
 use crate::error::Result;
 use crate::problem::loss::Similarity;
 use crate::problem::plan::Plan;
@@ -47,7 +48,7 @@ struct Lists {
     /// a tile's.
     capacity: usize,
     /// Per pool.
-    tilings: Vec<Tiling>,
+    tilings: PerPool,
     /// (splits, B, capacity)
     keys: Part,
 }
@@ -57,7 +58,7 @@ impl Lists {
         let b = problem.num_queries();
         let capacity = k + k.max(BLOCK_Y);
         let affordable = (MAX_BUFFER_BYTES / (b * capacity * size_of::<u64>())).max(1);
-        let tilings: Vec<Tiling> = (problem.pools.iter())
+        let tilings: PerPool = (problem.pools.iter())
             .map(|pool| {
                 let rows = pool.candidates.rows;
                 Tiling::new(limits, problem.dtype, problem.dim, b, rows, false).with_at_most(affordable, rows)
@@ -110,7 +111,7 @@ impl Cuda {
         self.upload_search(&search.matrix, layout, &inputs)?;
         let problem = self.search_problem(&search.matrix, similarity, 1.0, &inputs);
         let step = self.step_of(&problem, &memory.workspace);
-        step.prepare()?;
+        step.prepare(Request::value())?;
         step.top_k(&memory.lists, self.arena.address(indices), self.arena.address(scores))?;
         let count = search.num_queries() * k;
         Ok(TopK { k, indices: self.down(indices, count)?, scores: self.down(scores, count)? })
@@ -188,7 +189,7 @@ impl Cuda {
         self.arena.reserve(&driver, layout)?;
         uses.start()?;
         let step = self.step_of(&problem, &memory.workspace);
-        uses.finish(step.prepare().and_then(|()| step.top_k(&memory.lists, indices, scores)))
+        uses.finish(step.prepare(Request::value()).and_then(|()| step.top_k(&memory.lists, indices, scores)))
     }
 
     fn lay_out_device_search<'u>(
@@ -210,9 +211,8 @@ impl Step<'_> {
     /// splits of all pools are one list.
     fn top_k(&self, lists: &Lists, indices: u64, scores: u64) -> Result<()> {
         let (problem, workspace) = (self.problem, self.workspace);
-        self.candidate_columns(OUTPUT_NONE, None)?;
         let mut first_split = 0;
-        for (pool, tiling) in problem.pools.iter().zip(&lists.tilings) {
+        for (pool, tiling) in problem.pools.iter().zip(lists.tilings.iter()) {
             let stream = StreamParams {
                 y: pool.candidates.address,
                 y_terms: self.element(workspace.candidate_columns, pool.start, COLUMN_TERM),
@@ -225,7 +225,7 @@ impl Step<'_> {
             let (k, capacity) = (lists.k as u32, lists.capacity as u32);
             let params = TopKParams { stream, keys: self.at(lists.keys), k, capacity };
             let grid = Grid { blocks: tiling.blocks(problem.num_queries()), shared_bytes: tiling.shared_bytes };
-            self.driver.launch(&problem.stream_typed("stream_topk"), grid, &params)?;
+            self.driver.launch(TOPK, problem.stream_typed(), grid, &params)?;
             first_split += tiling.splits;
         }
         let params = MergeTopKParams {
@@ -238,6 +238,6 @@ impl Step<'_> {
             capacity: lists.capacity as u32,
         };
         let grid = Grid { blocks: (problem.num_queries() as u32, 1, 1), shared_bytes: 0 };
-        self.driver.launch("merge_topk", grid, &params)
+        self.driver.launch(MERGE_TOPK, Variant::ONLY, grid, &params)
     }
 }

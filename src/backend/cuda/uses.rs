@@ -16,19 +16,21 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, SyncOnDrop};
 
 use super::device_memory::{Readable, Writable};
 use super::driver::Driver;
+use super::few::Few;
 use super::stream::{PER_THREAD_RULE, checked, is_per_thread};
+use super::view::Argument;
 use crate::error::{Result, value};
 
 /// What one submission uses.
 pub(super) struct Uses<'a> {
     driver: &'a Driver,
     /// They record the use of a slice when they are dropped.
-    guards: Vec<SyncOnDrop<'a>>,
+    guards: Few<SyncOnDrop<'a>, 32>,
     /// Streams beside the backend's that own some of the memory, once each.
-    owners: Vec<Arc<CudaStream>>,
+    owners: Few<Arc<CudaStream>, 2>,
     /// Errors that cudarc noted before, by context: they are not this work's, and cudarc would not wait because of
     /// them.
-    noted: Vec<(Arc<CudaContext>, Option<DriverError>)>,
+    noted: Few<(Arc<CudaContext>, Option<DriverError>), 2>,
     started: bool,
 }
 
@@ -37,14 +39,15 @@ impl<'a> Uses<'a> {
     pub(super) fn new(driver: &'a Driver) -> Result<Self> {
         driver.bind()?;
         driver.refuse_capture(driver.stream())?;
-        let mut uses = Uses { driver, guards: Vec::new(), owners: Vec::new(), noted: Vec::new(), started: false };
+        let (guards, owners, noted) = (Few::default(), Few::default(), Few::default());
+        let mut uses = Uses { driver, guards, owners, noted, started: false };
         uses.set_errors_aside(driver.context());
         Ok(uses)
     }
 
     /// Memory that `owner` owns: it has to be of this backend's context, and `owner` a stream that others can wait for.
-    pub(super) fn admit(&mut self, argument: &str, owner: &Arc<CudaStream>) -> Result<()> {
-        let (mine, found) = (self.driver.context(), owner.context());
+    pub(super) fn admit(&mut self, argument: impl Into<Argument>, owner: &Arc<CudaStream>) -> Result<()> {
+        let (argument, mine, found) = (argument.into(), self.driver.context(), owner.context());
         if found.ordinal() != mine.ordinal() {
             let argument = format!("the device of {argument}");
             return Err(value(argument, format!("cuda:{}", found.ordinal()), "the device of the backend's stream"));
@@ -99,7 +102,7 @@ impl<'a> Uses<'a> {
         if !std::mem::take(&mut self.started) {
             return Ok(());
         }
-        self.guards.clear();
+        self.guards.drain().for_each(drop);
         let recorded = checked("cuEventRecord", self.driver.context().check_err());
         let ordered = self.owners.iter().try_for_each(|owner| self.driver.order(self.driver.stream(), owner));
         let released = recorded.and(ordered);
@@ -121,8 +124,8 @@ impl Drop for Uses<'_> {
     fn drop(&mut self) {
         let _ = self.release();
         // Of work that was not submitted there is nothing to record.
-        self.guards.drain(..).for_each(std::mem::forget);
-        for (context, error) in self.noted.drain(..) {
+        self.guards.drain().for_each(std::mem::forget);
+        for (context, error) in self.noted.drain() {
             if let Some(error) = error {
                 context.record_err::<()>(Err(error));
             }

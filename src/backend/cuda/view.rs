@@ -53,6 +53,38 @@ pub struct DeviceSliceMut<'a, T> {
     elements: PhantomData<&'a mut [T]>,
 }
 
+/// What errors call an argument, written out where there is one.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Argument {
+    Named(&'static str),
+    /// A field of a pool; the first pool's has no prefix.
+    OfPool(usize, &'static str),
+    /// `NAME[INDEX]`
+    Element(&'static str, usize),
+}
+
+impl From<&'static str> for Argument {
+    fn from(name: &'static str) -> Self {
+        Argument::Named(name)
+    }
+}
+
+impl From<Argument> for String {
+    fn from(argument: Argument) -> Self {
+        argument.to_string()
+    }
+}
+
+impl std::fmt::Display for Argument {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Argument::Named(name) | Argument::OfPool(0, name) => f.write_str(name),
+            Argument::OfPool(pool, field) => write!(f, "pools[{pool}].{field}"),
+            Argument::Element(name, index) => write!(f, "{name}[{index}]"),
+        }
+    }
+}
+
 /// Memory that is read.
 #[derive(Clone, Copy)]
 enum Source<'a> {
@@ -87,7 +119,7 @@ impl std::fmt::Debug for Target<'_> {
 }
 
 impl<'a> Source<'a> {
-    fn address(&self, argument: &str, uses: &mut Uses<'a>) -> Result<u64> {
+    fn address(&self, argument: Argument, uses: &mut Uses<'a>) -> Result<u64> {
         match *self {
             Source::Cudarc(memory) => {
                 uses.admit(argument, memory.owner())?;
@@ -138,7 +170,8 @@ impl<'a, T> DeviceSlice<'a, T> {
     }
 
     /// The address, where the view is right: as long as wanted, aligned, of the backend's context.
-    pub(super) fn checked(&self, argument: &str, len: usize, uses: &mut Uses<'a>) -> Result<u64> {
+    pub(super) fn checked(&self, argument: impl Into<Argument>, len: usize, uses: &mut Uses<'a>) -> Result<u64> {
+        let argument = argument.into();
         check_len(argument, self.len, len)?;
         check_address(argument, self.source.address(argument, uses)?, size_of::<T>())
     }
@@ -159,7 +192,13 @@ impl<'a, T> DeviceSliceMut<'a, T> {
         DeviceSliceMut { target: Target::Raw(address), len, elements: PhantomData }
     }
 
-    pub(super) fn checked<'u>(&'u mut self, argument: &str, len: usize, uses: &mut Uses<'u>) -> Result<u64> {
+    pub(super) fn checked<'u>(
+        &'u mut self,
+        argument: impl Into<Argument>,
+        len: usize,
+        uses: &mut Uses<'u>,
+    ) -> Result<u64> {
+        let argument = argument.into();
         check_len(argument, self.len, len)?;
         let address = match &mut self.target {
             Target::Cudarc(memory) => {
@@ -172,12 +211,12 @@ impl<'a, T> DeviceSliceMut<'a, T> {
     }
 }
 
-fn check_len(argument: &str, found: usize, wanted: usize) -> Result<()> {
+fn check_len(argument: Argument, found: usize, wanted: usize) -> Result<()> {
     let rule = || format!("length {wanted}");
     if found == wanted { Ok(()) } else { Err(shape(argument, format!("length {found}"), rule())) }
 }
 
-fn check_address(argument: &str, address: u64, alignment: usize) -> Result<u64> {
+fn check_address(argument: Argument, address: u64, alignment: usize) -> Result<u64> {
     if address != 0 && address.is_multiple_of(alignment as u64) {
         return Ok(address);
     }
@@ -248,7 +287,8 @@ impl<'a> DeviceEmbeddings<'a> {
         self.dtype
     }
 
-    pub(super) fn checked(&self, argument: &str, uses: &mut Uses<'a>) -> Result<Rows> {
+    pub(super) fn checked(&self, argument: impl Into<Argument>, uses: &mut Uses<'a>) -> Result<Rows> {
+        let argument = argument.into();
         let (rows, dim, stride, size) = (self.rows, self.dim, self.stride, self.dtype.size());
         if rows == 0 || dim == 0 {
             return Err(shape(argument, format!("shape ({rows}, {dim})"), "rows >= 1 and dim >= 1"));

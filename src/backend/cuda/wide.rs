@@ -7,8 +7,9 @@
 //! ```
 
 use super::driver::Grid;
+use super::kernels::{Kernel, WIDE_BOUNDED, WIDE_EXPECTED, WIDE_GRADIENT, WIDE_OUTPUT, WIDE_STATISTICS};
 use super::params::{ROW_TERM, StreamParams, WideParams};
-use super::passes::Step;
+use super::passes::{Pass, Step};
 use super::problem::Rows;
 use super::tiling::{Panel, Tiling, WIDE_X, WIDE_Y, tiles_per_split};
 use crate::error::Result;
@@ -37,14 +38,14 @@ impl Step<'_> {
             tiles_per_unit: tiling.tiles_per_split as u32,
             ..self.wide_params([x, y], SCORES_BOX, params)?
         };
-        let kernel = if params.stream.online == 0 { "bounded" } else { "statistics" };
+        let kernel = if params.stream.online == 0 { WIDE_BOUNDED } else { WIDE_STATISTICS };
         self.launch_pairs(kernel, tiling, pairs, &params)
     }
 
     /// Each panel of streamed rows adds to the output of those before.
     pub(super) fn wide_output(
         &self,
-        kernel: &str,
+        pass: Pass,
         tiling: &Tiling,
         pairs: usize,
         panel: Panel,
@@ -52,7 +53,7 @@ impl Step<'_> {
         params: &StreamParams,
     ) -> Result<()> {
         let parts = &self.workspace.panel;
-        let kernel = if kernel == "stream_expected" { "expected" } else { "gradient" };
+        let kernel = if pass == Pass::Gradient { WIDE_GRADIENT } else { WIDE_EXPECTED };
         if params.masked != 0 {
             let first = params.masked + (params.first_split as usize * x.rows * size_of::<u32>()) as u64;
             self.driver.fill(first, 0, tiling.splits * x.rows * size_of::<u32>())?;
@@ -92,7 +93,7 @@ impl Step<'_> {
                     tiles_per_unit: tiles.div_ceil(tiling.splits) as u32,
                     ..scores
                 };
-                self.launch_pairs("output", tiling, pairs, &output)?;
+                self.launch_pairs(WIDE_OUTPUT, tiling, pairs, &output)?;
             }
         }
         Ok(())
@@ -111,9 +112,15 @@ impl Step<'_> {
         })
     }
 
-    fn launch_pairs(&self, kernel: &str, tiling: &Tiling, pairs: usize, params: &WideParams) -> Result<()> {
+    fn launch_pairs(
+        &self,
+        kernel: Kernel<WideParams>,
+        tiling: &Tiling,
+        pairs: usize,
+        params: &WideParams,
+    ) -> Result<()> {
         let blocks = 2 * pairs.min(params.units as usize) as u32;
         let grid = Grid { blocks: (blocks, 1, 1), shared_bytes: tiling.shared_bytes };
-        self.driver.launch(&self.problem.typed(&format!("stream_hopper_wide_{kernel}")), grid, params)
+        self.driver.launch(kernel, self.problem.typed(), grid, params)
     }
 }

@@ -1,21 +1,24 @@
 //! What a step keeps in device memory beside inputs and outputs.
 
-use super::driver::Limits;
+use super::driver::{Limits, THREADS};
+use super::few::Few;
 use super::memory::{Layout, Part};
 use super::params::{COLUMN_TERM, HITS, POSITIVE_TERM, ROW_TERM, ROWS_OF_KEY};
 use super::problem::{Problem, ProblemPool, ProblemPositives};
 use super::tiling::{Panel, Tiling};
 use crate::problem::statistics::Request;
 
+pub(super) type PerPool = Few<Tiling, 2>;
+
 /// How the passes over each pool are cut.
 #[derive(Debug, Clone)]
 pub(super) struct Tilings {
     /// Per pool: queries against candidates.
-    pub(super) statistics: Vec<Tiling>,
+    pub(super) statistics: PerPool,
     /// The same with expected negatives.
-    pub(super) expected: Vec<Tiling>,
+    pub(super) expected: PerPool,
     /// Per pool: candidates against queries.
-    pub(super) gradient: Vec<Tiling>,
+    pub(super) gradient: PerPool,
     pub(super) paired: Tiling,
 }
 
@@ -40,6 +43,13 @@ impl Tilings {
             paired: Tiling::new(limits, dtype, dim, b, b, false),
         }
     }
+}
+
+/// Rows of a block of `finish_rows.cu`, 8 to 32. Where there are few rows they are for as many blocks as the device can
+/// run, and where there are many a warp's lanes have a row each. Of `rows` alone: sums of blocks are the same on every
+/// device.
+pub(super) fn block_rows(rows: usize) -> usize {
+    (rows / 128).next_power_of_two().clamp(8, 32)
 }
 
 /// Partial results of splits, (splits, rows) each.
@@ -85,9 +95,9 @@ pub(super) struct PanelParts {
 }
 
 impl PanelParts {
-    fn lay_out<'a>(layout: &mut Layout, tilings: impl Iterator<Item = &'a Tiling>) -> Self {
-        let panels: Vec<Panel> = tilings.filter_map(Tiling::panel).collect();
-        let most = |count: fn(&Panel) -> usize| panels.iter().map(count).max().unwrap_or(0);
+    fn lay_out<'a>(layout: &mut Layout, tilings: impl Iterator<Item = &'a Tiling> + Clone) -> Self {
+        let panels = tilings.filter_map(Tiling::panel);
+        let most = |count: fn(&Panel) -> usize| panels.clone().map(|panel| count(&panel)).max().unwrap_or(0);
         let pairs = most(|panel| panel.rows * panel.tiles);
         PanelParts {
             probabilities: layout.part(most(|panel| panel.bytes()), 1),
@@ -126,7 +136,13 @@ pub(super) struct Workspace {
     pub(super) positive_ids: Part,
     pub(super) positive_log_q: Part,
     pub(super) query_rows: Part,
+    /// Of passes without an output, and with one.
     pub(super) candidate_columns: Part,
+    pub(super) output_columns: Part,
+    /// What blocks of rows add up.
+    pub(super) weight_sums: Part,
+    pub(super) block_losses: Part,
+    pub(super) block_d_gamma: Part,
     pub(super) resolved: Resolved,
     pub(super) statistics: Partials,
     pub(super) expected: Partials,
@@ -149,7 +165,7 @@ impl Workspace {
         let by_index = problem.positive_index() != 0;
         let separate = matches!(problem.positives, ProblemPositives::Separate(_));
         let positives = by_index || separate;
-        let splits = |tilings: &[Tiling]| tilings.iter().map(|tiling| tiling.splits).sum();
+        let splits = |tilings: &PerPool| tilings.iter().map(|tiling| tiling.splits).sum();
         // A search merges lists.
         let statistics = if positives && (detail || !back) { splits(&tilings.statistics) } else { 0 };
         let expected = if back { splits(&tilings.expected) } else { 0 };
@@ -159,14 +175,17 @@ impl Workspace {
             let splits = if pool.gradient && back { tiling.splits } else { 0 };
             (splits * pool.candidates.rows, if splits > 1 { splits * pool.candidates.rows } else { 0 })
         };
-        let gradient_rows = || problem.pools.iter().zip(&tilings.gradient).map(partial_rows);
+        let gradient_rows = || problem.pools.iter().zip(tilings.gradient.iter()).map(partial_rows);
         let gradient = Partials {
             max: layout.part(gradient_rows().map(|(max, _)| max).max().unwrap_or(0), 4),
             output: layout.part(gradient_rows().map(|(_, output)| output).max().unwrap_or(0) * dim, 4),
             ..Partials::default()
         };
-        let outputs = if back { [&tilings.expected[..], &tilings.gradient[..]] } else { [&[][..]; 2] };
-        let panel = PanelParts::lay_out(layout, outputs.into_iter().flatten());
+        let outputs = tilings.expected.iter().chain(tilings.gradient.iter());
+        let panel = PanelParts::lay_out(layout, outputs.filter(|_| back));
+        // The stream back reads candidates as stationary rows, Hopper's statistics need nothing else of them.
+        let rows_alone = back || positives && tilings.statistics.iter().any(Tiling::is_hopper);
+        let row_blocks = b.div_ceil(block_rows(b));
         Workspace {
             query_norms: layout.part(b, 4),
             candidate_norms: layout.part(n, 4),
@@ -178,13 +197,17 @@ impl Workspace {
             positive_ids: layout.part_if(by_index && problem.pools[0].ids != 0, b, 8),
             positive_log_q: layout.part_if(by_index && problem.pools[0].log_q != 0, b, 4),
             query_rows: layout.part(b, ROW_TERM),
-            candidate_columns: layout.part(n, COLUMN_TERM),
+            candidate_columns: layout.part_if(detail || !back, n, COLUMN_TERM),
+            output_columns: layout.part_if(back, n, COLUMN_TERM),
+            weight_sums: layout.part_if(positives, b.div_ceil(THREADS as usize), 8),
+            block_losses: layout.part_if(positives, row_blocks, 8),
+            block_d_gamma: layout.part_if(back, row_blocks, 8),
             resolved: Resolved::lay_out(layout, problem),
             statistics: Partials::lay_out(layout, statistics, b, detail, 0),
             expected: Partials::lay_out(layout, expected, b, false, dim),
             query_columns: layout.part_if(back, b, COLUMN_TERM),
             positive_terms: layout.part_if(back, b, POSITIVE_TERM),
-            candidate_rows: layout.part_if(back || positives && limits.hopper, n, ROW_TERM),
+            candidate_rows: layout.part_if(rows_alone, n, ROW_TERM),
             gradient,
             panel,
             tilings,

@@ -1,4 +1,4 @@
-// Arguments of enqueue.cu, mirrored by `EnqueueParams` in src/backend/cuda/queue.rs.
+// Arguments of enqueue.cu, mirrored by `EnqueueParams` in src/backend/cuda/params.rs.
 #pragma once
 #include <cstdint>
 
@@ -15,4 +15,4 @@ struct EnqueueParams {
     uint64_t unit;           // 16, 4 or 2 bytes: divides both addresses, `stride` and `row_bytes`
 };
 
-static_assert(sizeof(EnqueueParams) == 10 * 8, "mirrored in queue.rs");
+static_assert(sizeof(EnqueueParams) == 10 * 8, "mirrored in params.rs");

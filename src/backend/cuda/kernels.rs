@@ -4,10 +4,9 @@ use std::marker::PhantomData;
 
 use super::image;
 use super::params::{
-    FindHitsParams, FinishGradientParams, FinishRowsParams, HopperParams, MergeTopKParams, PlacePositivesParams,
-    PrepareRowsParams, StreamParams, SymmetricParams, TopKParams, TotalsParams, WideParams,
+    EnqueueParams, FindHitsParams, FinishGradientParams, FinishRowsParams, HopperParams, MergeTopKParams,
+    PlacePositivesParams, PrepareRowsParams, StreamParams, SymmetricParams, TopKParams, TotalsParams, WideParams,
 };
-use super::queue::EnqueueParams;
 use crate::problem::embeddings::DType;
 
 /// A kernel in all its variants, of which each takes a `P` by value.

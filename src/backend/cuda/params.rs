@@ -1,6 +1,10 @@
-//! Kernel arguments, field by field as in `kernels/*_params.h`, where each is explained. Both sides assert the sizes.
+//! Kernel arguments, field by field as in `kernels/*_params.h`, where each is explained. A test compares the names, the
+//! places and the types of all fields with the headers.
 //!
 //! Addresses are device addresses; 0 is the null pointer.
+
+#[cfg(test)]
+mod tests;
 
 /// A kernel's argument: plain data that the driver copies at the launch.
 pub(super) trait Params: Copy {}
@@ -13,6 +17,14 @@ macro_rules! params {
         pub(super) struct $name { $(pub(super) $field: $t),* }
         const _: () = assert!(size_of::<$name>() == $size);
         impl Params for $name {}
+        #[cfg(test)]
+        impl tests::Mirrored for $name {
+            const NAME: &'static str = stringify!($name);
+            /// Name, offset and size.
+            fn fields() -> Vec<(&'static str, usize, usize)> {
+                vec![$((stringify!($field), std::mem::offset_of!($name, $field), size_of::<$t>())),*]
+            }
+        }
     };
 }
 
@@ -142,45 +154,43 @@ params!(
     }
 );
 
-/// `stream_sm90a_params.h`
-#[repr(C, align(128))]
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct HopperParams {
-    pub(super) x_map: [u64; 16],
-    pub(super) y_map: [u64; 16],
-    pub(super) stream: StreamParams,
-    pub(super) y_row_terms: u64,
-    pub(super) splits: u32,
-    pub(super) padding: u32,
-}
-const _: () = assert!(size_of::<HopperParams>() == 512);
-impl Params for HopperParams {}
+params!(
+    /// `stream_sm90a_params.h`
+    #[repr(align(128))]
+    HopperParams, 512, {
+        x_map: [u64; 16],
+        y_map: [u64; 16],
+        stream: StreamParams,
+        y_row_terms: u64,
+        splits: u32,
+        padding: u32,
+    }
+);
 
-/// `wide_params.h`
-#[repr(C, align(128))]
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct WideParams {
-    pub(super) x_map: [u64; 16],
-    pub(super) y_map: [u64; 16],
-    pub(super) stream: StreamParams,
-    pub(super) y_row_terms: u64,
-    pub(super) panel: u64,
-    pub(super) tile_max: u64,
-    pub(super) tile_sum: u64,
-    pub(super) tile_spoiled: u64,
-    pub(super) reference: u64,
-    pub(super) reference_before: u64,
-    pub(super) x_first: u32,
-    pub(super) x_blocks: u32,
-    pub(super) y_first: u32,
-    pub(super) y_tiles: u32,
-    pub(super) units: u32,
-    pub(super) tiles_per_unit: u32,
-    pub(super) adds: u32,
-    pub(super) padding: u32,
-}
-const _: () = assert!(size_of::<WideParams>() == 640);
-impl Params for WideParams {}
+params!(
+    /// `wide_params.h`
+    #[repr(align(128))]
+    WideParams, 640, {
+        x_map: [u64; 16],
+        y_map: [u64; 16],
+        stream: StreamParams,
+        y_row_terms: u64,
+        panel: u64,
+        tile_max: u64,
+        tile_sum: u64,
+        tile_spoiled: u64,
+        reference: u64,
+        reference_before: u64,
+        x_first: u32,
+        x_blocks: u32,
+        y_first: u32,
+        y_tiles: u32,
+        units: u32,
+        tiles_per_unit: u32,
+        adds: u32,
+        padding: u32,
+    }
+);
 
 params!(
     /// `finish_rows_params.h`
@@ -317,6 +327,22 @@ params!(
         swapped_d_log_temperature: u64,
         rows: u64,
         count: u64,
+    }
+);
+
+params!(
+    /// `enqueue_params.h`
+    EnqueueParams, 10 * 8, {
+        from: u64,
+        to: u64,
+        ids: u64,
+        to_ids: u64,
+        log_q: u64,
+        to_log_q: u64,
+        rows: u64,
+        stride: u64,
+        row_bytes: u64,
+        unit: u64,
     }
 );
 

@@ -9,7 +9,7 @@ use super::device_search::DevicePool;
 use super::driver::{Driver, Grid};
 use super::kernels::{ENQUEUE_ROWS, Variant};
 use super::memory::{Arena, Layout, Part};
-use super::params::Params;
+use super::params::EnqueueParams;
 use super::problem::Rows;
 use super::uses::Uses;
 use super::view::{DeviceElement, DeviceEmbeddings, DeviceSlice};
@@ -251,22 +251,3 @@ impl DeviceQueue {
         }
     }
 }
-
-/// `kernels/enqueue_params.h`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub(super) struct EnqueueParams {
-    from: u64,
-    to: u64,
-    ids: u64,
-    to_ids: u64,
-    log_q: u64,
-    to_log_q: u64,
-    rows: u64,
-    stride: u64,
-    row_bytes: u64,
-    unit: u64,
-}
-
-const _: () = assert!(size_of::<EnqueueParams>() == 10 * 8);
-impl Params for EnqueueParams {}

@@ -140,6 +140,42 @@ pub enum NotBuilt {
 /// Shorthand for results of this crate. The second type may be named, as that of [`std::result::Result`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What errors call an argument. It is written out where there is an error, so that a step without one allocates nothing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Argument {
+    Named(&'static str),
+    /// A field of a pool, one of so many: `candidates` of one, `pools[1].candidates` of several.
+    OfPool {
+        pool: usize,
+        pools: usize,
+        field: &'static str,
+    },
+    /// `NAME[INDEX]`
+    Element(&'static str, usize),
+}
+
+impl From<&'static str> for Argument {
+    fn from(name: &'static str) -> Self {
+        Argument::Named(name)
+    }
+}
+
+impl From<Argument> for String {
+    fn from(argument: Argument) -> Self {
+        argument.to_string()
+    }
+}
+
+impl std::fmt::Display for Argument {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Argument::Named(name) | Argument::OfPool { pools: 1, field: name, .. } => f.write_str(name),
+            Argument::OfPool { pool, field, .. } => write!(f, "pools[{pool}].{field}"),
+            Argument::Element(name, index) => write!(f, "{name}[{index}]"),
+        }
+    }
+}
+
 pub(crate) fn shape(argument: impl Into<String>, found: impl Into<String>, rule: impl Into<String>) -> Error {
     Error::Shape { argument: argument.into(), found: found.into(), rule: rule.into() }
 }

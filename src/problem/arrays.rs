@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::error::{Result, shape, value};
+use crate::error::{Argument, Result, shape, value};
 
 /// 64-bit item ids: what an item is called, wherever it is. They are compared for equality only, so signed and unsigned
 /// serve alike. Slices of `u64` and `i64` are borrowed; those of `u32` and `i32` are copied, wider.
@@ -70,7 +70,7 @@ impl Excluded<'_> {
 }
 
 /// Offsets of `rows` rows into so many values: they start at 0, never fall, and end with the number of values.
-pub(crate) fn check_csr(offsets: (&str, &[i64]), values: (&str, usize), rows: usize) -> Result<()> {
+pub(crate) fn check_csr(offsets: (&'static str, &[i64]), values: (&'static str, usize), rows: usize) -> Result<()> {
     let ((name, offsets), (values_name, len)) = (offsets, values);
     check_len(name, offsets.len(), rows + 1, "one more than there are rows")?;
     if offsets[0] != 0 {
@@ -87,16 +87,21 @@ pub(crate) fn check_csr(offsets: (&str, &[i64]), values: (&str, usize), rows: us
 }
 
 /// `why` says what the expected length is.
-pub(crate) fn check_len(argument: &str, found: usize, expected: usize, why: &str) -> Result<()> {
+pub(crate) fn check_len(argument: impl Into<Argument>, found: usize, expected: usize, why: &str) -> Result<()> {
     if found == expected {
         return Ok(());
     }
-    Err(shape(argument, format!("length {found}"), format!("length {expected}, {why}")))
+    Err(shape(argument.into(), format!("length {found}"), format!("length {expected}, {why}")))
 }
 
-pub(crate) fn check_all(argument: &str, values: &[f32], rule: &'static str, ok: impl Fn(f32) -> bool) -> Result<()> {
+pub(crate) fn check_all(
+    argument: impl Into<Argument>,
+    values: &[f32],
+    rule: &'static str,
+    ok: impl Fn(f32) -> bool,
+) -> Result<()> {
     match values.iter().position(|&v| !ok(v)) {
-        Some(at) => Err(value(format!("{argument}[{at}]"), values[at], rule)),
+        Some(at) => Err(value(format!("{}[{at}]", argument.into()), values[at], rule)),
         None => Ok(()),
     }
 }

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::arrays::from_slices;
 use super::shape::MatrixShape;
-use crate::error::{Result, shape};
+use crate::error::{Argument, Result, shape};
 
 /// Element type of an embedding matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +112,8 @@ impl<'a> Embeddings<'a> {
     }
 
     /// Elements that the shape spans: every row has its stride but the last, which ends with its last element.
-    pub(crate) fn check(&self, argument: &str) -> Result<()> {
+    pub(crate) fn check(&self, argument: impl Into<Argument>) -> Result<()> {
+        let argument = argument.into();
         if self.rows == 0 || self.dim == 0 {
             return Err(shape(argument, format!("shape ({}, {})", self.rows, self.dim), "rows >= 1 and dim >= 1"));
         }

@@ -3,8 +3,8 @@
 use super::arrays::{Excluded, check_all, check_csr};
 use super::embeddings::{DType, Embeddings};
 use super::pool::Pool;
-use super::shape::{MatrixShape, PoolShape, ScoreMatrixShape, check_score_matrix, pool_argument};
-use crate::error::Result;
+use super::shape::{MatrixShape, PoolShape, ScoreMatrixShape, check_score_matrix};
+use crate::error::{Argument, Result};
 
 /// Queries (B, D) against the candidates of all pools (N, D together), less the ids that each row excludes.
 #[derive(Debug, Clone)]
@@ -57,15 +57,18 @@ impl<'a> ScoreMatrix<'a> {
 
     pub(super) fn check_views(&self) -> Result<()> {
         self.queries.check("queries")?;
-        let count = self.pools.len();
         let mut pools = self.pools.iter().enumerate();
-        pools.try_for_each(|(p, pool)| pool.candidates.check(&pool_argument(count, p, "candidates")))
+        pools.try_for_each(|(p, pool)| pool.candidates.check(self.argument(p, "candidates")))
+    }
+
+    fn argument(&self, pool: usize, field: &'static str) -> Argument {
+        Argument::OfPool { pool, pools: self.pools.len(), field }
     }
 
     pub(super) fn check_values(&self) -> Result<()> {
         for (p, pool) in self.pools.iter().enumerate() {
             if let Some(log_q) = pool.log_q {
-                check_all(&pool_argument(self.pools.len(), p, "log_q"), log_q, "finite", f32::is_finite)?;
+                check_all(self.argument(p, "log_q"), log_q, "finite", f32::is_finite)?;
             }
         }
         let Some(Excluded { offsets, ids }) = &self.excluded else { return Ok(()) };

@@ -3,7 +3,7 @@
 
 use super::arrays::check_len;
 use super::embeddings::DType;
-use crate::error::{Result, does_not_apply, missing, shape};
+use crate::error::{Argument, Result, does_not_apply, missing, shape};
 
 /// A matrix of embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub(crate) trait ScoreMatrixShape {
 
     /// N, over all pools.
     fn num_candidates(&self) -> usize {
-        pools(self).map(|pool| pool.candidates.rows).fold(0, usize::saturating_add)
+        all_pools(self).map(|pool| pool.candidates.rows).fold(0, usize::saturating_add)
     }
 }
 
@@ -51,25 +51,20 @@ pub(crate) trait BatchShape: ScoreMatrixShape {
     fn row_weight(&self) -> Option<usize>;
 }
 
-fn pools<S: ScoreMatrixShape + ?Sized>(matrix: &S) -> impl Iterator<Item = PoolShape> + '_ {
+fn all_pools<S: ScoreMatrixShape + ?Sized>(matrix: &S) -> impl Iterator<Item = PoolShape> + '_ {
     (0..matrix.num_pools()).map(|index| matrix.pool(index))
 }
 
-/// `candidates` with one pool, `pools[2].candidates` with several.
-pub(crate) fn pool_argument(pools: usize, pool: usize, field: &str) -> String {
-    if pools == 1 { field.into() } else { format!("pools[{pool}].{field}") }
-}
-
 /// A length of B.
-pub(crate) fn check_rows(argument: &str, found: usize, num_queries: usize) -> Result<()> {
+pub(crate) fn check_rows(argument: &'static str, found: usize, num_queries: usize) -> Result<()> {
     check_len(argument, found, num_queries, "the number of queries")
 }
 
 /// The rules about queries, pools and exclusions.
 pub(crate) fn check_score_matrix(matrix: &impl ScoreMatrixShape) -> Result<()> {
-    let (queries, count) = (matrix.queries(), matrix.num_pools());
-    for (p, pool) in pools(matrix).enumerate() {
-        check_as_queries(&pool_argument(count, p, "candidates"), pool.candidates, queries)?;
+    let (queries, pools) = (matrix.queries(), matrix.num_pools());
+    for (p, pool) in all_pools(matrix).enumerate() {
+        check_as_queries(Argument::OfPool { pool: p, pools, field: "candidates" }, pool.candidates, queries)?;
     }
     let (b, n) = (queries.rows, matrix.num_candidates());
     if b > u32::MAX as usize || n > u32::MAX as usize {
@@ -84,7 +79,8 @@ pub(crate) fn check_score_matrix(matrix: &impl ScoreMatrixShape) -> Result<()> {
     Ok(())
 }
 
-fn check_as_queries(argument: &str, found: MatrixShape, queries: MatrixShape) -> Result<()> {
+fn check_as_queries(argument: impl Into<Argument>, found: MatrixShape, queries: MatrixShape) -> Result<()> {
+    let argument = argument.into();
     if found.dim != queries.dim {
         let rule = format!("the dim of queries, which is {}", queries.dim);
         return Err(shape(argument, format!("dim {}", found.dim), rule));
@@ -99,17 +95,17 @@ fn check_as_queries(argument: &str, found: MatrixShape, queries: MatrixShape) ->
 /// An array that all pools have or none, as long as the pool.
 fn check_pool_arrays(
     matrix: &impl ScoreMatrixShape,
-    field: &str,
+    field: &'static str,
     length: impl Fn(&PoolShape) -> Option<usize>,
     all_or_none: &'static str,
 ) -> Result<()> {
-    if pools(matrix).all(|pool| length(&pool).is_none()) {
+    if all_pools(matrix).all(|pool| length(&pool).is_none()) {
         return Ok(());
     }
-    for (p, pool) in pools(matrix).enumerate() {
-        let argument = || pool_argument(matrix.num_pools(), p, field);
-        let Some(found) = length(&pool) else { return Err(missing(argument(), all_or_none)) };
-        check_len(&argument(), found, pool.candidates.rows, "the number of candidates in the pool")?;
+    for (p, pool) in all_pools(matrix).enumerate() {
+        let argument = Argument::OfPool { pool: p, pools: matrix.num_pools(), field };
+        let Some(found) = length(&pool) else { return Err(missing(argument, all_or_none)) };
+        check_len(argument, found, pool.candidates.rows, "the number of candidates in the pool")?;
     }
     Ok(())
 }

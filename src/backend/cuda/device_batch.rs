@@ -4,8 +4,11 @@ use super::device_search::{DevicePool, DeviceSearch};
 use super::problem::{Problem, ProblemPositives};
 use super::uses::Uses;
 use super::view::{DeviceEmbeddings, DeviceSlice};
-use crate::error::{Result, does_not_apply, missing, shape, value};
+use crate::error::{Result, value};
 use crate::problem::loss::{GivenArrays, Loss};
+use crate::problem::shape::{
+    BatchShape, MatrixShape, PoolShape, PositivesShape, ScoreMatrixShape, check_batch, check_symmetric,
+};
 
 #[derive(Debug, Clone, Copy)]
 enum Positives<'a> {
@@ -108,19 +111,23 @@ impl<'a> DeviceBatch<'a> {
             separate_positives: separate,
             row_weight: self.row_weight.is_some(),
         })?;
+        self.search.check_views()?;
+        if let Positives::Separate(embeddings) = &self.positives {
+            embeddings.check("positive_embeddings")?;
+        }
+        check_batch(self)?;
         if loss.symmetric {
             check_symmetric(self)?;
         }
         let problem = self.search.problem(loss.similarity, loss.scale_log2(), tf32, uses)?;
-        let b = problem.num_queries();
-        let mut array = |slice: &Option<DeviceSlice<'a, f32>>, name: &'static str| {
-            slice.as_ref().map_or(Ok(0), |slice| slice.checked(name, b, uses))
+        let mut floats = |slice: &Option<DeviceSlice<'a, f32>>, name: &'static str| {
+            slice.as_ref().map_or(Ok(0), |slice| slice.address(name, uses))
         };
         let problem = Problem {
-            positive_log_q: array(&self.positive_log_q, "positive_log_q")?,
-            row_weight: array(&self.row_weight, "row_weight")?,
-            positives: checked_positives(self, b, uses)?,
-            positive_ids: checked_positive_ids(self, b, uses)?,
+            positive_log_q: floats(&self.positive_log_q, "positive_log_q")?,
+            row_weight: floats(&self.row_weight, "row_weight")?,
+            positives: self.positives.checked(uses)?,
+            positive_ids: self.positive_ids.map_or(Ok(0), |ids| ids.address("positive_ids", uses))?,
             log_q_range: if have_log_q { checked_bounds(self)? } else { Some((0.0, 0.0)) },
             ..problem
         };
@@ -129,60 +136,45 @@ impl<'a> DeviceBatch<'a> {
     }
 }
 
-/// What [`Batch`](crate::Batch) asks of a symmetric loss, but for what only the device sees.
-fn check_symmetric(batch: &DeviceBatch<'_>) -> Result<()> {
-    const RULE: &str = "a symmetric loss needs one pool in which each candidate is the positive of one query";
-    if matches!(batch.positives, Positives::Separate(_)) {
-        return Err(does_not_apply("positive_embeddings", RULE));
-    }
-    let pool = match batch.search.pools.len() {
-        1 => &batch.search.pools[0],
-        pools => return Err(shape("candidates", format!("{pools} pools"), RULE)),
-    };
-    if !pool.gradient {
-        return Err(does_not_apply("candidates.without_gradient", "a symmetric loss has a gradient for both sides"));
-    }
-    if batch.search.excluded.is_some() {
-        let rule = "they name candidates; in a symmetric loss queries are candidates";
-        return Err(does_not_apply("excluded_ids", rule));
-    }
-    let (b, n) = (batch.search.queries.rows(), pool.candidates.rows());
-    if b == n { Ok(()) } else { Err(shape("candidates", format!("{n} rows for {b} queries"), RULE)) }
-}
-
-fn checked_positives<'a>(batch: &DeviceBatch<'a>, b: usize, uses: &mut Uses<'a>) -> Result<ProblemPositives> {
-    match &batch.positives {
-        Positives::Index(index) => Ok(ProblemPositives::Index(index.checked("positives", b, uses)?)),
-        Positives::Separate(embeddings) => {
-            let rows = embeddings.checked("positive_embeddings", uses)?;
-            let (found, wanted) = (embeddings, batch.search.queries);
-            if (rows.rows, found.dim(), found.dtype()) != (b, wanted.dim(), wanted.dtype()) {
-                let found = format!("shape ({}, {}) of {:?}", rows.rows, found.dim(), found.dtype());
-                let rule = format!("shape ({b}, {}) of {:?}, as the queries", wanted.dim(), wanted.dtype());
-                return Err(shape("positive_embeddings", found, rule));
-            }
-            Ok(ProblemPositives::Separate(rows))
-        }
+impl<'a> Positives<'a> {
+    fn checked(&self, uses: &mut Uses<'a>) -> Result<ProblemPositives> {
+        Ok(match self {
+            Positives::Index(index) => ProblemPositives::Index(index.address("positives", uses)?),
+            Positives::Separate(rows) => ProblemPositives::Separate(rows.address("positive_embeddings", uses)?),
+        })
     }
 }
 
-fn checked_positive_ids<'a>(batch: &DeviceBatch<'a>, b: usize, uses: &mut Uses<'a>) -> Result<u64> {
-    let have_ids = batch.search.pools[0].ids.is_some();
-    if !have_ids && batch.positive_ids.is_some() {
-        return Err(missing("candidate_ids", "positive_ids are compared with them"));
+impl ScoreMatrixShape for DeviceBatch<'_> {
+    fn queries(&self) -> MatrixShape {
+        self.search.queries()
     }
-    match (&batch.positives, &batch.positive_ids) {
-        (Positives::Index(_), Some(_)) => {
-            Err(does_not_apply("positive_ids", "positives given by index have the ids of their candidates"))
+    fn num_pools(&self) -> usize {
+        self.search.num_pools()
+    }
+    fn pool(&self, index: usize) -> PoolShape {
+        ScoreMatrixShape::pool(&self.search, index)
+    }
+    fn excluded(&self) -> Option<[usize; 2]> {
+        self.search.excluded()
+    }
+}
+
+impl BatchShape for DeviceBatch<'_> {
+    fn positives(&self) -> PositivesShape {
+        match &self.positives {
+            Positives::Index(index) => PositivesShape::Index(index.len()),
+            Positives::Separate(embeddings) => PositivesShape::Separate(embeddings.shape()),
         }
-        (Positives::Index(_), None) if batch.positive_log_q.is_some() => {
-            Err(does_not_apply("positive_log_q", "positives given by index have the log_q of their candidates"))
-        }
-        (Positives::Separate(_), None) if have_ids => {
-            Err(missing("positive_ids", "separate positives need ids where candidates have them"))
-        }
-        (_, None) => Ok(0),
-        (Positives::Separate(_), Some(ids)) => ids.checked("positive_ids", b, uses),
+    }
+    fn positive_ids(&self) -> Option<usize> {
+        self.positive_ids.map(|ids| ids.len())
+    }
+    fn positive_log_q(&self) -> Option<usize> {
+        self.positive_log_q.map(|log_q| log_q.len())
+    }
+    fn row_weight(&self) -> Option<usize> {
+        self.row_weight.map(|weights| weights.len())
     }
 }
 

@@ -4,8 +4,8 @@ use super::few::Few;
 use super::finish::{Back, StatisticsOut, Totals, Upstream};
 use super::problem::{Problem, ProblemPositives};
 use super::uses::Uses;
-use super::view::{Argument, DeviceSlice, DeviceSliceMut};
-use crate::error::{Result, does_not_apply, missing, shape};
+use super::view::{DeviceSlice, DeviceSliceMut};
+use crate::error::{Argument, Result, does_not_apply, missing, shape};
 use crate::problem::statistics::Request;
 
 /// Where a step writes: the caller's device memory. What is `None` is not computed, or not kept.

@@ -3,10 +3,11 @@
 use super::few::Few;
 use super::problem::{Problem, ProblemPool, ProblemPositives};
 use super::uses::Uses;
-use super::view::{Argument, DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
-use crate::error::{Result, does_not_apply, missing, shape};
+use super::view::{DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
+use crate::error::{Argument, Result, does_not_apply};
 use crate::problem::loss::Similarity;
 use crate::problem::search::check_k;
+use crate::problem::shape::{MatrixShape, PoolShape, ScoreMatrixShape, check_score_matrix};
 
 /// Candidates in device memory, as [`Pool`](crate::Pool) in host memory.
 #[derive(Debug, Clone, Copy)]
@@ -90,13 +91,23 @@ impl<'a> DeviceSearch<'a> {
         if self.pools.iter().any(|pool| pool.log_q.is_some()) {
             return Err(does_not_apply("log_q", "a search ranks all candidates by similarity alone"));
         }
+        self.check_views()?;
+        check_score_matrix(self)?;
         let problem = self.problem(similarity, 1.0, tf32, uses)?;
         check_k(k, problem.num_candidates())?;
         problem.check_pairs()?;
         Ok(problem)
     }
 
-    /// Queries, pools and exclusions by their addresses, with no positives; `scale` multiplies similarities.
+    pub(super) fn check_views(&self) -> Result<()> {
+        self.queries.check("queries")?;
+        let pools = self.pools.len();
+        let mut all = self.pools.iter().enumerate();
+        all.try_for_each(|(pool, p)| p.candidates.check(Argument::OfPool { pool, pools, field: "candidates" }))
+    }
+
+    /// Queries, pools and exclusions by their addresses, with no positives; `scale` multiplies similarities. Their shapes
+    /// have been checked.
     pub(super) fn problem(
         &self,
         similarity: Similarity,
@@ -104,9 +115,9 @@ impl<'a> DeviceSearch<'a> {
         tf32: bool,
         uses: &mut Uses<'a>,
     ) -> Result<Problem> {
-        let queries = self.queries.checked("queries", uses)?;
+        let queries = self.queries.address("queries", uses)?;
         let pools = checked_pools(self, uses)?;
-        let (exclude_offsets, exclude_ids, excluded) = checked_excluded(self, queries.rows, uses)?;
+        let (exclude_offsets, exclude_ids, excluded) = checked_excluded(self, uses)?;
         Ok(Problem {
             dtype: self.queries.dtype(),
             tf32,
@@ -135,47 +146,46 @@ impl DeviceTopK<'_> {
 }
 
 fn checked_pools<'a>(search: &DeviceSearch<'a>, uses: &mut Uses<'a>) -> Result<Few<ProblemPool, 2>> {
-    let (first, mut start) = (&search.pools[0], 0);
-    let mut pools = Few::default();
+    let (mut pools, mut start) = (Few::default(), 0);
     for (p, pool) in search.pools.iter().enumerate() {
-        let name = |field: &'static str| Argument::OfPool(p, field);
-        let candidates = pool.candidates.checked(name("candidates"), uses)?;
-        let (found, wanted) = (pool.candidates, search.queries);
-        if (found.dim(), found.dtype()) != (wanted.dim(), wanted.dtype()) {
-            let found = format!("dim {} of {:?}", found.dim(), found.dtype());
-            let rule = format!("dim {} of {:?}, as the queries", wanted.dim(), wanted.dtype());
-            return Err(shape(name("candidates"), found, rule));
-        }
-        for (field, here, there) in [
-            ("candidate_ids", pool.ids.is_some(), first.ids.is_some()),
-            ("log_q", pool.log_q.is_some(), first.log_q.is_some()),
-        ] {
-            if here != there {
-                return Err(missing(name(field), "all pools have them or none has"));
-            }
-        }
-        let n = candidates.rows;
+        let name = |field| Argument::OfPool { pool: p, pools: search.pools.len(), field };
+        let candidates = pool.candidates.address(name("candidates"), uses)?;
         pools.push(ProblemPool {
             candidates,
             start,
-            ids: pool.ids.map_or(Ok(0), |ids| ids.checked(name("candidate_ids"), n, uses))?,
-            log_q: pool.log_q.map_or(Ok(0), |log_q| log_q.checked(name("log_q"), n, uses))?,
+            ids: pool.ids.map_or(Ok(0), |ids| ids.address(name("candidate_ids"), uses))?,
+            log_q: pool.log_q.map_or(Ok(0), |log_q| log_q.address(name("log_q"), uses))?,
             gradient: pool.gradient,
         });
-        start += n;
-    }
-    if u32::try_from(start).is_err() {
-        return Err(shape("candidates", format!("{start} rows in all pools"), "fewer than 2^32"));
+        start += candidates.rows;
     }
     Ok(pools)
 }
 
-fn checked_excluded<'a>(search: &DeviceSearch<'a>, b: usize, uses: &mut Uses<'a>) -> Result<(u64, u64, usize)> {
+fn checked_excluded<'a>(search: &DeviceSearch<'a>, uses: &mut Uses<'a>) -> Result<(u64, u64, usize)> {
     let Some((offsets, ids)) = &search.excluded else { return Ok((0, 0, 0)) };
-    if search.pools[0].ids.is_none() {
-        return Err(missing("candidate_ids", "excluded_ids are compared with them"));
-    }
     let count = ids.len();
-    let ids = if count == 0 { 0 } else { ids.checked("exclude_ids", count, uses)? };
-    Ok((offsets.checked("exclude_offsets", b + 1, uses)?, ids, count))
+    let ids = if count == 0 { 0 } else { ids.address("exclude_ids", uses)? };
+    Ok((offsets.address("exclude_offsets", uses)?, ids, count))
+}
+
+impl ScoreMatrixShape for DeviceSearch<'_> {
+    fn queries(&self) -> MatrixShape {
+        self.queries.shape()
+    }
+    fn num_pools(&self) -> usize {
+        self.pools.len()
+    }
+    fn pool(&self, index: usize) -> PoolShape {
+        let pool = &self.pools[index];
+        PoolShape {
+            candidates: pool.candidates.shape(),
+            ids: pool.ids.map(|ids| ids.len()),
+            log_q: pool.log_q.map(|log_q| log_q.len()),
+            gradient: pool.gradient,
+        }
+    }
+    fn excluded(&self) -> Option<[usize; 2]> {
+        self.excluded.map(|(offsets, ids)| [offsets.len(), ids.len()])
+    }
 }

@@ -207,7 +207,8 @@ impl DeviceQueue {
         let (candidates, options) = (rows.candidates, self.options);
         let mut uses = Uses::new(&cuda.driver)?;
         uses.admit("the queue", self.driver.stream())?;
-        let from = candidates.checked("candidates", &mut uses)?;
+        candidates.check("candidates")?;
+        let from = candidates.address("candidates", &mut uses)?;
         options.check_rows(candidates.dim(), candidates.dtype(), rows.ids.is_some(), rows.log_q.is_some())?;
         let (ids, log_q) = (rows.ids.filter(|_| options.ids), rows.log_q.filter(|_| options.log_q));
         let ids = ids.map_or(Ok(0), |ids| ids.checked("candidate_ids", from.rows, &mut uses))?;

@@ -18,8 +18,7 @@ use super::device_memory::{Readable, Writable};
 use super::driver::Driver;
 use super::few::Few;
 use super::stream::{PER_THREAD_RULE, checked, is_per_thread};
-use super::view::Argument;
-use crate::error::{Result, value};
+use crate::error::{Argument, Result, value};
 
 /// What one submission uses.
 pub(super) struct Uses<'a> {

@@ -9,8 +9,10 @@ use half::{bf16, f16};
 use super::device_memory::{DeviceMemory, DeviceMemoryMut, Readable, Writable};
 use super::problem::Rows;
 use super::uses::Uses;
-use crate::error::{Result, shape};
+use crate::error::{Argument, Result, shape};
+use crate::problem::arrays::check_len;
 use crate::problem::embeddings::DType;
+use crate::problem::shape::MatrixShape;
 
 /// `len` elements of type `T` in device memory, borrowed for reading. Made of a cudarc slice or view; `T` is the
 /// element type.
@@ -51,38 +53,6 @@ pub struct DeviceSliceMut<'a, T> {
     target: Target<'a>,
     len: usize,
     elements: PhantomData<&'a mut [T]>,
-}
-
-/// What errors call an argument, written out where there is one.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Argument {
-    Named(&'static str),
-    /// A field of a pool; the first pool's has no prefix.
-    OfPool(usize, &'static str),
-    /// `NAME[INDEX]`
-    Element(&'static str, usize),
-}
-
-impl From<&'static str> for Argument {
-    fn from(name: &'static str) -> Self {
-        Argument::Named(name)
-    }
-}
-
-impl From<Argument> for String {
-    fn from(argument: Argument) -> Self {
-        argument.to_string()
-    }
-}
-
-impl std::fmt::Display for Argument {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Argument::Named(name) | Argument::OfPool(0, name) => f.write_str(name),
-            Argument::OfPool(pool, field) => write!(f, "pools[{pool}].{field}"),
-            Argument::Element(name, index) => write!(f, "{name}[{index}]"),
-        }
-    }
 }
 
 /// Memory that is read.
@@ -169,10 +139,16 @@ impl<'a, T> DeviceSlice<'a, T> {
         self.len == 0
     }
 
-    /// The address, where the view is right: as long as wanted, aligned, of the backend's context.
+    /// The address, where the view is as long as wanted, too.
     pub(super) fn checked(&self, argument: impl Into<Argument>, len: usize, uses: &mut Uses<'a>) -> Result<u64> {
         let argument = argument.into();
-        check_len(argument, self.len, len)?;
+        check_len(argument, self.len, len, OF_THE_SHAPE)?;
+        self.address(argument, uses)
+    }
+
+    /// The address, where it is aligned and of the backend's context.
+    pub(super) fn address(&self, argument: impl Into<Argument>, uses: &mut Uses<'a>) -> Result<u64> {
+        let argument = argument.into();
         check_address(argument, self.source.address(argument, uses)?, size_of::<T>())
     }
 }
@@ -199,7 +175,7 @@ impl<'a, T> DeviceSliceMut<'a, T> {
         uses: &mut Uses<'u>,
     ) -> Result<u64> {
         let argument = argument.into();
-        check_len(argument, self.len, len)?;
+        check_len(argument, self.len, len, OF_THE_SHAPE)?;
         let address = match &mut self.target {
             Target::Cudarc(memory) => {
                 uses.admit(argument, memory.owner())?;
@@ -211,10 +187,8 @@ impl<'a, T> DeviceSliceMut<'a, T> {
     }
 }
 
-fn check_len(argument: Argument, found: usize, wanted: usize) -> Result<()> {
-    let rule = || format!("length {wanted}");
-    if found == wanted { Ok(()) } else { Err(shape(argument, format!("length {found}"), rule())) }
-}
+/// What the length of a result is.
+const OF_THE_SHAPE: &str = "as the shape of the batch has it";
 
 fn check_address(argument: Argument, address: u64, alignment: usize) -> Result<u64> {
     if address != 0 && address.is_multiple_of(alignment as u64) {
@@ -287,7 +261,12 @@ impl<'a> DeviceEmbeddings<'a> {
         self.dtype
     }
 
-    pub(super) fn checked(&self, argument: impl Into<Argument>, uses: &mut Uses<'a>) -> Result<Rows> {
+    pub(super) fn shape(&self) -> MatrixShape {
+        MatrixShape { rows: self.rows, dim: self.dim, dtype: self.dtype }
+    }
+
+    /// That the view lies within its memory.
+    pub(super) fn check(&self, argument: impl Into<Argument>) -> Result<()> {
         let argument = argument.into();
         let (rows, dim, stride, size) = (self.rows, self.dim, self.stride, self.dtype.size());
         if rows == 0 || dim == 0 {
@@ -306,7 +285,13 @@ impl<'a> DeviceEmbeddings<'a> {
             let rule = format!("(rows - 1) * stride + dim elements for rows {rows}, stride {stride}, dim {dim}");
             return Err(shape(argument, format!("{found} elements"), rule));
         }
-        let address = check_address(argument, self.bytes.source.address(argument, uses)?, size)?;
-        Ok(Rows { address, rows, stride })
+        Ok(())
+    }
+
+    /// The rows by their address, where it is aligned and of the backend's context.
+    pub(super) fn address(&self, argument: impl Into<Argument>, uses: &mut Uses<'a>) -> Result<Rows> {
+        let argument = argument.into();
+        let address = check_address(argument, self.bytes.source.address(argument, uses)?, self.dtype.size())?;
+        Ok(Rows { address, rows: self.rows, stride: self.stride })
     }
 }

@@ -136,14 +136,15 @@ impl Bench {
         let batches: Vec<_> = inputs.iter().map(|inputs| inputs.batch(problem).log_q_bounds(low, high)).collect();
         let (mut cuda, mut results) = (Cuda::on_stream(stream.clone())?, Results::new(&stream, problem));
         // Allocates, and shows what only the device sees.
-        cuda.step(&batches[0], loss, &mut results.output(Request::value_and_grad()))?;
+        cuda.compute_on_device(&batches[0], loss, &mut results.output(Request::value_and_grad()))?;
         cuda.fault()?;
         let expected = Expected::new(&stream, &results);
         for (pass, request) in [("loss", Request::value()), ("loss_and_gradients", Request::value_and_grad())] {
             let matmuls = if request.gradients { 4.0 } else { 1.0 };
             self.time(shape, pass, name, matmuls, |call| {
                 let mut output = results.output(request);
-                cuda.step(&batches[call % batches.len()], loss, &mut output).expect("the first call went through");
+                cuda.compute_on_device(&batches[call % batches.len()], loss, &mut output)
+                    .expect("the first call went through");
             });
         }
         cuda.fault()?;

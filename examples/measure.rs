@@ -244,14 +244,14 @@ fn measure_cuda(args: &Args, problem: &Problem) -> Result<Measured, Box<dyn Erro
     if let Some((low, high)) = seeded::log_q_bounds(problem) {
         batch = batch.log_q_bounds(low, high);
     }
-    let workspace_bytes = cuda.plan_step(&batch, loss, request)?.workspace_bytes;
-    cuda.step(&batch, loss, &mut results.output(request))?;
+    let workspace_bytes = cuda.plan_on_device(&batch, loss, request)?.workspace_bytes;
+    cuda.compute_on_device(&batch, loss, &mut results.output(request))?;
     cuda.fault()?;
     // All steps are queued before anything is waited for, as benches/peers/gpu.py does: a wait would let the device run dry.
     let mut events = Vec::new();
     for _ in 0..args.iterations {
         let start = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
-        cuda.step(&batch, loss, &mut results.output(request))?;
+        cuda.compute_on_device(&batch, loss, &mut results.output(request))?;
         events.push((start, stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?));
     }
     stream.synchronize()?;

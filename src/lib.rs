@@ -110,7 +110,7 @@ pub use backend::cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use backend::cuda::Cuda;
 
-/// Steps on the caller's own device memory and stream, by [`Cuda::step`](cuda::Cuda::step), and searches of it, by
+/// Steps on the caller's own device memory and stream, by [`Cuda::compute_on_device`](cuda::Cuda::compute_on_device), and searches of it, by
 /// [`Cuda::top_k_on_device`](cuda::Cuda::top_k_on_device).
 ///
 /// ```no_run
@@ -136,7 +136,7 @@ pub use backend::cuda::Cuda;
 ///     .ids(DeviceSlice::new(&ids))
 ///     .log_q(DeviceSlice::new(&log_q));
 /// let queries = DeviceEmbeddings::new(DeviceSlice::new(&queries), b, d);
-/// let batch = DeviceBatch::new(queries, pool, DeviceSlice::new(&positives));
+/// let batch = DeviceBatch::new(queries, pool).positives(DeviceSlice::new(&positives));
 /// let loss = Loss::softmax(Similarity::Cosine, 0.05).correction(Correction::LogQ);
 ///
 /// // Once: what a step needs. Steps then allocate nothing and wait for nothing.
@@ -146,7 +146,7 @@ pub use backend::cuda::Cuda;
 ///     DeviceSliceMut::new(&mut d_queries),
 ///     vec![Some(DeviceSliceMut::new(&mut d_items))],
 /// ));
-/// cuda.step(&batch, &loss, &mut output)?;
+/// cuda.compute_on_device(&batch, &loss, &mut output)?;
 /// // When results are looked at: was there input that breaks a rule?
 /// cuda.fault()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -158,8 +158,8 @@ pub mod cuda {
 
     pub use crate::backend::cuda::{
         Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceMemory, DeviceMemoryMut,
-        DeviceOutput, DevicePool, DeviceQueue, DeviceSearch, DeviceSlice, DeviceSliceMut, DeviceStatistics, DeviceTopK,
-        DeviceUpstream, StepGraph,
+        DeviceMoments, DeviceOutput, DevicePool, DeviceQueue, DeviceRank, DeviceSearch, DeviceSlice, DeviceSliceMut,
+        DeviceStatistics, DeviceTopK, DeviceUpstream, StepGraph,
     };
 }
 pub use backend::device::{Device, Selected};

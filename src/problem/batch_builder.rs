@@ -7,8 +7,10 @@ use super::batch::{Batch, Positives};
 use super::embeddings::Embeddings;
 use super::pool::Pool;
 use super::score_matrix::ScoreMatrix;
-use super::shape::{BatchShape, MatrixShape, PoolShape, PositivesShape, ScoreMatrixShape, check_batch};
-use crate::error::{Result, does_not_apply, missing, shape, value};
+use super::shape::{
+    BatchShape, MatrixShape, PoolShape, PositivesShape, ScoreMatrixShape, check_batch, given_positives,
+};
+use crate::error::{Result, shape, value};
 
 /// Collects a [`Batch`]; nothing is checked before [`build`](BatchBuilder::build).
 #[derive(Debug, Clone)]
@@ -102,7 +104,10 @@ impl<'a> BatchBuilder<'a> {
     /// where a mask needs them or given where nothing uses them.
     pub fn build(self) -> Result<Batch<'a>> {
         self.matrix.check_views()?;
-        let positives = self.given_positives()?;
+        let positives = given_positives(self.positives, self.positives_given_twice)?;
+        if let GivenPositives::Separate(embeddings) = positives {
+            embeddings.check("positive_embeddings")?;
+        }
         check_batch(&Described { builder: &self, positives })?;
         self.matrix.check_values()?;
         let positives = self.checked_positives(positives)?;
@@ -122,20 +127,6 @@ impl<'a> BatchBuilder<'a> {
         };
         let row_weight = self.row_weight.map(Cow::Borrowed);
         Ok(Batch { matrix: self.matrix, positives, positive_ids, positive_log_q, row_weight })
-    }
-
-    fn given_positives(&self) -> Result<GivenPositives<'a>> {
-        if self.positives_given_twice {
-            let rule = "a batch has one of: the diagonal of in_batch, positives, positive_embeddings";
-            return Err(does_not_apply("a second kind of positives", rule));
-        }
-        let Some(positives) = self.positives else {
-            return Err(missing("positives", "every row has one: positives (B) or positive_embeddings (B, D)"));
-        };
-        if let GivenPositives::Separate(embeddings) = positives {
-            embeddings.check("positive_embeddings")?;
-        }
-        Ok(positives)
     }
 
     /// Positives of a batch whose shapes are right.

@@ -55,6 +55,15 @@ fn all_pools<S: ScoreMatrixShape + ?Sized>(matrix: &S) -> impl Iterator<Item = P
     (0..matrix.num_pools()).map(|index| matrix.pool(index))
 }
 
+/// The positives of a batch that was given one kind of them.
+pub(crate) fn given_positives<P>(positives: Option<P>, given_twice: bool) -> Result<P> {
+    if given_twice {
+        let rule = "a batch has one of: the diagonal of in_batch, positives, positive_embeddings";
+        return Err(does_not_apply("a second kind of positives", rule));
+    }
+    positives.ok_or_else(|| missing("positives", "every row has one: positives (B) or positive_embeddings (B, D)"))
+}
+
 /// A length of B.
 pub(crate) fn check_rows(argument: &'static str, found: usize, num_queries: usize) -> Result<()> {
     check_len(argument, found, num_queries, "the number of queries")

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use catalog_softmax::Request;
 use catalog_softmax::cuda::{
-    DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceOutput, DevicePool, DeviceSlice,
-    DeviceSliceMut,
+    DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceMoments, DeviceOutput, DevicePool, DeviceRank,
+    DeviceSlice, DeviceSliceMut,
 };
 use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
 
@@ -119,8 +119,8 @@ impl OnDevice {
         });
         let (queries, first) = (view(&self.queries), pools.next().expect("a pool"));
         let mut batch = match &self.positives {
-            Ok(index) => DeviceBatch::new(queries, first, DeviceSlice::new(index)),
-            Err(embeddings) => DeviceBatch::with_positive_embeddings(queries, first, view(embeddings)),
+            Ok(index) => DeviceBatch::new(queries, first).positives(DeviceSlice::new(index)),
+            Err(embeddings) => DeviceBatch::new(queries, first).positive_embeddings(view(embeddings)),
         };
         for pool in pools {
             batch = batch.pool(pool);
@@ -189,8 +189,9 @@ impl Results {
         output.lse = Some(place(lse));
         output.positive = Some(place(positive));
         output.num_negatives = Some(place(num_negatives));
-        output.moments = request.moments.then(|| [place(score), place(entropy)]);
-        output.rank = request.rank.then(|| [place(above), place(ties)]);
+        output.moments =
+            request.moments.then(|| DeviceMoments { expected_score: place(score), entropy: place(entropy) });
+        output.rank = request.rank.then(|| DeviceRank { above: place(above), ties: place(ties) });
         output.gradients = request.gradients.then_some(gradients);
         output
     }

@@ -56,7 +56,9 @@ pub fn a_step_is_eight_launches_and_allocates_nothing_on_the_host(_: &mut Cuda) 
             assert_eq!(on_device.launches(), 8, "{dtype:?}, {reduction:?}: kernels of a graph");
             // cudarc looks up a function of the driver at its first call.
             on_device.replay(&graph, &batch, &mut output).expect("the graph runs");
-            let step = allocations(|| on_device.step(&batch, &problem.loss, &mut output).expect("a loss that fits"));
+            let step = allocations(|| {
+                on_device.compute_on_device(&batch, &problem.loss, &mut output).expect("a loss that fits")
+            });
             assert_eq!(on_device.launches(), 16, "{dtype:?}, {reduction:?}: kernels of a step");
             let replay = allocations(|| on_device.replay(&graph, &batch, &mut output).expect("the graph runs"));
             assert_eq!((step, replay), (0, 0), "{dtype:?}, {reduction:?}: allocations of a step and of a replay");
@@ -90,9 +92,10 @@ pub fn other_steps_allocate_nothing_on_the_host_either(_: &mut Cuda) {
         let (stream, mut on_device) = on_stream();
         let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
         let (batch, mut output) = (inputs.batch(&problem), results.output(request));
-        on_device.step(&batch, &problem.loss, &mut output).expect("a loss that fits");
+        on_device.compute_on_device(&batch, &problem.loss, &mut output).expect("a loss that fits");
         assert_eq!(on_device.launches(), launches, "{what}");
-        let again = allocations(|| on_device.step(&batch, &problem.loss, &mut output).expect("a loss that fits"));
+        let again =
+            allocations(|| on_device.compute_on_device(&batch, &problem.loss, &mut output).expect("a loss that fits"));
         assert_eq!(again, 0, "{what}");
         on_device.fault().expect("valid input");
     }

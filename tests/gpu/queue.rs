@@ -143,7 +143,7 @@ pub fn steps_with_a_queue_give_what_pools_in_host_memory_give(cuda: &mut Cuda) {
         let log_q = || problem.pools.iter().filter_map(|pool| pool.log_q.as_ref()).flatten().copied();
         let (low, high) = (log_q().fold(f32::INFINITY, f32::min), log_q().fold(f32::NEG_INFINITY, f32::max));
         let batch = queue.pools().fold(inputs.batch(&own), DeviceBatch::pool).log_q_bounds(low, high);
-        on_device.step(&batch, &problem.loss, &mut output).expect("a loss that fits");
+        on_device.compute_on_device(&batch, &problem.loss, &mut output).expect("a loss that fits");
         drop(output);
         on_device.fault().expect("valid input");
         assert_same(&results.download(&stream, &wanted), &wanted, &format!("{dtype:?}"));
@@ -194,7 +194,7 @@ pub fn an_enqueue_neither_waits_nor_allocates(_: &mut Cuda) {
         let used = queue.pools().count();
         output.gradients.as_mut().expect("asked for").d_candidates.truncate(1 + used);
         let batch = queue.pools().fold(inputs.batch(&problem), DeviceBatch::pool);
-        on_device.step(&batch, &problem.loss, &mut output).expect("a step can be captured");
+        on_device.compute_on_device(&batch, &problem.loss, &mut output).expect("a step can be captured");
         drop(output);
         queue.enqueue(&on_device, &own).expect("an enqueue can be captured");
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;

@@ -41,7 +41,7 @@ pub fn strided_rows_give_what_contiguous_ones_give(cuda: &mut Cuda) {
             let like = from_host(cuda, &problem);
             let (inputs, mut results) = (OnDevice::padded(&stream, &problem, padding), Results::new(&stream, &problem));
             let mut output = results.output(everything());
-            on_device.step(&inputs.batch(&problem), &problem.loss, &mut output).expect("a loss that fits");
+            on_device.compute_on_device(&inputs.batch(&problem), &problem.loss, &mut output).expect("a loss that fits");
             drop(output);
             on_device.fault().expect("valid input");
             let found = results.download(&stream, &like);
@@ -77,11 +77,11 @@ pub fn addresses_of_another_library_do(cuda: &mut Cuda) {
     let positives = inputs.positives.as_ref().ok().expect("by index");
     let pool = DevicePool::new(DeviceEmbeddings::new(raw(&stream, candidates), 120, 24));
     let queries = DeviceEmbeddings::new(raw(&stream, queries), 50, 24);
-    let batch = DeviceBatch::new(queries, pool, raw(&stream, positives));
+    let batch = DeviceBatch::new(queries, pool).positives(raw(&stream, positives));
     let (mut total, mut loss) = (up(&stream, &[f64::NAN]), up(&stream, &[f64::NAN; 50]));
     let mut output = DeviceOutput::new(raw_mut(&stream, &mut total));
     output.loss = Some(raw_mut(&stream, &mut loss));
-    on_device.step(&batch, &problem.loss, &mut output).expect("a loss that fits");
+    on_device.compute_on_device(&batch, &problem.loss, &mut output).expect("a loss that fits");
     drop(output);
     on_device.fault().expect("valid input");
     let found = [stream.clone_dtoh(&total), stream.clone_dtoh(&loss)].map(|down| down.expect("results come down"));
@@ -102,7 +102,7 @@ pub fn two_streams_do_not_meet(cuda: &mut Cuda) {
         for (side, (_, on_device)) in sides.iter_mut().enumerate() {
             let mut output = results[side].output(everything());
             let batch = inputs[side].batch(&problems[side]);
-            on_device.step(&batch, &problems[side].loss, &mut output).expect("a loss that fits");
+            on_device.compute_on_device(&batch, &problems[side].loss, &mut output).expect("a loss that fits");
         }
     }
     for (side, (stream, on_device)) in sides.iter_mut().enumerate() {
@@ -115,7 +115,7 @@ fn steps(stream: &std::sync::Arc<CudaStream>, cuda: &mut Cuda, problem: &Problem
     let (inputs, mut results) = (OnDevice::new(stream, problem), Results::new(stream, problem));
     for _ in 0..3 {
         let mut output = results.output(everything());
-        cuda.step(&inputs.batch(problem), &problem.loss, &mut output).expect("a loss that fits");
+        cuda.compute_on_device(&inputs.batch(problem), &problem.loss, &mut output).expect("a loss that fits");
     }
     cuda.fault().expect("valid input");
     results.download(stream, like)
@@ -147,8 +147,9 @@ pub fn too_little_memory_is_an_error_and_no_more(cuda: &mut Cuda) {
     let wanted = problems.each_ref().map(|problem| from_host(cuda, problem));
     let inputs = problems.each_ref().map(|problem| OnDevice::new(&stream, problem));
     let mut results = problems.each_ref().map(|problem| Results::new(&stream, problem));
-    let plan =
-        |side: usize| on_device.plan_step(&inputs[side].batch(&problems[side]), &problems[side].loss, everything());
+    let plan = |side: usize| {
+        on_device.plan_on_device(&inputs[side].batch(&problems[side]), &problems[side].loss, everything())
+    };
     let [small, large] = [plan(0), plan(1)].map(|plan| plan.expect("a loss that fits").workspace_bytes);
     let left = (small + large) / 2;
     assert!(small < left && left < large, "a case for the test: {small}, {large}");
@@ -157,7 +158,7 @@ pub fn too_little_memory_is_an_error_and_no_more(cuda: &mut Cuda) {
     // SAFETY: nobody reads it.
     let taken = unsafe { stream.alloc::<u8>(free - left) }.expect("what was free");
     let mut output = results[1].output(everything());
-    match on_device.step(&inputs[1].batch(&problems[1]), &problems[1].loss, &mut output) {
+    match on_device.compute_on_device(&inputs[1].batch(&problems[1]), &problems[1].loss, &mut output) {
         Err(Error::DeviceMemory { needed, free }) => assert!(needed == large && free <= left, "{needed}, {free}"),
         other => panic!("{other:?}"),
     }
@@ -165,7 +166,7 @@ pub fn too_little_memory_is_an_error_and_no_more(cuda: &mut Cuda) {
     let mut check = |side: usize| {
         let mut output = results[side].output(everything());
         let batch = inputs[side].batch(&problems[side]);
-        on_device.step(&batch, &problems[side].loss, &mut output).expect("a loss that fits");
+        on_device.compute_on_device(&batch, &problems[side].loss, &mut output).expect("a loss that fits");
         drop(output);
         on_device.fault().expect("valid input");
         assert_same(&results[side].download(&stream, &wanted[side]), &wanted[side], &format!("problem {side}"));

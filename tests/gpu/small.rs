@@ -96,7 +96,7 @@ pub fn losses(cuda: &mut Cuda) {
             let wanted = from_host(cuda, &problem);
             let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
             let mut output = results.output(everything());
-            on_device.step(&inputs.batch(&problem), &problem.loss, &mut output).expect("a loss that fits");
+            on_device.compute_on_device(&inputs.batch(&problem), &problem.loss, &mut output).expect("a loss that fits");
             drop(output);
             on_device.fault().expect("valid input");
             let what = format!("{reduction:?}, symmetric: {symmetric}");

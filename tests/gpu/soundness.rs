@@ -87,7 +87,8 @@ fn pool(inputs: &OnDevice, dim: usize) -> DevicePool<'_> {
 }
 
 fn step(cuda: &mut Cuda, problem: &Problem, inputs: &OnDevice, results: &mut Results) {
-    cuda.step(&inputs.batch(problem), &problem.loss, &mut results.output(everything())).expect("a loss that fits");
+    cuda.compute_on_device(&inputs.batch(problem), &problem.loss, &mut results.output(everything()))
+        .expect("a loss that fits");
 }
 
 fn memory_of_another_stream_is_freed_after_the_step() {
@@ -218,7 +219,7 @@ fn a_queue_is_ordered_between_backends() {
     let mut queue = DeviceQueue::new(&first, QueueOptions::new(30, 16, DType::F32).with_ids()).expect("memory");
     queue.enqueue(&second, &pool(&rows, 16)).expect("rows that fit");
     let batch = inputs.batch(&own).pool(queue.pools().next().expect("rows in it"));
-    third.step(&batch, &problem.loss, &mut results.output(everything())).expect("a loss that fits");
+    third.compute_on_device(&batch, &problem.loss, &mut results.output(everything())).expect("a loss that fits");
     let more = OnDevice::new(&other, &own);
     queue.enqueue(&second, &pool(&more, 16)).expect("rows that fit");
     drop((queue, rows, more, inputs, first));
@@ -284,7 +285,7 @@ fn a_capture_by_the_caller_is_refused() {
     let host = problem.batch().expect("a valid problem");
     let (batch, mut output) = (inputs.batch(&problem), results.output(everything()));
     let attempts = [
-        cuda.step(&batch, &problem.loss, &mut output),
+        cuda.compute_on_device(&batch, &problem.loss, &mut output),
         cuda.capture(&batch, &problem.loss, &mut output).map(drop),
         queue.enqueue(&cuda, &pool(&inputs, 16)),
         queue.to_host().map(drop),
@@ -317,7 +318,7 @@ fn a_capture_that_reaches_the_backend_is_refused() {
     third.memset_zeros(&mut results.total).expect("it can be captured");
     // Nothing but the capture: a wait for any other event after it would be refused.
     let mut output = DeviceOutput::new(DeviceSliceMut::new(&mut results.total));
-    let stepped = cuda.step(&inputs.batch(&problem), &problem.loss, &mut output);
+    let stepped = cuda.compute_on_device(&inputs.batch(&problem), &problem.loss, &mut output);
     let error = stepped.expect_err("refused").to_string();
     assert!(error.starts_with("the stream is being captured"), "{error}");
 }
@@ -333,7 +334,7 @@ fn memory_of_another_context_is_refused() {
     let stream = other.new_stream().expect("a stream");
     let mut cuda = Cuda::new(0).expect("a device");
     let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
-    let stepped = cuda.step(&inputs.batch(&problem), &problem.loss, &mut results.output(everything()));
+    let stepped = cuda.compute_on_device(&inputs.batch(&problem), &problem.loss, &mut results.output(everything()));
     let error = stepped.expect_err("refused").to_string();
     assert!(error.starts_with("the CUDA context of queries is another one"), "{error}");
 }
@@ -350,7 +351,7 @@ fn an_allowed_capture_outlives_larger_steps() {
     let (large_inputs, mut large_results) = (OnDevice::new(&stream, &large), Results::new(&stream, &large));
     let wanted = wanted(&small);
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).expect("a stream of its own");
-    let early = cuda.step(&inputs.batch(&small), &small.loss, &mut results.output(everything()));
+    let early = cuda.compute_on_device(&inputs.batch(&small), &small.loss, &mut results.output(everything()));
     assert!(matches!(early, Err(Error::Value { .. })), "memory is reserved before a capture: {early:?}");
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     stream.end_capture(flags).expect("the capture is as it was");
@@ -372,7 +373,7 @@ fn streams_that_differ_by_thread_are_refused() {
     assert!(error.starts_with("stream is the per-thread default stream"), "{error}");
     let mut cuda = Cuda::new(0).expect("a device");
     let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
-    let stepped = cuda.step(&inputs.batch(&problem), &problem.loss, &mut results.output(everything()));
+    let stepped = cuda.compute_on_device(&inputs.batch(&problem), &problem.loss, &mut results.output(everything()));
     let error = stepped.expect_err("refused").to_string();
     assert!(error.starts_with("the stream of queries is the per-thread default stream"), "{error}");
 }

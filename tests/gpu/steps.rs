@@ -86,7 +86,7 @@ pub fn steps_on_device_memory_give_what_host_memory_gives(cuda: &mut Cuda) {
         let wanted = from_host(cuda, problem);
         let (inputs, mut results) = (OnDevice::new(&stream, problem), Results::new(&stream, problem));
         on_device
-            .step(&inputs.batch(problem), &problem.loss, &mut results.output(everything()))
+            .compute_on_device(&inputs.batch(problem), &problem.loss, &mut results.output(everything()))
             .expect("a loss that fits");
         on_device.fault().expect("valid input");
         assert_same(&results.download(&stream, &wanted), &wanted, &format!("case {c}"));
@@ -159,7 +159,7 @@ pub fn a_reserved_step_allocates_nothing_and_replays_as_a_graph(cuda: &mut Cuda)
     let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
     let request = everything();
     let batch = inputs.batch(&problem);
-    let planned = on_device.plan_step(&batch, &problem.loss, request).expect("a loss that fits").workspace_bytes;
+    let planned = on_device.plan_on_device(&batch, &problem.loss, request).expect("a loss that fits").workspace_bytes;
     assert_eq!(on_device.device_bytes(), 0, "planning allocates nothing");
     on_device.reserve(&batch, &problem.loss, request).expect("memory");
     assert_eq!(on_device.device_bytes(), planned);
@@ -197,7 +197,9 @@ pub fn faults_that_only_the_device_sees_become_errors(_: &mut Cuda) {
         let mut problem = clean.clone();
         spoil(&mut problem);
         let (inputs, mut results) = (OnDevice::new(&stream, &problem), Results::new(&stream, &problem));
-        on_device.step(&inputs.batch(&problem), &problem.loss, &mut results.output(everything())).expect("submitted");
+        on_device
+            .compute_on_device(&inputs.batch(&problem), &problem.loss, &mut results.output(everything()))
+            .expect("submitted");
         match on_device.fault() {
             Err(Error::Value { argument: found, .. }) => assert_eq!(found, argument),
             other => panic!("{argument}: {other:?}"),
@@ -205,7 +207,9 @@ pub fn faults_that_only_the_device_sees_become_errors(_: &mut Cuda) {
         on_device.fault().expect("told once");
     }
     let (inputs, mut results) = (OnDevice::new(&stream, &clean), Results::new(&stream, &clean));
-    on_device.step(&inputs.batch(&clean), &clean.loss, &mut results.output(everything())).expect("submitted");
+    on_device
+        .compute_on_device(&inputs.batch(&clean), &clean.loss, &mut results.output(everything()))
+        .expect("submitted");
     on_device.fault().expect("a clean step after others");
 }
 
@@ -216,7 +220,10 @@ pub fn views_that_do_not_fit_are_errors(_: &mut Cuda) {
     let short = up(&stream, &[0u32; 19]);
     let mut results = Results::new(&stream, &problem);
     let mut attempt = |batch: &DeviceBatch<'_>, results: &mut Results| {
-        on_device.step(batch, &problem.loss, &mut results.output(everything())).expect_err("does not fit").to_string()
+        on_device
+            .compute_on_device(batch, &problem.loss, &mut results.output(everything()))
+            .expect_err("does not fit")
+            .to_string()
     };
     let DeviceStorage::F32(queries) = &inputs.queries else { panic!("f32") };
     let DeviceStorage::F32(candidates) = &inputs.pools[0].0 else { panic!("f32") };
@@ -225,18 +232,19 @@ pub fn views_that_do_not_fit_are_errors(_: &mut Cuda) {
     let index = || DeviceSlice::new(positives);
     let pool = || DevicePool::new(whole(candidates, 50, 8));
 
-    let error = attempt(&DeviceBatch::new(whole(queries, 20, 8), pool(), DeviceSlice::new(&short)), &mut results);
+    let error =
+        attempt(&DeviceBatch::new(whole(queries, 20, 8), pool()).positives(DeviceSlice::new(&short)), &mut results);
     assert!(error.starts_with("positives has length 19"), "{error}");
-    let error = attempt(&DeviceBatch::new(whole(queries, 21, 8), pool(), index()), &mut results);
+    let error = attempt(&DeviceBatch::new(whole(queries, 21, 8), pool()).positives(index()), &mut results);
     assert!(error.starts_with("queries has 160 elements"), "{error}");
     let narrow = DevicePool::new(whole(candidates, 100, 4));
-    let error = attempt(&DeviceBatch::new(whole(queries, 20, 8), narrow, index()), &mut results);
+    let error = attempt(&DeviceBatch::new(whole(queries, 20, 8), narrow).positives(index()), &mut results);
     assert!(error.starts_with("candidates has dim 4"), "{error}");
     // SAFETY: the view is refused for its address before anything reads it.
     let odd = unsafe { DeviceSlice::<f32>::from_raw(3, 160) };
-    let error = attempt(&DeviceBatch::new(DeviceEmbeddings::new(odd, 20, 8), pool(), index()), &mut results);
+    let error = attempt(&DeviceBatch::new(DeviceEmbeddings::new(odd, 20, 8), pool()).positives(index()), &mut results);
     assert!(error.starts_with("queries has address 0x3"), "{error}");
     results.d_queries = up(&stream, &[0.0f32; 8]);
-    let error = attempt(&DeviceBatch::new(whole(queries, 20, 8), pool(), index()), &mut results);
+    let error = attempt(&DeviceBatch::new(whole(queries, 20, 8), pool()).positives(index()), &mut results);
     assert!(error.starts_with("d_queries has length 8"), "{error}");
 }

@@ -7,7 +7,7 @@ use super::view::{DeviceEmbeddings, DeviceSlice};
 use crate::error::{Result, value};
 use crate::problem::loss::{GivenArrays, Loss};
 use crate::problem::shape::{
-    BatchShape, MatrixShape, PoolShape, PositivesShape, ScoreMatrixShape, check_batch, check_symmetric,
+    BatchShape, MatrixShape, PoolShape, PositivesShape, ScoreMatrixShape, check_batch, check_symmetric, given_positives,
 };
 
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +29,8 @@ enum Positives<'a> {
 pub struct DeviceBatch<'a> {
     /// Queries, pools and exclusions.
     search: DeviceSearch<'a>,
-    positives: Positives<'a>,
+    positives: Option<Positives<'a>>,
+    positives_given_twice: bool,
     positive_ids: Option<DeviceSlice<'a, u64>>,
     positive_log_q: Option<DeviceSlice<'a, f32>>,
     row_weight: Option<DeviceSlice<'a, f32>>,
@@ -37,29 +38,33 @@ pub struct DeviceBatch<'a> {
 }
 
 impl<'a> DeviceBatch<'a> {
-    /// Positives as (B) indices over the candidates of all pools.
-    pub fn new(queries: DeviceEmbeddings<'a>, pool: DevicePool<'a>, positives: DeviceSlice<'a, u32>) -> Self {
-        Self::with_positives(queries, pool, Positives::Index(positives))
-    }
-
-    /// Positives as (B, D) embeddings of their own.
-    pub fn with_positive_embeddings(
-        queries: DeviceEmbeddings<'a>,
-        pool: DevicePool<'a>,
-        positive_embeddings: DeviceEmbeddings<'a>,
-    ) -> Self {
-        Self::with_positives(queries, pool, Positives::Separate(positive_embeddings))
-    }
-
-    fn with_positives(queries: DeviceEmbeddings<'a>, pool: DevicePool<'a>, positives: Positives<'a>) -> Self {
+    /// `queries` (B, D) against `pool` (N, D). Say next where the positives are.
+    pub fn new(queries: DeviceEmbeddings<'a>, pool: DevicePool<'a>) -> Self {
         DeviceBatch {
             search: DeviceSearch::new(queries, pool),
-            positives,
+            positives: None,
+            positives_given_twice: false,
             positive_ids: None,
             positive_log_q: None,
             row_weight: None,
             log_q_bounds: None,
         }
+    }
+
+    /// (B): the positive of row i is candidate `positives[i]`, counted over all pools. In-batch negatives have 0, 1, ... B - 1.
+    pub fn positives(self, positives: DeviceSlice<'a, u32>) -> Self {
+        self.with(Positives::Index(positives))
+    }
+
+    /// (B, D): the positives, apart from the candidates. They are negatives of no row.
+    pub fn positive_embeddings(self, positive_embeddings: DeviceEmbeddings<'a>) -> Self {
+        self.with(Positives::Separate(positive_embeddings))
+    }
+
+    fn with(mut self, positives: Positives<'a>) -> Self {
+        self.positives_given_twice |= self.positives.is_some();
+        self.positives = Some(positives);
+        self
     }
 
     /// A further pool of candidates.
@@ -104,7 +109,8 @@ impl<'a> DeviceBatch<'a> {
     /// The batch by its addresses, where all of it fits.
     pub(super) fn checked(&self, loss: &Loss, tf32: bool, uses: &mut Uses<'a>) -> Result<Problem> {
         let have_log_q = self.search.pools[0].log_q.is_some();
-        let separate = matches!(self.positives, Positives::Separate(_));
+        let positives = given_positives(self.positives, self.positives_given_twice)?;
+        let separate = matches!(positives, Positives::Separate(_));
         loss.check_options(&GivenArrays {
             log_q: have_log_q,
             positive_log_q: if separate { self.positive_log_q.is_some() } else { have_log_q },
@@ -112,12 +118,13 @@ impl<'a> DeviceBatch<'a> {
             row_weight: self.row_weight.is_some(),
         })?;
         self.search.check_views()?;
-        if let Positives::Separate(embeddings) = &self.positives {
+        if let Positives::Separate(embeddings) = positives {
             embeddings.check("positive_embeddings")?;
         }
-        check_batch(self)?;
+        let described = Described { batch: self, positives };
+        check_batch(&described)?;
         if loss.symmetric {
-            check_symmetric(self)?;
+            check_symmetric(&described)?;
         }
         let problem = self.search.problem(loss.similarity, loss.scale_log2(), tf32, uses)?;
         let mut floats = |slice: &Option<DeviceSlice<'a, f32>>, name: &'static str| {
@@ -126,7 +133,7 @@ impl<'a> DeviceBatch<'a> {
         let problem = Problem {
             positive_log_q: floats(&self.positive_log_q, "positive_log_q")?,
             row_weight: floats(&self.row_weight, "row_weight")?,
-            positives: self.positives.checked(uses)?,
+            positives: positives.checked(uses)?,
             positive_ids: self.positive_ids.map_or(Ok(0), |ids| ids.address("positive_ids", uses))?,
             log_q_range: if have_log_q { checked_bounds(self)? } else { Some((0.0, 0.0)) },
             ..problem
@@ -145,36 +152,42 @@ impl<'a> Positives<'a> {
     }
 }
 
-impl ScoreMatrixShape for DeviceBatch<'_> {
+/// A batch with its positives, as [`check_batch`] reads it.
+struct Described<'b, 'a> {
+    batch: &'b DeviceBatch<'a>,
+    positives: Positives<'a>,
+}
+
+impl ScoreMatrixShape for Described<'_, '_> {
     fn queries(&self) -> MatrixShape {
-        self.search.queries()
+        self.batch.search.queries()
     }
     fn num_pools(&self) -> usize {
-        self.search.num_pools()
+        self.batch.search.num_pools()
     }
     fn pool(&self, index: usize) -> PoolShape {
-        ScoreMatrixShape::pool(&self.search, index)
+        ScoreMatrixShape::pool(&self.batch.search, index)
     }
     fn excluded(&self) -> Option<[usize; 2]> {
-        self.search.excluded()
+        self.batch.search.excluded()
     }
 }
 
-impl BatchShape for DeviceBatch<'_> {
+impl BatchShape for Described<'_, '_> {
     fn positives(&self) -> PositivesShape {
-        match &self.positives {
+        match self.positives {
             Positives::Index(index) => PositivesShape::Index(index.len()),
             Positives::Separate(embeddings) => PositivesShape::Separate(embeddings.shape()),
         }
     }
     fn positive_ids(&self) -> Option<usize> {
-        self.positive_ids.map(|ids| ids.len())
+        self.batch.positive_ids.map(|ids| ids.len())
     }
     fn positive_log_q(&self) -> Option<usize> {
-        self.positive_log_q.map(|log_q| log_q.len())
+        self.batch.positive_log_q.map(|log_q| log_q.len())
     }
     fn row_weight(&self) -> Option<usize> {
-        self.row_weight.map(|weights| weights.len())
+        self.batch.row_weight.map(|weights| weights.len())
     }
 }
 

@@ -26,12 +26,30 @@ pub struct DeviceOutput<'a> {
     pub positive: Option<DeviceSliceMut<'a, f64>>,
     /// (B) number of negatives.
     pub num_negatives: Option<DeviceSliceMut<'a, u64>>,
-    /// (B) each: expected score and entropy, as in [`Moments`](crate::Moments).
-    pub moments: Option<[DeviceSliceMut<'a, f64>; 2]>,
-    /// (B) each: negatives above the positive, and ties, as in [`Rank`](crate::Rank).
-    pub rank: Option<[DeviceSliceMut<'a, u64>; 2]>,
+    /// Expected score and entropy.
+    pub moments: Option<DeviceMoments<'a>>,
+    /// Rank of the positive.
+    pub rank: Option<DeviceRank<'a>>,
     /// Gradients of the total.
     pub gradients: Option<DeviceGradients<'a>>,
+}
+
+/// Where a step writes [`Moments`](crate::Moments): (B) each.
+#[derive(Debug)]
+pub struct DeviceMoments<'a> {
+    /// Expected score, with no log_q.
+    pub expected_score: DeviceSliceMut<'a, f64>,
+    /// Entropy of the distribution over the negatives, in nats.
+    pub entropy: DeviceSliceMut<'a, f64>,
+}
+
+/// Where a step writes each positive's [`Rank`](crate::Rank): (B) each.
+#[derive(Debug)]
+pub struct DeviceRank<'a> {
+    /// Negatives that score above the positive.
+    pub above: DeviceSliceMut<'a, u64>,
+    /// Negatives that score exactly as the positive does.
+    pub ties: DeviceSliceMut<'a, u64>,
 }
 
 /// Where the stream alone writes, for an epilogue of the caller's own: statistics of each row, as in
@@ -130,8 +148,16 @@ impl DeviceOutput<'_> {
         let b = problem.num_queries();
         let gradients = self.gradients.as_mut().map(|gradients| gradients.checked(problem, uses)).transpose()?;
         let (back, totals) = gradients.map_or_else(Default::default, |(back, totals)| (Some(back), totals));
-        let [expected_score, entropy] = two(&mut self.moments, ["moments[0]", "moments[1]"], b, uses)?;
-        let [above, ties] = two(&mut self.rank, ["rank[0]", "rank[1]"], b, uses)?;
+        let (expected_score, entropy) = match &mut self.moments {
+            Some(DeviceMoments { expected_score, entropy }) => {
+                (expected_score.checked("expected_score", b, uses)?, entropy.checked("entropy", b, uses)?)
+            }
+            None => (0, 0),
+        };
+        let (above, ties) = match &mut self.rank {
+            Some(DeviceRank { above, ties }) => (above.checked("above", b, uses)?, ties.checked("ties", b, uses)?),
+            None => (0, 0),
+        };
         Ok(GivenPlaces {
             totals: Totals { total: self.total.checked("total", 1, uses)?, ..totals },
             loss: one(&mut self.loss, "loss", b, uses)?,
@@ -158,16 +184,6 @@ fn one<'u, T>(
     uses: &mut Uses<'u>,
 ) -> Result<u64> {
     given.as_mut().map_or(Ok(0), |slice| slice.checked(name, len, uses))
-}
-
-fn two<'u, T>(
-    given: &'u mut Option<[DeviceSliceMut<'_, T>; 2]>,
-    names: [&'static str; 2],
-    len: usize,
-    uses: &mut Uses<'u>,
-) -> Result<[u64; 2]> {
-    let Some([first, second]) = given else { return Ok([0; 2]) };
-    Ok([first.checked(names[0], len, uses)?, second.checked(names[1], len, uses)?])
 }
 
 impl DeviceStatistics<'_> {

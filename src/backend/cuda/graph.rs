@@ -65,7 +65,7 @@ impl Cuda {
     ///
     /// A training loop captures once and then replays; eager steps on other batches may come in between. A graph's
     /// temperature is that of its capture: a loss whose temperature changes from step to step needs
-    /// [`step`](Cuda::step). cudarc's event tracking may be on.
+    /// [`compute_on_device`](Cuda::compute_on_device). cudarc's event tracking may be on.
     ///
     /// ```no_run
     /// use catalog_softmax::cuda::{Cuda, DeviceBatch, DeviceOutput};
@@ -85,14 +85,14 @@ impl Cuda {
     ///     training.fill_from_towers();
     ///     cuda.replay(&graph, &training.batch(), &mut results.output())?;
     ///     if step % 1000 == 999 {
-    ///         cuda.step(&validation.batch(), &loss, &mut scores.output())?;
+    ///         cuda.compute_on_device(&validation.batch(), &loss, &mut scores.output())?;
     ///     }
     /// }
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
-    /// As [`step`](Cuda::step).
+    /// As [`compute_on_device`](Cuda::compute_on_device).
     pub fn capture(
         &mut self,
         batch: &DeviceBatch<'_>,
@@ -108,7 +108,7 @@ impl Cuda {
         Ok(StepGraph { exec, problem, given, loss: *loss, workspace: self.arena.keep() })
     }
 
-    /// Queues a captured step, on the memory that it was captured with: what [`step`](Cuda::step) with the graph's loss
+    /// Queues a captured step, on the memory that it was captured with: what [`compute_on_device`](Cuda::compute_on_device) with the graph's loss
     /// would do.
     ///
     /// # Errors

@@ -50,7 +50,7 @@ use cudarc::driver::CudaStream;
 
 pub use device_batch::DeviceBatch;
 pub use device_memory::{DeviceMemory, DeviceMemoryMut};
-pub use device_output::{DeviceGradients, DeviceOutput, DeviceStatistics, DeviceUpstream};
+pub use device_output::{DeviceGradients, DeviceMoments, DeviceOutput, DeviceRank, DeviceStatistics, DeviceUpstream};
 pub use device_search::{DevicePool, DeviceSearch, DeviceTopK};
 pub use graph::StepGraph;
 pub use queue::DeviceQueue;
@@ -73,7 +73,7 @@ use workspace::Workspace;
 /// results are merged in `f64`.
 ///
 /// All work goes to one stream. Methods of [`Backend`] wait for it, as they return numbers; those on device memory
-/// ([`step`](Cuda::step) and the like) do not. Dropping a backend waits for its stream.
+/// ([`compute_on_device`](Cuda::compute_on_device) and the like) do not. Dropping a backend waits for its stream.
 ///
 /// Under [`Similarity::Cosine`](crate::Similarity::Cosine), products are formed before they are divided by the lengths.
 /// An embedding of length 2^63 = 9.2e18 or more could overflow them, so it counts as one that is not finite: NaN in

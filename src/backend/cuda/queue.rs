@@ -42,11 +42,11 @@ use crate::problem::embeddings::DType;
 /// let mut queue = DeviceQueue::new(&cuda, QueueOptions::new(65_536, 128, DType::Bf16).with_ids())?;
 /// // `own`: the batch's candidates with their ids. What a step with a full queue needs, once:
 /// let loss = Loss::softmax(Similarity::Cosine, 0.05);
-/// let largest = DeviceBatch::new(queries, own, positives).pool(queue.whole());
+/// let largest = DeviceBatch::new(queries, own).positives(positives).pool(queue.whole());
 /// cuda.reserve(&largest, &loss, Request::value_and_grad())?;
 /// for _step in 0..1000 {
-///     let batch = queue.pools().fold(DeviceBatch::new(queries, own, positives), DeviceBatch::pool);
-///     cuda.step(&batch, &loss, &mut output)?;
+///     let batch = queue.pools().fold(DeviceBatch::new(queries, own).positives(positives), DeviceBatch::pool);
+///     cuda.compute_on_device(&batch, &loss, &mut output)?;
 ///     queue.enqueue(&cuda, &own)?;
 /// }
 /// # Ok(()) }

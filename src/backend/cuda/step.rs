@@ -64,8 +64,8 @@ impl Cuda {
     /// What a step on this batch would keep in device memory, before anything is allocated.
     ///
     /// # Errors
-    /// As [`step`](Cuda::step).
-    pub fn plan_step(&self, batch: &DeviceBatch<'_>, loss: &Loss, request: Request) -> Result<Plan> {
+    /// As [`compute_on_device`](Cuda::compute_on_device).
+    pub fn plan_on_device(&self, batch: &DeviceBatch<'_>, loss: &Loss, request: Request) -> Result<Plan> {
         let problem = batch.checked(loss, self.tf32, &mut Uses::new(&self.driver)?)?;
         let memory = self.lay_out_step(&problem, loss, request);
         let tilings = &memory.workspace.tilings;
@@ -81,7 +81,7 @@ impl Cuda {
     /// Allocates what steps on batches of this size need. Later steps of no larger plan allocate nothing.
     ///
     /// # Errors
-    /// As [`step`](Cuda::step).
+    /// As [`compute_on_device`](Cuda::compute_on_device).
     pub fn reserve(&mut self, batch: &DeviceBatch<'_>, loss: &Loss, request: Request) -> Result<()> {
         let problem = batch.checked(loss, self.tf32, &mut Uses::new(&self.driver)?)?;
         let memory = self.lay_out_step(&problem, loss, request);
@@ -97,7 +97,12 @@ impl Cuda {
     /// Shapes, alignment or devices of views that do not fit; options out of range; a stream that is being captured
     /// ([`capture`](Cuda::capture) makes a graph of a step); too little device memory; a driver that refuses. Nothing
     /// has been submitted then, except in the last case.
-    pub fn step(&mut self, batch: &DeviceBatch<'_>, loss: &Loss, output: &mut DeviceOutput<'_>) -> Result<()> {
+    pub fn compute_on_device(
+        &mut self,
+        batch: &DeviceBatch<'_>,
+        loss: &Loss,
+        output: &mut DeviceOutput<'_>,
+    ) -> Result<()> {
         let driver = self.driver.clone();
         let mut uses = Uses::new(&driver)?;
         let ready = self.ready(batch, loss, output, self.tf32, &mut uses)?;
@@ -147,7 +152,7 @@ impl Cuda {
     /// [`Backend::statistics`](crate::Backend::statistics) on host memory.
     ///
     /// # Errors
-    /// As [`step`](Cuda::step); a symmetric loss has an epilogue for each direction, so that its batches are the caller's.
+    /// As [`compute_on_device`](Cuda::compute_on_device); a symmetric loss has an epilogue for each direction, so that its batches are the caller's.
     pub fn statistics_on_device(
         &mut self,
         batch: &DeviceBatch<'_>,

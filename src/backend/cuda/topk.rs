@@ -145,7 +145,7 @@ impl Cuda {
 
     /// Queues a search of the caller's device memory on the backend's stream: what
     /// [`Backend::top_k`](crate::Backend::top_k) finds, with no copies to or from the host. Returns before the device
-    /// has done it. Memory of other streams is ordered with it, as for [`step`](Cuda::step).
+    /// has done it. Memory of other streams is ordered with it, as for [`compute_on_device`](Cuda::compute_on_device).
     ///
     /// ```no_run
     /// use catalog_softmax::cuda::{Cuda, DeviceEmbeddings, DevicePool, DeviceSearch, DeviceSlice, DeviceSliceMut, DeviceTopK};

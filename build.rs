@@ -235,9 +235,25 @@ fn flags(nvcc: &Nvcc) -> Vec<&'static str> {
 
 // ---- the files
 
+/// All files below `kernels/`.
+fn all_sources() -> Vec<PathBuf> {
+    let entries =
+        |folder: &Path| fs::read_dir(folder).map(|all| all.flatten().map(|entry| entry.path()).collect::<Vec<_>>());
+    let mut folders = vec![PathBuf::from("kernels")];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        let found: Vec<PathBuf> = entries(&folder).expect("the package has kernels/");
+        let (inner, here): (Vec<_>, Vec<_>) = found.into_iter().partition(|path| path.is_dir());
+        folders.extend(inner);
+        files.extend(here);
+    }
+    files.sort();
+    files
+}
+
 fn kernel_files() -> Vec<PathBuf> {
-    let entries = fs::read_dir("kernels").expect("the package has kernels/").flatten().map(|entry| entry.path());
-    let mut files: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|e| e == "cu")).collect();
+    let mut files = all_sources();
+    files.retain(|path| path.extension().is_some_and(|e| e == "cu"));
     // The slowest first, so that they do not come last alone.
     files.sort_by_key(|path| std::cmp::Reverse(fs::metadata(path).map_or(0, |data| data.len())));
     files
@@ -254,10 +270,7 @@ fn image(source: &Path, out: &Path) -> PathBuf {
 /// Says what images are made of. A change of `PATH` runs this script again, which must not compile for ten minutes.
 fn stamp(program: &Path, nvcc: &Nvcc, flags: &[&str], jobs: &[Job]) -> String {
     let mut hasher = DefaultHasher::new();
-    let mut files: Vec<PathBuf> =
-        fs::read_dir("kernels").expect("the package has kernels/").flatten().map(|entry| entry.path()).collect();
-    files.sort();
-    for file in files {
+    for file in all_sources() {
         (&file, fs::read(&file).expect("kernels can be read")).hash(&mut hasher);
     }
     fs::metadata(program).and_then(|data| data.modified()).ok().hash(&mut hasher);

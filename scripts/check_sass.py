@@ -170,7 +170,7 @@ def main():
     print(f"{'kernel':38} {'D':>4} {'instr.':>7} {'exp':>6} {'FFMA':>6} {'HGMMA':>5} {'ms':>8} {'by':>7} {'floor':>8} {'ratio':>6}")
     problems = []
     kernels = {}
-    for source in sorted((ROOT / "kernels").glob("*_sm90a.cu")):
+    for source in sorted((ROOT / "kernels").glob("**/*_sm90a.cu")):
         kernels |= functions(disassemble(source))
     outputs = {name.split("_")[-1]: code for name, code in kernels.items() if "wide_output" in name}
     for name, code in kernels.items():

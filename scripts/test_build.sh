@@ -25,9 +25,9 @@ if command -v nvcc > /dev/null; then
 fi
 
 package="$work/package"
-mkdir -p "$package/src" "$package/kernels"
+mkdir -p "$package/src" "$package/kernels/some"
 cp -r build.rs build "$package/"
-touch "$package/kernels/one.cu" "$package/kernels/two.cu" "$package/kernels/three_sm90a.cu"
+touch "$package/kernels/one.cu" "$package/kernels/some/two.cu" "$package/kernels/some/three_sm90a.cu"
 cat > "$package/Cargo.toml" << 'TOML'
 [package]
 name = "stubbed"

@@ -1,6 +1,7 @@
 //! The structs of `params.rs` against the headers of the kernels, read as text.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use super::*;
 
@@ -26,9 +27,10 @@ struct Struct {
 impl Headers {
     /// All of `kernels/`, those first that others include.
     fn read() -> Headers {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-        let entries = std::fs::read_dir(folder).expect("the package has kernels/");
-        let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        let entries = |folder: &Path| std::fs::read_dir(folder).expect("a folder of kernels").flatten();
+        let folders = entries(&folder).map(|entry| entry.path()).filter(|path| path.is_dir());
+        let mut paths: Vec<_> = folders.flat_map(|folder| entries(&folder).map(|entry| entry.path())).collect();
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "h"));
         let mut texts: Vec<String> =
             paths.iter().map(|path| std::fs::read_to_string(path).expect("a header can be read")).collect();

@@ -1,4 +1,4 @@
-//! The one hash of ids, for tables of ids and for sketches. `kernels/hash.h` is the same for the device.
+//! The one hash of ids, for tables of ids and for sketches. `kernels/shared/hash.h` is the same for the device.
 //!
 //! Real ids have structure: consecutive numbers, `shard << 48 | n`, multiples of a power of two. A table takes the low
 //! bits of a hash as the place and the top seven as a tag, so all bits of the hash must depend on all bits of the id.
@@ -56,7 +56,7 @@ impl Hasher for IdHasher {
 mod tests {
     use super::mix;
 
-    /// The first output of SplitMix64 from seed 0, as its authors' implementation prints it. `kernels/hash.h` is
+    /// The first output of SplitMix64 from seed 0, as its authors' implementation prints it. `kernels/shared/hash.h` is
     /// checked against the same number.
     #[test]
     fn it_is_the_published_finaliser() {

@@ -1,7 +1,7 @@
-// Checks kernels/layout.h against the PTX manual's layouts, and kernels/hash.h. `index_arithmetic CHECK` exits with 1
+// Checks kernels/shared/layout.h against the PTX manual's layouts, and kernels/shared/hash.h. `index_arithmetic CHECK` exits with 1
 // and says what is wrong.
-#include "../kernels/hash.h"
-#include "../kernels/layout.h"
+#include "../kernels/shared/hash.h"
+#include "../kernels/shared/layout.h"
 
 #include <array>
 #include <cstdio>

@@ -1,4 +1,4 @@
-//! The kernels' index arithmetic (`kernels/layout.h`), checked on the host by `tests/index_arithmetic.cpp`. With no C++ compiler
+//! The kernels' index arithmetic (`kernels/shared/layout.h`), checked on the host by `tests/index_arithmetic.cpp`. With no C++ compiler
 //! it is ignored, and says so.
 
 use std::path::{Path, PathBuf};

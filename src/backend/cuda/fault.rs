@@ -1,4 +1,4 @@
-//! Input that only the device sees and that breaks a rule: kernels record it (`kernels/fault.cuh`), the host makes it the
+//! Input that only the device sees and that breaks a rule: kernels record it (`kernels/shared/fault.cuh`), the host makes it the
 //! error that host input would have been.
 
 use super::driver::Driver;

@@ -1,0 +1,225 @@
+// The one definition of a score, and what every streaming kernel does with a tile of them in registers.
+//
+// A thread holds rows `c_row(lane, 0)` and `c_row(lane, 1)` of its warp's 16, and of TILES x 8 columns those that c_column says
+// (layout.h): element [n][2 half + e]. The layout is that of mma.sync and of wgmma.
+#pragma once
+#include "shared/layout.h"
+#include "shared/ptx.cuh"
+#include "shared/stream_params.h"
+#include "shared/tile_mask.cuh"
+
+enum class Mode { STATISTICS, EXPECTED, DETAIL, GRADIENT, PAIRED, TOP_K };
+
+// z, in units of log 2. The candidate's scale comes first in every pass, and its bias within the sum that is rounded:
+// whichever side is stationary, a pair has the same z bit for bit, and a row's largest z never exceeds its lse.
+__device__ __forceinline__ float score(float dot, float candidate_scale, float query_scale, float candidate_bias) {
+    return fmaf(dot * candidate_scale, query_scale, candidate_bias);
+}
+
+// Similarity of a pair in units of log 2, rounded alike wherever it is computed: ranks compare for equality.
+__device__ __forceinline__ float similarity(float dot, float row_scale, float column_scale) {
+    return __fmul_rn(__fmul_rn(dot, column_scale), row_scale);
+}
+
+// Probabilities of f16 that go on into a matmul are relative to 2^(max − 14): f16 has exponents from −24 to 15, so what
+// is below 2^-25 of a row's maximum would vanish from the output and not from the sum. So 2^-39 of it is the least that
+// counts, and with a factor below 2 the largest is below 2^15. Nothing has to be undone: sums and outputs are relative
+// to the same exponent.
+template <typename Element>
+constexpr float HEADROOM = 0.0f;
+template <>
+constexpr float HEADROOM<__half> = 14.0f;
+
+// The exponent that a row's probabilities are relative to. Rounded up, for where f32 does not resolve it the operand
+// may not overflow.
+__device__ __forceinline__ float below(float max, float headroom) {
+    return headroom == 0.0f ? max : __fadd_ru(max, -headroom);
+}
+
+// The largest exponent of a row in the gradient. Exponents are at most 127, and greater only where z of this pass and
+// the row's lse are from matmuls that round differently; `limit` holds such probabilities, but 2^max must be finite.
+constexpr float LARGEST_EXPONENT = 127.0f;
+
+// What is subtracted from scores before exponentiation: the maximum, but for a row that saw no score yet.
+__device__ __forceinline__ float subtrahend(float max) { return max == -INFINITY ? 0.0f : max; }
+
+// A streamed row that is not finite: its scores are NaN, and its elements count as zeros.
+__device__ __forceinline__ bool spoiled(float column_scale) { return isnan(column_scale); }
+
+// Sums over the four lanes that share a row.
+template <typename T>
+__device__ __forceinline__ T sum_of_quad(T value) {
+    value += __shfl_xor_sync(~0u, value, 1);
+    return value + __shfl_xor_sync(~0u, value, 2);
+}
+
+// A thread's two rows.
+struct RowState {
+    float max[2];
+    float sum[2];
+};
+
+// Scale and bias of columns `column` and `column + 1`, an even one and its neighbour.
+__device__ __forceinline__ void load_pair(const RowTerm* terms, int column, RowTerm (&pair)[2]) {
+    const float4 both = ptx::load_shared_4(terms + column);
+    pair[0] = {both.x, both.y};
+    pair[1] = {both.z, both.w};
+}
+
+__device__ __forceinline__ void load_pair(const ColumnTerm* terms, int column, RowTerm (&pair)[2]) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+        const float2 one = ptx::load_shared_2(&terms[column + e].scale);
+        pair[e] = {one.x, one.y};
+    }
+}
+
+// A tile of scores. Term: ColumnTerm, or RowTerm where there is no output.
+template <Mode MODE, int TILES, typename Term>
+struct ScoreTile {
+    static constexpr bool HAS_OUTPUT = MODE == Mode::EXPECTED || MODE == Mode::GRADIENT;
+    static constexpr bool X_IS_QUERIES = MODE != Mode::GRADIENT;
+
+    const StreamParams& p;
+    const Term* terms;      // the tile's columns, in shared memory
+    uint32_t first_column;  // index of its first streamed row
+    uint32_t row;           // index of the thread's first stationary row
+    int lane;
+    // Of special tiles: pairs that are no negatives; these and columns without a share; rows' positives.
+    TileMask<TILES> mask;
+    TileMask<TILES> dropped;
+    TileMask<TILES> positive;
+
+    __device__ __forceinline__ ScoreTile(const StreamParams& params, const Term* of_columns, uint32_t column, uint32_t row_, int lane_)
+        : p(params), terms(of_columns), first_column(column), row(row_), lane(lane_), mask{}, dropped{}, positive{} {}
+
+    // Finds what is special in the tile, a whole warp at a time.
+    __device__ __forceinline__ void look() {
+        mask = positive = {};
+        if (p.hits) {
+            if (X_IS_QUERIES) mask.of_queries(p, row - lane / 4, first_column, lane);
+            else mask.of_candidates(p, row, first_column, lane);
+        }
+        dropped = mask;
+        if (MODE == Mode::GRADIENT) look_at_queries();
+        else drop_weightless();
+    }
+
+    // Streamed rows without weight, or past the end, have the bias −∞: their scores are −∞ whatever their elements.
+    __device__ __forceinline__ void drop_weightless() {
+#pragma unroll 1
+        for (uint32_t base = 0; base < 8 * TILES; base += 32) {
+            const uint32_t weightless = __ballot_sync(~0u, terms[base + lane].bias == -INFINITY);
+            dropped.add(TileMask<TILES>::share(weightless, base, lane));
+        }
+    }
+
+    // The same in the gradient, and rows' positives. One column after the other: a warp at a time needs registers that the widest
+    // kernels do not have.
+    __device__ __forceinline__ void look_at_queries() {
+#pragma unroll 1
+        for (int i = 0; i < 2 * TILES; ++i) {
+            const int column = c_column(lane, i / 2, i % 2);
+            const uint32_t index = first_column + column;
+            if (terms[column].bias == -INFINITY) dropped.add(1u << i);
+            if (!p.positives || index >= p.y_rows) continue;
+            const uint32_t distance = p.positives[index].index - p.candidate_start - row;
+            if (distance == 0) positive.bits[0] |= 1u << i;
+            if (distance == 8) positive.bits[1] |= 1u << i;
+        }
+    }
+
+    // After `look`: whether the warp has pairs to `drop` and to `mend`. A tile is special for all its warps, and where ids are popular
+    // most tiles are.
+    __device__ __forceinline__ bool found() const {
+        return __any_sync(~0u, (dropped.bits[0] | dropped.bits[1] | positive.bits[0] | positive.bits[1]) != 0);
+    }
+
+    // Of a row's positive in the gradient.
+    __device__ __forceinline__ const PositiveTerm& positive_term(int n, int e) const {
+        return p.positives[first_column + c_column(lane, n, e)];
+    }
+
+    // Scores in place of dots.
+    __device__ __forceinline__ void scores(float (&s)[TILES][4], const RowTerm (&rows)[2]) const {
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+            RowTerm pair[2];
+            load_pair(terms, c_column(lane, n, 0), pair);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const RowTerm &column = pair[e % 2], &of_row = rows[e / 2];
+                s[n][e] = X_IS_QUERIES ? score(s[n][e], column.scale, of_row.scale, column.bias)
+                                       : score(s[n][e], of_row.scale, column.scale, of_row.bias) + column.bias;
+            }
+        }
+    }
+
+    // In a special tile, after `scores`: −∞ for dropped pairs, and at a positive's place in the gradient its exponent.
+    __device__ __forceinline__ void drop(float (&z)[TILES][4]) const {
+#pragma unroll
+        for (int i = 0; i < 4 * TILES; ++i) {
+            if (dropped.holds(i / 4, i % 4)) z[i / 4][i % 4] = -INFINITY;
+            if (MODE == Mode::GRADIENT && positive.holds(i / 4, i % 4)) z[i / 4][i % 4] = positive_term(i / 4, i % 4).exponent;
+        }
+    }
+
+    // Moves rows to the maximum that they have with this tile, less `headroom`. `factor` is what earlier sums are to be
+    // multiplied by.
+    __device__ __forceinline__ void advance_max(const float (&z)[TILES][4], float headroom, RowState& state,
+                                                float (&factor)[2]) const {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float max = -INFINITY;
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) max = fmaxf(max, fmaxf(z[n][2 * half], z[n][2 * half + 1]));
+            max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
+            max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
+            if (MODE == Mode::GRADIENT) max = fminf(max, LARGEST_EXPONENT);
+            max = fmaxf(state.max[half], below(max, headroom));
+            // Sums are 0 before the first score, and NaN where one was NaN: 0 · NaN keeps it.
+            factor[half] = ptx::exp2(state.max[half] - subtrahend(max));
+            state.max[half] = max;
+        }
+    }
+
+    // Probabilities relative to 2^origin in place of scores, times each column's factor where they go on into the output; their sums
+    // are added to the rows'.
+    __device__ __forceinline__ void probabilities(float (&z)[TILES][4], const float (&origin)[2], float (&row_sum)[2]) const {
+        // The tile's own sum first: fewer, larger terms round less.
+        float sum[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+            float2 pair[2];  // factor, and unscale or limit
+            if constexpr (HAS_OUTPUT) {
+                for (int e = 0; e < 2; ++e) pair[e] = ptx::load_shared_2(&terms[c_column(lane, n, e)].factor);
+            }
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                if constexpr (MODE == Mode::GRADIENT) z[n][e] = ptx::min_or_nan(z[n][e], pair[e % 2].y);
+                const float probability = ptx::exp2(z[n][e] - origin[e / 2]);
+                if constexpr (HAS_OUTPUT) {
+                    if (X_IS_QUERIES) sum[e / 2] += probability * pair[e % 2].y;
+                    z[n][e] = probability * pair[e % 2].x;
+                } else {
+                    sum[e / 2] += probability;
+                }
+            }
+        }
+        row_sum[0] += sum[0];
+        row_sum[1] += sum[1];
+    }
+
+    // In a special tile, after `probabilities` that go on: dropped pairs have no share, even in a row whose factor is NaN, and positives
+    // have factors of their own.
+    __device__ __forceinline__ void mend(float (&z)[TILES][4], const float (&origin)[2]) const {
+#pragma unroll
+        for (int i = 0; i < 4 * TILES; ++i) {
+            const int n = i / 4, e = i % 4;
+            if (dropped.holds(n, e)) z[n][e] = 0.0f;
+            if (MODE != Mode::GRADIENT || !positive.holds(n, e)) continue;
+            const PositiveTerm& term = positive_term(n, e);
+            z[n][e] = ptx::exp2(term.exponent - origin[e / 2]) * term.factor;
+        }
+    }
+};

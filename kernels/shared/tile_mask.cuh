@@ -1,0 +1,78 @@
+// The pairs of a tile that are no negatives. Hits are rare: a tile learns from the candidates' row ranges whether it may have any,
+// and only then its warps look for theirs. A thread keeps a bit for each of its elements.
+#pragma once
+#include "shared/layout.h"
+#include "shared/rejected.cuh"
+
+// Whether rows that reject a candidate may lie in [first, first + count).
+__device__ __forceinline__ bool overlaps(const Hits& hits, uint32_t first, uint32_t count) {
+    return hits.first <= hits.last && hits.first < first + count && hits.last >= first;
+}
+
+template <int TILES>
+struct TileMask {
+    static_assert(2 * TILES <= 32, "a row's bits fill a word at most");
+    static_assert(8 * TILES % ROWS_OF_KEY == 0, "a tile of queries is whole blocks of rows");
+    uint32_t bits[2];
+
+    __device__ __forceinline__ bool holds(int n, int e) const { return bits[e / 2] >> (2 * n + e % 2) & 1; }
+
+    // The same columns of both rows.
+    __device__ __forceinline__ void add(uint32_t columns) {
+        bits[0] |= columns;
+        bits[1] |= columns;
+    }
+
+    // The bit of a column where this lane holds it.
+    static __device__ __forceinline__ uint32_t bit(uint32_t column, int lane) {
+        return column % 8 / 2 == lane % 4 ? 1u << (column / 8 * 2 + column % 2) : 0;
+    }
+
+    // This lane's share of 32 columns from `base` on, of which `columns` has a bit each.
+    static __device__ __forceinline__ uint32_t share(uint32_t columns, uint32_t base, int lane) {
+        uint32_t mine = 0;
+#pragma unroll
+        for (int tile = 0; tile < 4; ++tile) mine |= (columns >> (8 * tile + 2 * (lane % 4)) & 3) << (base / 4 + 2 * tile);
+        return mine;
+    }
+
+    // Queries stationary, 16 of them in this warp from `first_row`, a multiple of 16. Each lane looks up a candidate's rows; all lanes
+    // then take their bits of those that are hit.
+    __device__ __forceinline__ void of_queries(const StreamParams& p, uint32_t first_row, uint32_t first_column, int lane) {
+#pragma unroll 1
+        for (uint32_t base = 0; base < 8 * TILES; base += 32) {
+            const uint32_t index = first_column + base + lane;
+            uint32_t rejecting = 0;
+            if (index < p.y_rows) {
+                const Hits hits = p.hits[index];
+                if (overlaps(hits, first_row, 16)) {
+                    rejecting = uint32_t(rejecting_rows(p, hits, first_row / ROWS_OF_KEY) >> first_row % ROWS_OF_KEY) & 0xffff;
+                }
+            }
+            for (uint32_t hit = __ballot_sync(~0u, rejecting != 0); hit != 0; hit &= hit - 1) {
+                const int column = __ffs(hit) - 1;
+                const uint32_t rows = __shfl_sync(~0u, rejecting, column) >> lane / 4, mine = bit(base + column, lane);
+                if (rows & 1) bits[0] |= mine;
+                if (rows & 1 << 8) bits[1] |= mine;
+            }
+        }
+    }
+
+    // Candidates stationary: those of this thread are `row` and `row + 8`. Streamed tiles are whole blocks of rows.
+    __device__ __forceinline__ void of_candidates(const StreamParams& p, uint32_t row, uint32_t first_column, int lane) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const uint32_t candidate = row + 8 * half;
+            if (candidate >= p.x_rows) continue;
+            const Hits hits = p.hits[candidate];
+            if (!overlaps(hits, first_column, 8 * TILES)) continue;
+#pragma unroll 1
+            for (int group = 0; group < TILES / 8; ++group) {
+                const uint64_t rejecting = rejecting_rows(p, hits, first_column / ROWS_OF_KEY + group);
+                bits[half] |= share(uint32_t(rejecting), 64 * group, lane) | share(uint32_t(rejecting >> 32), 64 * group + 32, lane);
+            }
+        }
+    }
+
+    __device__ __forceinline__ uint32_t count(int half) const { return __popc(bits[half]); }
+};

@@ -36,6 +36,34 @@ struct TileMask {
         return mine;
     }
 
+    // Columns that are handed out one by one; with more, rows are, of which there are 16 however many columns are hit.
+    static constexpr int FEW = 4;
+
+    // All lanes take their bits of the columns that are hit. Lane i has the rows that reject column base + i.
+    __device__ __forceinline__ void take_columns(uint32_t hit, uint32_t rejecting, uint32_t base, int lane) {
+#pragma unroll 1
+        for (; hit != 0; hit &= hit - 1) {
+            const int column = __ffs(hit) - 1;
+            const uint32_t rows = __shfl_sync(~0u, rejecting, column) >> lane / 4, mine = bit(base + column, lane);
+            if (rows & 1) bits[0] |= mine;
+            if (rows & 1 << 8) bits[1] |= mine;
+        }
+    }
+
+    __device__ __forceinline__ void take_rows(uint32_t rejecting, uint32_t base, int lane) {
+        uint32_t upper = 0, lower = 0;
+#pragma unroll 1
+        for (int row = 0; row < 8; ++row) {
+            const uint32_t first = __ballot_sync(~0u, rejecting >> row & 1), second = __ballot_sync(~0u, rejecting >> row & 1 << 8);
+            if (row == lane / 4) {
+                upper = first;
+                lower = second;
+            }
+        }
+        bits[0] |= share(upper, base, lane);
+        bits[1] |= share(lower, base, lane);
+    }
+
     // Queries stationary, 16 of them in this warp from `first_row`, a multiple of 16. Each lane looks up a candidate's rows; all lanes
     // then take their bits of those that are hit.
     __device__ __forceinline__ void of_queries(const StreamParams& p, uint32_t first_row, uint32_t first_column, int lane) {
@@ -49,11 +77,11 @@ struct TileMask {
                     rejecting = uint32_t(rejecting_rows(p, hits, first_row / ROWS_OF_KEY) >> first_row % ROWS_OF_KEY) & 0xffff;
                 }
             }
-            for (uint32_t hit = __ballot_sync(~0u, rejecting != 0); hit != 0; hit &= hit - 1) {
-                const int column = __ffs(hit) - 1;
-                const uint32_t rows = __shfl_sync(~0u, rejecting, column) >> lane / 4, mine = bit(base + column, lane);
-                if (rows & 1) bits[0] |= mine;
-                if (rows & 1 << 8) bits[1] |= mine;
+            const uint32_t hit = __ballot_sync(~0u, rejecting != 0);
+            if (__popc(hit) <= FEW) {
+                take_columns(hit, rejecting, base, lane);
+            } else {
+                take_rows(rejecting, base, lane);
             }
         }
     }

@@ -21,6 +21,8 @@ if [ -e "$bundle" ] && [ ! -f "$bundle/gpu_all.sh" ] && [ -n "$(ls -A "$bundle")
 fi
 rm -rf "$bundle"
 mkdir -p "$bundle/bin" "$bundle/peers" "$bundle/wheels"
+# First, since it says that the folder is a bundle: one that was not finished can be replaced, too.
+cp scripts/gpu_all.sh "$bundle/"
 # Name and path of each executable: a bench has the name of a test.
 cargo build --profile "$profile" --test gpu --bench gpu --bench softmax --example replay --example measure --example errors \
     --example train_two_tower --message-format=json-render-diagnostics | python3 -c '
@@ -33,7 +35,7 @@ for line in sys.stdin:
     while read -r name path; do
         strip -o "$bundle/bin/$name" "$path"
     done
-cp -r tests/golden scripts/sanitize.sh scripts/gpu_all.sh scripts/peers_gpu.sh "$bundle/"
+cp -r tests/golden scripts/sanitize.sh scripts/peers_gpu.sh "$bundle/"
 cp benches/peers/*.py "$bundle/peers/"
 # What the peers import and PyTorch does not bring: all three are pure Python.
 python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$bundle/wheels" \

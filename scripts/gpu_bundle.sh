@@ -43,7 +43,7 @@ python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-bin
     echo "no wheels of the peers: the GPU machine has to fetch them" >&2
 {
     echo "# built for $CATALOG_SOFTMAX_CUDA_ARCHS"
-    sha256sum kernels/*.{cu,cuh,h}
+    sha256sum kernels/*/*.{cu,cuh,h}
 } > "$bundle/kernels"
 git describe --always --dirty > "$bundle/commit"
 kib=$(du -sk --apparent-size "$bundle" | cut -f1)

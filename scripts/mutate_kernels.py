@@ -53,10 +53,19 @@ def mutated(text, fault):
     return text
 
 
+def sources(kernels):
+    """All files of the kernels: their names say in which of the folders they are."""
+    return sorted(kernels.glob("*/*"))
+
+
+def source(kernels, name):
+    return next(path for path in sources(kernels) if path.name == name)
+
+
 def users(kernels, name):
     """The .cu files that include a file, directly or not, or are it."""
-    include = re.compile(r'#include "([^"]+)"')
-    direct = {path.name: set(include.findall(path.read_text())) for path in kernels.iterdir()}
+    include = re.compile(r'#include "\w+/([^"]+)"')
+    direct = {path.name: set(include.findall(path.read_text())) for path in sources(kernels)}
     reached = {name}
     while more := {file for file, included in direct.items() if included & reached} - reached:
         reached |= more
@@ -77,13 +86,13 @@ def find_nvcc():
     sys.exit("no nvcc: scripts/install_nvcc.sh installs one")
 
 
-def compile_ptx(nvcc, kernels, source):
+def compile_ptx(nvcc, kernels, name):
     """The PTX of a file, kept for the next run under a name that depends on all that it may include."""
-    texts = [path.read_bytes() for path in sorted(kernels.iterdir()) if path.suffix != ".cu" or path.name == source]
-    to = CACHE / f"{Path(source).stem}-{hashlib.sha256(b''.join(texts)).hexdigest()[:16]}.ptx"
+    texts = [path.read_bytes() for path in sources(kernels) if path.suffix != ".cu" or path.name == name]
+    to = CACHE / f"{Path(name).stem}-{hashlib.sha256(b''.join(texts)).hexdigest()[:16]}.ptx"
     if not to.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        architecture = "compute_90a" if Path(source).stem.endswith("_sm90a") else "compute_80"
+        architecture = "compute_90a" if Path(name).stem.endswith("_sm90a") else "compute_80"
         target = f"arch={architecture},code={architecture}"
         unfinished = to.with_suffix(f".{os.getpid()}")
         command = [
@@ -96,11 +105,11 @@ def compile_ptx(nvcc, kernels, source):
             target,
             "-o",
             unfinished,
-            kernels / source,
+            source(kernels, name),
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            sys.exit(f"nvcc refused {source}:\n{done.stderr}")
+            sys.exit(f"nvcc refused {name}:\n{done.stderr}")
         unfinished.rename(to)
     return to
 
@@ -110,22 +119,22 @@ def ptx_of(nvcc, kernels, fault, text, folder):
     copy, ptx = folder / "kernels", folder / "ptx"
     shutil.copytree(kernels, copy)
     ptx.mkdir()
-    (copy / fault.file).write_text(text)
-    sources = [source for source in users(copy, fault.file) if launched(source, fault)]
-    if not sources:
+    source(copy, fault.file).write_text(text)
+    names = [name for name in users(copy, fault.file) if launched(name, fault)]
+    if not names:
         sys.exit(f"{fault.name}: no kernel of {fault.tests} uses {fault.file}")
-    for source in sources:
-        shutil.copy(compile_ptx(nvcc, copy, source), ptx)
+    for name in names:
+        shutil.copy(compile_ptx(nvcc, copy, name), ptx)
     return ptx
 
 
-def launched(source, fault):
+def launched(name, fault):
     """Whether the fault's tests launch kernels of this file."""
     if fault.capability < 90:
-        return not source.endswith("_sm90a.cu")
+        return not name.endswith("_sm90a.cu")
     if fault.tests == "small::narrow":
-        return source in ("statistics_sm90a.cu", "output_sm90a.cu")
-    return source.startswith("wide_") or fault.tests != "small::wide"
+        return name in ("statistics_sm90a.cu", "output_sm90a.cu")
+    return name.startswith("wide_") or fault.tests != "small::wide"
 
 
 def build(target):
@@ -208,7 +217,7 @@ def main():
     arguments = parser.parse_args()
     kernels = ROOT / "kernels"
     chosen = [fault for fault in FAULTS if fault.name.startswith(arguments.only)]
-    texts = [mutated((kernels / fault.file).read_text(), fault) for fault in chosen]
+    texts = [mutated(source(kernels, fault.file).read_text(), fault) for fault in chosen]
     if arguments.anchors:
         print(f"{len(chosen)} faults have their anchors")
         return

@@ -83,7 +83,8 @@ fn options_and_excerpts() {
 fn the_error_says_why_there_are_no_kernels_and_what_to_do() {
     let why = NotBuilt::CompilerFailed("/usr/bin/nvcc failed on kernels/rows/rows.cu".into());
     let message = Unavailable::KernelsNotBuilt(why).to_string();
-    for part in ["/usr/bin/nvcc failed on kernels/rows/rows.cu", "NVCC", "CUDA_HOME", "CATALOG_SOFTMAX_REQUIRE_NVCC=1"] {
+    for part in ["/usr/bin/nvcc failed on kernels/rows/rows.cu", "NVCC", "CUDA_HOME", "CATALOG_SOFTMAX_REQUIRE_NVCC=1"]
+    {
         assert!(message.contains(part), "{message}");
     }
 }

@@ -1,0 +1,8 @@
+"""Softmax losses for PyTorch, as operators with gradients. See `softmax_loss`."""
+
+from ._functional import RowStatistics, TopK, row_statistics, softmax_loss, top_k
+from ._modules import FullSoftmaxLoss, InfoNCELoss, SampledSoftmaxLoss
+
+__all__ = [
+    "FullSoftmaxLoss", "InfoNCELoss", "RowStatistics", "SampledSoftmaxLoss", "TopK", "row_statistics", "softmax_loss", "top_k",
+]

@@ -48,7 +48,9 @@ pub unsafe fn slice<'a, T>(RawSlice(address, len): &RawSlice, argument: &str) ->
     let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| isize::try_from(bytes).is_ok());
     if *address == 0 || address % align_of::<T>() != 0 || bytes.is_none() {
         let rule = format!("not null, and a multiple of {}", align_of::<T>());
-        return Err(PyValueError::new_err(format!("{argument} has {len} elements at address {address:#x}; rule: {rule}")));
+        return Err(PyValueError::new_err(format!(
+            "{argument} has {len} elements at address {address:#x}; rule: {rule}"
+        )));
     }
     // SAFETY: not null, aligned, and no larger than memory, as was just checked; the rest is what the caller promises.
     Ok(unsafe { std::slice::from_raw_parts(*address as *const T, *len) })

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 
 use crate::arrays::{RawBatch, RawSlice, slice};
 use crate::errors::{no_option, raise};
+use crate::numbers::signed;
 use crate::threads;
 
 /// (similarity, temperature, correction, reduction, symmetric)
@@ -56,10 +57,6 @@ fn table<'py, T: numpy::Element>(py: Python<'py>, values: Vec<T>, rows: usize, d
 
 fn matrix(py: Python<'_>, matrix: Matrix<f32>) -> PyResult<Table<'_, f32>> {
     table(py, matrix.values, matrix.rows, matrix.dim)
-}
-
-fn signed(values: &[u64]) -> Vec<i64> {
-    values.iter().map(|&value| value as i64).collect()
 }
 
 /// One direction of the loss, forward: (total, loss of each row with its weight, rows, expected negative). `rows` (4, B) are

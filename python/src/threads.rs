@@ -37,7 +37,8 @@ fn pool(threads: usize) -> PyResult<Arc<ThreadPool>> {
         return Ok(kept.pool.clone());
     }
     let made = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("catalog-softmax-{i}")).build();
-    let pool = Arc::new(made.map_err(|error| PyRuntimeError::new_err(format!("no pool of {threads} threads: {error}")))?);
+    let pool =
+        Arc::new(made.map_err(|error| PyRuntimeError::new_err(format!("no pool of {threads} threads: {error}")))?);
     let old = kept.replace(Kept { process, threads, pool: pool.clone() });
     if let Some(old) = old.filter(|old| old.process != process) {
         // A forked process has the pool's memory but none of its threads: nobody is there to be told to end.

@@ -11,26 +11,38 @@ from common import compare, embeddings, excluded, integers, log_q
 B, N, D = 11, 40, 8
 
 
-def arguments(temperature=None):
+def pools():
     return (
         embeddings(B, D, 1).requires_grad_(), [embeddings(N, D, 2).requires_grad_(), embeddings(7, D, 3)], integers(N, B, 4), None,
         [integers(30, N, 5), integers(30, 7, 6)], [log_q(N, 7), log_q(7, 8)], None, None, *excluded(B, 30, 9),
     )
 
 
-def test_opcheck():
+def one_pool():
+    return (
+        embeddings(B, D, 1), embeddings(N, D, 2).requires_grad_(), None, embeddings(B, D, 3).requires_grad_(), integers(30, N, 5),
+        log_q(N, 6), integers(30, B, 7), log_q(B, 8), None, None,
+    )
+
+
+@pytest.mark.parametrize("options", ["cosine logq mean", "dot corrected_logq none", "dot logq weighted_mean"])
+def test_opcheck_of_the_loss(options):
     temperature = torch.tensor(0.1, requires_grad=True)
     weight = torch.rand(B).index_fill(0, torch.tensor([2, 5]), 0.0)
     ops = torch.ops.catalog_softmax
-    loss = (*arguments(), weight, temperature, 1.0, "cosine", "logq", "mean", False, True)
-    torch.library.opcheck(ops.softmax_loss.default, loss)
-    loss = (*arguments(), weight, None, 0.1, "dot", "corrected_logq", "none", False, True)
-    torch.library.opcheck(ops.softmax_loss.default, loss)
-    torch.library.opcheck(ops.row_statistics.default, (*arguments(), None, temperature, 1.0, "cosine", "logq", True))
+    torch.library.opcheck(ops.softmax_loss_pools.default, (*pools(), weight, temperature, 1.0, options, True))
+    torch.library.opcheck(ops.softmax_loss.default, (*one_pool(), weight, None, 0.1, options, True))
+
+
+def test_opcheck_of_the_others():
+    temperature = torch.tensor(0.1, requires_grad=True)
+    ops = torch.ops.catalog_softmax
+    torch.library.opcheck(ops.row_statistics_pools.default, (*pools(), None, temperature, 1.0, "cosine logq", True))
+    torch.library.opcheck(ops.row_statistics.default, (*one_pool(), None, temperature, 1.0, "cosine logq", True))
     torch.library.opcheck(ops.top_k.default, (embeddings(B, D, 1), [embeddings(N, D, 2)], 5, [], None, None, "dot"))
-    rows, expected = ops.row_statistics(*arguments(), None, None, 0.1, "cosine", "logq", True)
-    back = (rows.detach(), expected.detach(), torch.rand(B), torch.rand(B), *(detached(x) for x in arguments()), None)
-    torch.library.opcheck(ops.gradients.default, (*back, None, 0.1, "cosine", "logq", [True, False, False, True, False]))
+    rows, expected = ops.row_statistics_pools(*pools(), None, None, 0.1, "cosine logq", True)
+    back = (rows.detach(), expected.detach(), torch.rand(B), torch.rand(B), *(detached(x) for x in pools()), None)
+    torch.library.opcheck(ops.gradients.default, (*back, None, 0.1, "cosine logq", [True, False, False, True, False]))
 
 
 def detached(value):

@@ -63,6 +63,10 @@ def _optional(convert, tensor, argument):
 
 
 def _per_pool(convert, tensors, argument):
+    """Of one pool's tensor, or of a list of them."""
+    if tensors is None:
+        return []
+    tensors = [tensors] if isinstance(tensors, Tensor) else tensors
     return [convert(tensor, argument if len(tensors) == 1 else f"{argument}[{p}]") for p, tensor in enumerate(tensors)]
 
 

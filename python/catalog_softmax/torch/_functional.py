@@ -1,12 +1,12 @@
 """What a training loop calls."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from . import _ops
+from . import _ops  # registers the operators
 
 Similarity = Literal["cosine", "dot"]
 Correction = Literal["none", "logq", "logq_negatives_only", "corrected_logq"]
@@ -85,10 +85,13 @@ def softmax_loss(
     offsets, excluded_ids = _pair(excluded)
     gradients = _wanted(queries, *pools, positive_embeddings, temperature)
 
+    options = _options(similarity=similarity, correction=correction, reduction=reduction) + (" symmetric" if symmetric else "")
+
     def direction(queries, pools, positives, candidate_ids, row_weight):
-        loss, _, _ = torch.ops.catalog_softmax.softmax_loss(
-            queries, pools, positives, positive_embeddings, candidate_ids, log_q, positive_ids, positive_log_q, offsets,
-            excluded_ids, row_weight, temperature, tau, similarity, correction, reduction, symmetric, gradients,
+        operator, pools, ids, of_pools = _operator("softmax_loss", pools, candidate_ids, log_q)
+        loss, _, _ = operator(
+            queries, pools, positives, positive_embeddings, ids, of_pools, positive_ids, positive_log_q, offsets, excluded_ids,
+            row_weight, temperature, tau, options, gradients,
         )
         return loss
 
@@ -139,11 +142,12 @@ def row_statistics(
     temperature, tau = _temperature(temperature)
     _check_constants(log_q=log_q)
     offsets, excluded_ids = _pair(excluded)
-    correction = "logq_negatives_only" if log_q else "none"
+    options = _options(similarity=similarity, correction="logq_negatives_only" if log_q else "none")
     gradients = _wanted(queries, *pools, positive_embeddings, temperature)
-    rows, _ = torch.ops.catalog_softmax.row_statistics(
+    operator, pools, candidate_ids, log_q = _operator("row_statistics", pools, candidate_ids, log_q)
+    rows, _ = operator(
         queries, pools, positives, positive_embeddings, candidate_ids, log_q, positive_ids, None, offsets, excluded_ids, None,
-        temperature, tau, similarity, correction, gradients,
+        temperature, tau, options, gradients,
     )
     return RowStatistics(rows[0], rows[1], rows[2].detach().to(torch.int64))
 
@@ -201,6 +205,29 @@ def _pools(candidates, log_q, candidate_ids):
             raise ValueError(f"{argument} has {len(tensors)} tensors; rule: one for each pool, {len(pools)}")
         lists.append(tensors)
     return pools, *lists
+
+
+_ALLOWED = {
+    "similarity": get_args(Similarity),
+    "correction": get_args(Correction),
+    "reduction": get_args(Reduction),
+}
+
+
+def _options(**options):
+    """As the operators take them: in one string."""
+    for name, value in options.items():
+        if value not in _ALLOWED[name]:
+            raise ValueError(f"{name} is {value!r}; rule: one of {', '.join(_ALLOWED[name])}")
+    return " ".join(options.values())
+
+
+def _operator(name, pools, candidate_ids, log_q):
+    """The operator for one pool or for several, and what it takes of them."""
+    if len(pools) > 1:
+        return getattr(torch.ops.catalog_softmax, f"{name}_pools"), pools, candidate_ids, log_q
+    first = lambda tensors: tensors[0] if tensors else None
+    return getattr(torch.ops.catalog_softmax, name), pools[0], first(candidate_ids), first(log_q)
 
 
 def _temperature(temperature: float | Tensor) -> tuple[Tensor | None, float]:

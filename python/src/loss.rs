@@ -59,6 +59,8 @@ fn matrix(py: Python<'_>, matrix: Matrix<f32>) -> PyResult<Table<'_, f32>> {
     table(py, matrix.values, matrix.rows, matrix.dim)
 }
 
+type ForwardOut<'py> = (f64, Column<'py, f64>, Table<'py, f64>, Option<Table<'py, f32>>);
+
 /// One direction of the loss, forward: (total, loss of each row with its weight, rows, expected negative). `rows` (4, B) are
 /// lse, positive, num_negatives and the derivative of the total by lse; that by the positive is its negative. The expected
 /// negative (B, D) is there where `gradients` are wanted later.
@@ -71,7 +73,7 @@ pub fn forward<'py>(
     loss: RawLoss,
     gradients: bool,
     threads: usize,
-) -> PyResult<(f64, Column<'py, f64>, Table<'py, f64>, Option<Table<'py, f32>>)> {
+) -> PyResult<ForwardOut<'py>> {
     let whole = loss.loss()?;
     // SAFETY: the calling Python function holds the arrays until this call returns, and nothing borrowed is in the result.
     let (checked, weight) = unsafe { (batch.batch()?, batch.row_weight()?) };
@@ -190,16 +192,17 @@ pub fn gradients<'py>(
     gradients_out(py, gradients.map_err(raise)?)
 }
 
+type ComputeOut<'py> = (f64, Column<'py, f64>, Column<'py, f64>, StatisticsOut<'py>, Option<GradientsOut<'py>>);
+
 /// The whole step: (total, loss, probability, statistics, gradients or None).
 #[pyfunction]
-#[allow(clippy::type_complexity)]
 pub fn compute<'py>(
     py: Python<'py>,
     batch: RawBatch,
     loss: RawLoss,
     requested: (bool, bool, bool),
     threads: usize,
-) -> PyResult<(f64, Column<'py, f64>, Column<'py, f64>, StatisticsOut<'py>, Option<GradientsOut<'py>>)> {
+) -> PyResult<ComputeOut<'py>> {
     let (loss, (gradients, moments, rank)) = (loss.loss()?, requested);
     // SAFETY: as in `forward`.
     let batch = unsafe { batch.batch()? };

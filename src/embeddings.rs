@@ -115,6 +115,11 @@ impl<'a> Embeddings<'a> {
         }
     }
 
+    /// The elements as they lie in memory: row i begins at `i * stride`.
+    pub fn elements(&self) -> Elements<'a> {
+        self.elements
+    }
+
     /// Elements that the shape spans: every row has its stride but the last, which ends with its last element.
     pub(crate) fn check(&self, argument: &str) -> Result<()> {
         if self.rows == 0 || self.dim == 0 {

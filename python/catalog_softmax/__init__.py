@@ -24,9 +24,10 @@ from ._core import (
     union_log_q,
 )
 from ._numpy import Gradients, Output, Statistics, TopK, gradients, statistics, top_k, value_and_grad
+from ._queue import NegativeQueue, Queued
 
 __all__ = [
-    "CountMin", "DeviceUnavailable", "Distribution", "ExactCounts", "GapEstimator", "Gradients", "LogUniform", "Mixture", "Output",
-    "RandomStream", "Ranking", "Recommended", "Sample", "Statistics", "TemperatureSchedule", "TopK", "Uniform", "Unigram",
+    "CountMin", "DeviceUnavailable", "Distribution", "ExactCounts", "GapEstimator", "Gradients", "LogUniform", "Mixture",
+    "NegativeQueue", "Output", "Queued", "RandomStream", "Ranking", "Recommended", "Sample", "Statistics", "TemperatureSchedule", "TopK", "Uniform", "Unigram",
     "gradients", "statistics", "top_k", "union_gradient_weight", "union_log_q", "value_and_grad",
 ]

@@ -46,6 +46,8 @@ def arguments():
     parser.add_argument("--learning-rate", type=float, default=0.2)
     parser.add_argument("--temperature", type=float, default=0.07)
     parser.add_argument("--seeds", type=int, nargs="*", default=[1])
+    # Steps are small: on a busy machine, PyTorch's threads wait for each other longer than they compute.
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--curves", metavar="FILE", help="validation by epoch, as a picture (matplotlib)")
     return parser.parse_args()
 
@@ -202,6 +204,7 @@ def train(name, split, args, seed):
 
 def main():
     args = arguments()
+    torch.set_num_threads(args.threads)
     taken, num_items = read(args.data) if args.data else generate(args.users, args.items)
     if args.write:
         with open(args.write, "w", newline="") as file:

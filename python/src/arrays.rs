@@ -141,7 +141,7 @@ impl RawBatch {
 
 /// # Safety
 /// As [`slice`].
-unsafe fn pool<'a>(RawPool(candidates, ids, log_q, gradient): &RawPool, p: usize) -> PyResult<Pool<'a>> {
+pub unsafe fn pool<'a>(RawPool(candidates, ids, log_q, gradient): &RawPool, p: usize) -> PyResult<Pool<'a>> {
     // SAFETY: handed on.
     unsafe {
         let mut pool = Pool::new(matrix(candidates, &format!("candidates[{p}]"))?);

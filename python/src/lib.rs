@@ -7,6 +7,7 @@ mod errors;
 mod frequency;
 mod loss;
 mod numbers;
+mod queue;
 mod sampling;
 mod threads;
 
@@ -22,6 +23,8 @@ mod _core {
     use crate::frequency::{CountMin, ExactCounts, GapEstimator};
     #[pymodule_export]
     use crate::loss::{compute, forward, gradients, statistics, top_k};
+    #[pymodule_export]
+    use crate::queue::Queue;
     #[pymodule_export]
     use crate::sampling::{Distribution, LogUniform, Mixture, RandomStream, Sample, Uniform, Unigram};
 }

@@ -13,6 +13,7 @@ IDS = torch.arange(5)
 
 CASES = [
     (lambda: softmax_loss(Q[0], C, P), "queries has shape (4,); rule: two axes, (rows, dim)"),
+    (lambda: softmax_loss(Q.to_sparse(), C, P), "queries has the layout torch.sparse_coo; rule: torch.strided"),
     (lambda: softmax_loss(Q.double(), C.double(), P), "queries has elements of type torch.float64; rule: torch.float32"),
     (lambda: softmax_loss(Q, C.bfloat16(), P), "candidates has elements of type bfloat16; rule: the element type of queries, which is float32"),
     (lambda: softmax_loss(Q, C[:, :3], P), "candidates has dim 3; rule: the dim of queries, which is 4"),

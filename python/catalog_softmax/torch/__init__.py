@@ -2,7 +2,8 @@
 
 from ._functional import RowStatistics, TopK, row_statistics, softmax_loss, top_k
 from ._modules import FullSoftmaxLoss, InfoNCELoss, SampledSoftmaxLoss
+from ._queue import NegativeQueue
 
 __all__ = [
-    "FullSoftmaxLoss", "InfoNCELoss", "RowStatistics", "SampledSoftmaxLoss", "TopK", "row_statistics", "softmax_loss", "top_k",
+    "FullSoftmaxLoss", "InfoNCELoss", "NegativeQueue", "RowStatistics", "SampledSoftmaxLoss", "TopK", "row_statistics", "softmax_loss", "top_k",
 ]

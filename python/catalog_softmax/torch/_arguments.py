@@ -22,6 +22,8 @@ def embeddings(tensor: Tensor, argument: str) -> Tensor:
     on_cpu(tensor, argument)
     if tensor.dtype not in _NAMES:
         raise ValueError(f"{argument} has elements of type {tensor.dtype}; rule: torch.float32, float16 or bfloat16")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{argument} has the layout {tensor.layout}; rule: torch.strided")
     if tensor.dim() != 2:
         raise ValueError(f"{argument} has shape {tuple(tensor.shape)}; rule: two axes, (rows, dim)")
     rows, dim = tensor.shape

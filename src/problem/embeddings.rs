@@ -107,6 +107,11 @@ impl<'a> Embeddings<'a> {
         }
     }
 
+    /// The elements as they lie in memory: row i begins at `i * stride`.
+    pub fn elements(&self) -> Elements<'a> {
+        self.elements
+    }
+
     pub(crate) fn shape(&self) -> MatrixShape {
         MatrixShape { rows: self.rows, dim: self.dim, dtype: self.dtype() }
     }

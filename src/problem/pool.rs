@@ -19,6 +19,11 @@ impl<'a> Pool<'a> {
         Pool { candidates, ids: None, log_q: None, gradient: true }
     }
 
+    /// The embeddings, such as those that a [queue](crate::negatives::NegativeQueue::pools) holds.
+    pub fn candidates(&self) -> Embeddings<'a> {
+        self.candidates
+    }
+
     /// `candidate_ids` (N): candidates that carry the positive's id (accidental hits) or an id that the row excludes
     /// are not negatives of that row.
     pub fn ids(mut self, candidate_ids: impl Into<Ids<'a>>) -> Self {

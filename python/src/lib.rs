@@ -1,0 +1,30 @@
+//! `catalog_softmax._core`: the crate behind the Python package. Its users are the package's own modules, and the classes that
+//! need no layer above them: samplers, estimators, metrics, schedules.
+
+mod around;
+mod arrays;
+mod errors;
+mod frequency;
+mod loss;
+mod numbers;
+mod queue;
+mod sampling;
+mod threads;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use crate::around::{Ranking, Recommended, TemperatureSchedule, union_gradient_weight, union_log_q};
+    #[pymodule_export]
+    use crate::errors::DeviceUnavailable;
+    #[pymodule_export]
+    use crate::frequency::{CountMin, ExactCounts, GapEstimator};
+    #[pymodule_export]
+    use crate::loss::{compute, forward, gradients, statistics, top_k};
+    #[pymodule_export]
+    use crate::queue::Queue;
+    #[pymodule_export]
+    use crate::sampling::{Distribution, LogUniform, Mixture, RandomStream, Sample, Uniform, Unigram};
+}

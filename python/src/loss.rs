@@ -1,0 +1,241 @@
+//! Losses, statistics, gradients and searches.
+
+use catalog_softmax::{
+    Backend, Correction, Gradients, Loss, Matrix, Reduction, Request, RowStatistics, Similarity, TopK,
+};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::arrays::{RawBatch, RawSlice, slice};
+use crate::errors::{no_option, raise};
+use crate::numbers::signed;
+use crate::threads;
+
+/// (similarity, temperature, correction, reduction, symmetric)
+#[derive(FromPyObject)]
+pub struct RawLoss(String, f64, String, String, bool);
+
+impl RawLoss {
+    fn loss(&self) -> PyResult<Loss> {
+        let RawLoss(similarity, temperature, correction, reduction, symmetric) = self;
+        let correction = match correction.as_str() {
+            "none" => Correction::None,
+            "logq" => Correction::LogQ,
+            "logq_negatives_only" => Correction::LogQNegativesOnly,
+            "corrected_logq" => Correction::CorrectedLogQ,
+            other => {
+                return Err(no_option("correction", other, &["none", "logq", "logq_negatives_only", "corrected_logq"]));
+            }
+        };
+        let reduction = match reduction.as_str() {
+            "none" => Reduction::None,
+            "mean" => Reduction::Mean,
+            "sum" => Reduction::Sum,
+            "weighted_mean" => Reduction::WeightedMean,
+            other => return Err(no_option("reduction", other, &["none", "mean", "sum", "weighted_mean"])),
+        };
+        let loss = Loss::softmax(similarity_of(similarity)?, *temperature).correction(correction).reduction(reduction);
+        Ok(if *symmetric { loss.symmetric() } else { loss })
+    }
+}
+
+fn similarity_of(name: &str) -> PyResult<Similarity> {
+    match name {
+        "cosine" => Ok(Similarity::Cosine),
+        "dot" => Ok(Similarity::Dot),
+        other => Err(no_option("similarity", other, &["cosine", "dot"])),
+    }
+}
+
+type Column<'py, T> = Bound<'py, PyArray1<T>>;
+type Table<'py, T> = Bound<'py, PyArray2<T>>;
+
+fn table<'py, T: numpy::Element>(py: Python<'py>, values: Vec<T>, rows: usize, dim: usize) -> PyResult<Table<'py, T>> {
+    values.into_pyarray(py).reshape([rows, dim])
+}
+
+fn matrix(py: Python<'_>, matrix: Matrix<f32>) -> PyResult<Table<'_, f32>> {
+    table(py, matrix.values, matrix.rows, matrix.dim)
+}
+
+type ForwardOut<'py> = (f64, Column<'py, f64>, Table<'py, f64>, Option<Table<'py, f32>>);
+
+/// One direction of the loss, forward: (total, loss of each row with its weight, rows, expected negative). `rows` (4, B) are
+/// lse, positive, num_negatives and the derivative of the total by lse; that by the positive is its negative. The expected
+/// negative (B, D) is there where `gradients` are wanted later.
+///
+/// A symmetric loss is checked here as a whole; the caller asks for each direction.
+#[pyfunction]
+pub fn forward<'py>(
+    py: Python<'py>,
+    batch: RawBatch,
+    loss: RawLoss,
+    gradients: bool,
+    threads: usize,
+) -> PyResult<ForwardOut<'py>> {
+    let whole = loss.loss()?;
+    // SAFETY: the calling Python function holds the arrays until this call returns, and nothing borrowed is in the result.
+    let (checked, weight) = unsafe { (batch.batch()?, batch.row_weight()?) };
+    let request = if gradients { Request::value_and_grad() } else { Request::value() };
+    let mut loss = whole;
+    loss.symmetric = false;
+    let result = threads::run(py, threads, |cpu| {
+        cpu.plan(&checked, &whole, request)?;
+        let statistics = cpu.statistics(&checked, &loss, request)?;
+        let epilogue = loss.epilogue(&checked, &statistics)?;
+        Ok((statistics, epilogue))
+    })?;
+    let (statistics, mut epilogue) = result.map_err(raise)?;
+    for (loss, &weight) in epilogue.loss.iter_mut().zip(weight.unwrap_or_default()) {
+        // A row of weight 0 is absent, whatever its loss.
+        *loss = if weight == 0.0 { 0.0 } else { *loss * f64::from(weight) };
+    }
+    let b = statistics.lse.len();
+    let mut rows = Vec::with_capacity(4 * b);
+    rows.extend(statistics.lse);
+    rows.extend(statistics.positive);
+    rows.extend(statistics.num_negatives.iter().map(|&n| n as f64));
+    rows.extend(epilogue.d_lse);
+    let expected = statistics.expected_negative.map(|o| matrix(py, o)).transpose()?;
+    Ok((epilogue.total, epilogue.loss.into_pyarray(py), table(py, rows, 4, b)?, expected))
+}
+
+type StatisticsOut<'py> = (
+    Column<'py, f64>,
+    Column<'py, f64>,
+    Column<'py, i64>,
+    Option<(Column<'py, f64>, Column<'py, f64>)>,
+    Option<(Column<'py, i64>, Column<'py, i64>)>,
+    Option<Table<'py, f32>>,
+);
+
+fn statistics_out(py: Python<'_>, statistics: RowStatistics) -> PyResult<StatisticsOut<'_>> {
+    let moments = statistics.moments.map(|m| (m.expected_score.into_pyarray(py), m.entropy.into_pyarray(py)));
+    let rank = statistics.rank.map(|r| (signed(&r.above).into_pyarray(py), signed(&r.ties).into_pyarray(py)));
+    Ok((
+        statistics.lse.into_pyarray(py),
+        statistics.positive.into_pyarray(py),
+        signed(&statistics.num_negatives).into_pyarray(py),
+        moments,
+        rank,
+        statistics.expected_negative.map(|o| matrix(py, o)).transpose()?,
+    ))
+}
+
+fn request(gradients: bool, moments: bool, rank: bool) -> Request {
+    let mut request = if gradients { Request::value_and_grad() } else { Request::value() };
+    request.moments = moments;
+    request.rank = rank;
+    request
+}
+
+/// (lse, positive, num_negatives, (expected score, entropy), (above, ties), expected negative).
+#[pyfunction]
+pub fn statistics<'py>(
+    py: Python<'py>,
+    batch: RawBatch,
+    loss: RawLoss,
+    requested: (bool, bool, bool),
+    threads: usize,
+) -> PyResult<StatisticsOut<'py>> {
+    let (loss, (gradients, moments, rank)) = (loss.loss()?, requested);
+    // SAFETY: as in `forward`.
+    let batch = unsafe { batch.batch()? };
+    let request = request(gradients, moments, rank);
+    let statistics = threads::run(py, threads, |cpu| cpu.statistics(&batch, &loss, request))?;
+    statistics_out(py, statistics.map_err(raise)?)
+}
+
+type GradientsOut<'py> = (Table<'py, f32>, Vec<Option<Table<'py, f32>>>, Option<Table<'py, f32>>, f64);
+
+fn gradients_out(py: Python<'_>, gradients: Gradients) -> PyResult<GradientsOut<'_>> {
+    let pools = gradients.d_candidates.into_iter();
+    let pools = pools.map(|d| if d.rows == 0 { Ok(None) } else { matrix(py, d).map(Some) });
+    Ok((
+        matrix(py, gradients.d_queries)?,
+        pools.collect::<PyResult<_>>()?,
+        gradients.d_positive_embeddings.map(|d| matrix(py, d)).transpose()?,
+        gradients.d_temperature,
+    ))
+}
+
+/// The stream back: (d_queries, d_candidates of each pool or None, d_positive_embeddings, d_temperature). `rows` are the first
+/// three rows of what `forward` returned, `expected` its expected negative, and (B) float64 `d_lse` and `d_positive`.
+#[pyfunction]
+pub fn gradients<'py>(
+    py: Python<'py>,
+    batch: RawBatch,
+    loss: RawLoss,
+    rows: RawSlice,
+    expected: RawSlice,
+    upstream: (RawSlice, RawSlice),
+    threads: usize,
+) -> PyResult<GradientsOut<'py>> {
+    let loss = loss.loss()?;
+    // SAFETY: as in `forward`.
+    let (batch, rows, expected, d_lse, d_positive) = unsafe {
+        let (d_lse, d_positive) = (slice(&upstream.0, "d_lse")?, slice(&upstream.1, "d_positive")?);
+        (batch.batch()?, slice::<f64>(&rows, "rows")?, slice::<f32>(&expected, "expected")?, d_lse, d_positive)
+    };
+    let (b, dim) = (batch.num_queries(), batch.dim());
+    if rows.len() < 3 * b || expected.len() != b * dim {
+        let found = format!("{} and {} elements", rows.len(), expected.len());
+        return Err(PyValueError::new_err(format!("statistics have {found}; rule: (3, {b}) and ({b}, {dim})")));
+    }
+    let mut statistics = RowStatistics::default();
+    statistics.lse = rows[..b].to_vec();
+    statistics.positive = rows[b..2 * b].to_vec();
+    statistics.num_negatives = rows[2 * b..3 * b].iter().map(|&n| n as u64).collect();
+    statistics.expected_negative = Some(Matrix { values: expected.to_vec(), rows: b, dim });
+    let gradients = threads::run(py, threads, |cpu| cpu.gradients(&batch, &loss, &statistics, d_lse, d_positive))?;
+    gradients_out(py, gradients.map_err(raise)?)
+}
+
+type ComputeOut<'py> = (f64, Column<'py, f64>, Column<'py, f64>, StatisticsOut<'py>, Option<GradientsOut<'py>>);
+
+/// The whole step: (total, loss, probability, statistics, gradients or None).
+#[pyfunction]
+pub fn compute<'py>(
+    py: Python<'py>,
+    batch: RawBatch,
+    loss: RawLoss,
+    requested: (bool, bool, bool),
+    threads: usize,
+) -> PyResult<ComputeOut<'py>> {
+    let (loss, (gradients, moments, rank)) = (loss.loss()?, requested);
+    // SAFETY: as in `forward`.
+    let batch = unsafe { batch.batch()? };
+    let request = request(gradients, moments, rank);
+    let output = threads::run(py, threads, |cpu| {
+        let mut output = Default::default();
+        cpu.compute(&batch, &loss, request, &mut output).map(|()| output)
+    })?;
+    let output = output.map_err(raise)?;
+    Ok((
+        output.total,
+        output.loss.into_pyarray(py),
+        output.probability.into_pyarray(py),
+        statistics_out(py, output.statistics)?,
+        output.gradients.map(|gradients| gradients_out(py, gradients)).transpose()?,
+    ))
+}
+
+/// (indices int64, similarities), each (B, K): -1 and -inf where a row has fewer than K.
+#[pyfunction]
+pub fn top_k<'py>(
+    py: Python<'py>,
+    batch: RawBatch,
+    similarity: &str,
+    k: usize,
+    threads: usize,
+) -> PyResult<(Table<'py, i64>, Table<'py, f32>)> {
+    let similarity = similarity_of(similarity)?;
+    // SAFETY: as in `forward`.
+    let search = unsafe { batch.builder(false)? }.search().map_err(raise)?;
+    let top = threads::run(py, threads, |cpu| cpu.top_k(&search, similarity, k))?.map_err(raise)?;
+    let b = top.num_rows();
+    let index = |&index: &u32| if index == TopK::NONE { -1 } else { i64::from(index) };
+    let indices = top.indices.iter().map(index).collect();
+    Ok((table(py, indices, b, k)?, table(py, top.scores, b, k)?))
+}

@@ -24,8 +24,8 @@ mkdir -p "$bundle/bin" "$bundle/peers" "$bundle/wheels"
 # First, since it says that the folder is a bundle: one that was not finished can be replaced, too.
 cp scripts/gpu_all.sh "$bundle/"
 # Name and path of each executable: a bench has the name of a test.
-cargo build --profile "$profile" --test gpu --bench gpu --bench softmax --example replay --example measure --example errors \
-    --example train_two_tower --message-format=json-render-diagnostics | python3 -c '
+cargo build --profile "$profile" --test gpu --bench gpu --bench softmax --example replay --example measure \
+    --example errors --example train_two_tower --message-format=json-render-diagnostics | python3 -c '
 import json, sys
 for line in sys.stdin:
     message = json.loads(line)

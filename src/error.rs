@@ -151,6 +151,7 @@ pub(crate) enum Argument {
         field: &'static str,
     },
     /// `NAME[INDEX]`
+    #[cfg(feature = "cuda")]
     Element(&'static str, usize),
 }
 
@@ -171,6 +172,7 @@ impl std::fmt::Display for Argument {
         match self {
             Argument::Named(name) | Argument::OfPool { pools: 1, field: name, .. } => f.write_str(name),
             Argument::OfPool { pool, field, .. } => write!(f, "pools[{pool}].{field}"),
+            #[cfg(feature = "cuda")]
             Argument::Element(name, index) => write!(f, "{name}[{index}]"),
         }
     }

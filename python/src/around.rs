@@ -1,8 +1,7 @@
 //! What else a training loop needs: one log_q for several pools, schedules, metrics, geometry.
 
-use catalog_softmax as crate_;
-use catalog_softmax::metrics;
 use catalog_softmax::{Rank, RowStatistics, TopK};
+use catalog_softmax::{evaluation, negatives, temperature};
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -21,7 +20,7 @@ pub fn union_log_q<'py>(py: Python<'py>, pools: Vec<(f64, Bound<'py, PyAny>)>) -
     let pools = pools.collect::<PyResult<Vec<_>>>()?;
     let mut out = vec![0.0; pools.first().map_or(0, |(_, log_q)| log_q.len())];
     let pools: Vec<(f64, &[f32])> = pools.iter().map(|(draws, log_q)| (*draws, &log_q[..])).collect();
-    crate_::union_log_q(&pools, &mut out).map_err(raise)?;
+    negatives::union_log_q(&pools, &mut out).map_err(raise)?;
     Ok(out.into_pyarray(py))
 }
 
@@ -38,14 +37,14 @@ pub fn union_gradient_weight<'py>(
     let mut out = vec![0.0; pools.first().map_or(0, |pool| pool.1.len())];
     let pools: Vec<(f64, &[f32], bool)> =
         pools.iter().map(|(n, log_q, gradient)| (*n, &log_q[..], *gradient)).collect();
-    crate_::union_gradient_weight(&pools, &mut out).map_err(raise)?;
+    negatives::union_gradient_weight(&pools, &mut out).map_err(raise)?;
     Ok(out.into_pyarray(py))
 }
 
 /// A temperature that moves from one value to another in the course of the training: ``kind`` is "constant", "linear", "cosine" or
 /// "exponential".
 #[pyclass(frozen, module = "catalog_softmax")]
-pub struct TemperatureSchedule(crate_::TemperatureSchedule);
+pub struct TemperatureSchedule(temperature::TemperatureSchedule);
 
 #[pymethods]
 impl TemperatureSchedule {
@@ -53,14 +52,14 @@ impl TemperatureSchedule {
     #[pyo3(signature = (kind, start, end = None))]
     fn new(kind: &str, start: f64, end: Option<f64>) -> PyResult<Self> {
         let made = match (kind, end) {
-            ("constant", None) => crate_::TemperatureSchedule::constant(start),
+            ("constant", None) => temperature::TemperatureSchedule::constant(start),
             ("constant", Some(end)) => {
                 let rule = "a constant temperature has a start alone";
                 return Err(PyValueError::new_err(format!("end is {end} but does not apply; rule: {rule}")));
             }
-            ("linear", Some(end)) => crate_::TemperatureSchedule::linear(start, end),
-            ("cosine", Some(end)) => crate_::TemperatureSchedule::cosine(start, end),
-            ("exponential", Some(end)) => crate_::TemperatureSchedule::exponential(start, end),
+            ("linear", Some(end)) => temperature::TemperatureSchedule::linear(start, end),
+            ("cosine", Some(end)) => temperature::TemperatureSchedule::cosine(start, end),
+            ("exponential", Some(end)) => temperature::TemperatureSchedule::exponential(start, end),
             ("linear" | "cosine" | "exponential", None) => {
                 return Err(PyValueError::new_err("end is missing; rule: the temperature at the end of the training"));
             }
@@ -85,7 +84,7 @@ impl TemperatureSchedule {
 
 /// Places of relevant items, and the metrics of them. Rows without a relevant item are left out of means.
 #[pyclass(module = "catalog_softmax")]
-pub struct Ranking(metrics::Ranking);
+pub struct Ranking(evaluation::Ranking);
 
 #[pymethods]
 impl Ranking {
@@ -110,7 +109,7 @@ impl Ranking {
         (rank.above, rank.ties) = (above, ties);
         let mut statistics = RowStatistics::<f32>::default();
         (statistics.lse, statistics.positive, statistics.rank) = (lse, positive, Some(rank));
-        metrics::Ranking::of_positives(&statistics).map(Ranking).map_err(raise)
+        evaluation::Ranking::of_positives(&statistics).map(Ranking).map_err(raise)
     }
 
     /// Of relevant items in lists, as `top_k` returns them: those of row i are ``relevant[offsets[i]:offsets[i + 1]]``.
@@ -132,7 +131,7 @@ impl Ranking {
         }
         let relevant: Vec<u32> = relevant.iter().map(|&index| index as u32).collect();
         let offsets = signed(&ids(offsets, "offsets")?);
-        metrics::Ranking::in_lists(&top, &offsets, &relevant).map(Ranking).map_err(raise)
+        evaluation::Ranking::in_lists(&top, &offsets, &relevant).map(Ranking).map_err(raise)
     }
 
     /// Adds the rows of another ranking, of the next block of queries.
@@ -162,13 +161,13 @@ impl Ranking {
 
 /// How often each item is in the lists that were added.
 #[pyclass(module = "catalog_softmax")]
-pub struct Recommended(metrics::Recommended);
+pub struct Recommended(evaluation::Recommended);
 
 #[pymethods]
 impl Recommended {
     #[new]
     fn new(num_items: usize) -> PyResult<Self> {
-        metrics::Recommended::new(num_items).map(Recommended).map_err(raise)
+        evaluation::Recommended::new(num_items).map(Recommended).map_err(raise)
     }
 
     /// Counts the items of lists (B, K), as `top_k` returns them.

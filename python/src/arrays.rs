@@ -3,7 +3,7 @@
 //! Whoever calls from Python (`catalog_softmax/_arrays.py`, `catalog_softmax/torch/_ops.py`) has checked what array each address
 //! belongs to, its type and its strides. Nothing is copied.
 
-use catalog_softmax::{Batch, BatchBuilder, Elements, Embeddings, Pool};
+use catalog_softmax::{Batch, BatchBuilder, Elements, Embeddings, Pool, Search, SearchBuilder};
 use half::{bf16, f16};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -77,6 +77,14 @@ unsafe fn matrix<'a>(raw: &RawMatrix, argument: &str) -> PyResult<Embeddings<'a>
     Ok(Embeddings::new(elements, *rows, *dim).with_stride(*stride))
 }
 
+/// What a batch and a search begin with.
+struct Parts<'a> {
+    queries: Embeddings<'a>,
+    first: Pool<'a>,
+    others: Vec<Pool<'a>>,
+    excluded: Option<(&'a [i64], &'a [i64])>,
+}
+
 impl RawBatch {
     /// The crate's builder of a loss's batch, which checks everything else.
     ///
@@ -106,27 +114,52 @@ impl RawBatch {
         builder.build().map_err(crate::errors::raise)
     }
 
-    /// Queries, pools and exclusions: what a search has, and with which a batch begins.
+    /// The crate's search, of the same queries, pools and exclusions.
     ///
     /// # Safety
     /// As [`slice`].
-    pub unsafe fn builder<'a>(&self, in_batch: bool) -> PyResult<BatchBuilder<'a>> {
+    pub unsafe fn search<'a>(&self) -> PyResult<Search<'a>> {
+        // SAFETY: handed on.
+        let Parts { queries, first, others, excluded } = unsafe { self.parts()? };
+        let builder = others.into_iter().fold(Search::builder(queries, first), SearchBuilder::pool);
+        let builder = match excluded {
+            Some((offsets, ids)) => builder.excluded_ids(offsets, ids),
+            None => builder,
+        };
+        builder.build().map_err(crate::errors::raise)
+    }
+
+    /// # Safety
+    /// As [`slice`].
+    unsafe fn builder<'a>(&self, in_batch: bool) -> PyResult<BatchBuilder<'a>> {
+        // SAFETY: handed on.
+        let Parts { queries, first, others, excluded } = unsafe { self.parts()? };
+        let builder = if in_batch { Batch::in_batch(queries, first) } else { Batch::builder(queries, first) };
+        let builder = others.into_iter().fold(builder, BatchBuilder::pool);
+        Ok(match excluded {
+            Some((offsets, ids)) => builder.excluded_ids(offsets, ids),
+            None => builder,
+        })
+    }
+
+    /// # Safety
+    /// As [`slice`].
+    unsafe fn parts<'a>(&self) -> PyResult<Parts<'a>> {
         // SAFETY: handed on.
         let (queries, mut pools) = unsafe {
             let pools = self.1.iter().enumerate().map(|(p, raw)| pool(raw, p));
-            (matrix(&self.0, "queries")?, pools.collect::<PyResult<Vec<_>>>()?.into_iter())
+            (matrix(&self.0, "queries")?, pools.collect::<PyResult<Vec<_>>>()?)
         };
-        let Some(first) = pools.next() else {
+        if pools.is_empty() {
             return Err(PyValueError::new_err("candidates is a list of no pools; rule: one pool at least"));
-        };
-        let mut builder = if in_batch { Batch::in_batch(queries, first) } else { Batch::builder(queries, first) };
-        builder = pools.fold(builder, BatchBuilder::pool);
-        if let Some((offsets, ids)) = &self.6 {
-            // SAFETY: handed on.
-            let (offsets, ids) = unsafe { (slice(offsets, "excluded[0]")?, slice::<i64>(ids, "excluded[1]")?) };
-            builder = builder.excluded_ids(offsets, ids);
         }
-        Ok(builder)
+        let first = pools.remove(0);
+        let excluded = match &self.6 {
+            // SAFETY: handed on.
+            Some((offsets, ids)) => Some(unsafe { (slice(offsets, "excluded[0]")?, slice(ids, "excluded[1]")?) }),
+            None => None,
+        };
+        Ok(Parts { queries, first, others: pools, excluded })
     }
 
     /// The weights of rows, where there are any.

@@ -1,7 +1,7 @@
 //! Estimators of Q of in-batch negatives, from the stream of ids.
 
-use catalog_softmax as crate_;
-use catalog_softmax::FrequencyEstimator;
+use catalog_softmax::negatives as crate_;
+use catalog_softmax::negatives::FrequencyEstimator;
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyType};
@@ -20,7 +20,7 @@ macro_rules! estimator {
             #[new]
             #[pyo3(signature = ($($signature)*))]
             fn new($($argument: $type),*) -> PyResult<Self> {
-                let made: crate_::Result<crate_::$name> = $new;
+                let made: catalog_softmax::Result<crate_::$name> = $new;
                 made.map($name).map_err(raise)
             }
 

@@ -1,7 +1,7 @@
 //! Losses, statistics, gradients and searches.
 
 use catalog_softmax::{
-    Backend, Correction, Gradients, Loss, Matrix, Reduction, Request, RowStatistics, Similarity, TopK,
+    Backend, Correction, Gradients, Loss, Matrix, Output, Reduction, Request, RowStatistics, Similarity, TopK,
 };
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
@@ -208,16 +208,16 @@ pub fn compute<'py>(
     let batch = unsafe { batch.batch()? };
     let request = request(gradients, moments, rank);
     let output = threads::run(py, threads, |cpu| {
-        let mut output = Default::default();
-        cpu.compute(&batch, &loss, request, &mut output).map(|()| output)
+        let (mut output, mut found) = (Output::default(), gradients.then(Gradients::default));
+        cpu.compute(&batch, &loss, request, &mut output, found.as_mut()).map(|()| (output, found))
     })?;
-    let output = output.map_err(raise)?;
+    let (output, gradients) = output.map_err(raise)?;
     Ok((
         output.total,
         output.loss.into_pyarray(py),
         output.probability.into_pyarray(py),
         statistics_out(py, output.statistics)?,
-        output.gradients.map(|gradients| gradients_out(py, gradients)).transpose()?,
+        gradients.map(|gradients| gradients_out(py, gradients)).transpose()?,
     ))
 }
 
@@ -232,7 +232,7 @@ pub fn top_k<'py>(
 ) -> PyResult<(Table<'py, i64>, Table<'py, f32>)> {
     let similarity = similarity_of(similarity)?;
     // SAFETY: as in `forward`.
-    let search = unsafe { batch.builder(false)? }.search().map_err(raise)?;
+    let search = unsafe { batch.search()? };
     let top = threads::run(py, threads, |cpu| cpu.top_k(&search, similarity, k))?.map_err(raise)?;
     let b = top.num_rows();
     let index = |&index: &u32| if index == TopK::NONE { -1 } else { i64::from(index) };

@@ -1,7 +1,8 @@
 //! A queue of past candidates as further negatives. `catalog_softmax/_queue.py` and `catalog_softmax/torch/_queue.py` have the
 //! classes that Python's users see.
 
-use catalog_softmax::{DType, Elements, NegativeQueue, QueueOptions};
+use catalog_softmax::negatives::{NegativeQueue, QueueOptions};
+use catalog_softmax::{DType, Elements};
 use numpy::{IntoPyArray, PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -36,7 +37,7 @@ impl Queue {
     fn enqueue(&mut self, py: Python<'_>, rows: RawPool) -> PyResult<()> {
         // SAFETY: the calling Python function holds the arrays until this call returns; the queue copies them.
         let rows = unsafe { pool(&rows, 0)? };
-        py.detach(|| self.0.enqueue(rows)).map_err(raise)
+        py.detach(|| self.0.enqueue(&rows)).map_err(raise)
     }
 
     /// (capacity, dim, element type, ids, log_q, max_age)

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use catalog_softmax as crate_;
-use catalog_softmax::Distribution as _;
+use catalog_softmax::negatives as crate_;
+use catalog_softmax::negatives::Distribution as _;
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
@@ -31,7 +31,11 @@ impl crate_::Distribution for Shared {
         self.0.draw_into(drawn, random);
     }
     // What a distribution may do in a way of its own.
-    fn draw_distinct(&self, count: usize, random: &mut crate_::RandomStream) -> crate_::Result<crate_::Sample> {
+    fn draw_distinct(
+        &self,
+        count: usize,
+        random: &mut crate_::RandomStream,
+    ) -> catalog_softmax::Result<crate_::Sample> {
         self.0.draw_distinct(count, random)
     }
 }

@@ -1,6 +1,9 @@
 """Tensors as they come: strides, offsets, types; what is copied and what is not; threads and processes."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -121,13 +124,22 @@ def test_calls_at_the_same_time():
 
 
 def _child(queue):
-    torch.set_num_threads(2)
+    # As PyTorch's own data loader does: its OpenMP threads do not survive a fork, and operators wait for them for ever.
+    torch.set_num_threads(1)
     queue.put(float(step()[0]))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_of_data_loaders(method):
+def test_processes_of_data_loaders():
+    """In a Python of its own: what other tests leave in PyTorch's threads does not always survive a fork."""
+    script = "import test_tensors; test_tensors.in_another_process('fork'); test_tensors.in_another_process('spawn')"
+    here = os.path.dirname(__file__)
+    subprocess.run([sys.executable, "-c", script], cwd=here, check=True, timeout=150)
+
+
+def in_another_process(method):
     """A forked process has the thread pool's memory and none of its threads."""
+    if method == "fork" and sys.platform == "darwin":
+        return  # macOS's own libraries do not survive it
     wanted = float(step()[0])
     context = multiprocessing.get_context(method)
     queue = context.Queue()

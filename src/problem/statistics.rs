@@ -41,7 +41,7 @@ pub struct Rank {
     /// Negatives that score strictly above the positive: its place at best, 0 being the top.
     pub above: Vec<u64>,
     /// Negatives that score exactly as the positive does: `above + ties` is its place at worst, as
-    /// [`metrics`](crate::evaluation::metrics) count it. Recall@K counts rows with `above + ties < K`.
+    /// [`evaluation`](crate::evaluation) counts it. Recall@K counts rows with `above + ties < K`.
     pub ties: Vec<u64>,
 }
 

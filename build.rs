@@ -1,4 +1,4 @@
-//! Compiles `kernels/*.cu` with nvcc into one fat binary each, which the crate embeds. Where that is not possible, the
+//! Compiles `kernels/*/*.cu` with nvcc into one fat binary each, which the crate embeds. Where that is not possible, the
 //! images are empty, the build goes on, and opening a CUDA device is an error that says why (`NotBuilt`).
 //!
 //! | variable | meaning |

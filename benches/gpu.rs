@@ -18,7 +18,7 @@
 //! Inputs rotate, so that none is in the L2 cache from the last call. Criterion keeps its reports; a table with rates and
 //! the share of the floor (the arithmetic alone, `gpu/shapes.rs`) comes last. Before it is timed, `naive` is held to the
 //! crate's loss and gradients without ids. Ids are drawn by the rule of the peers' scripts (`Ids::Zipf` of
-//! `tests/common/seeded.rs`). With no device nothing runs; with no cuBLAS, the crate alone.
+//! `testing/src/seeded.rs`). With no device nothing runs; with no cuBLAS, the crate alone.
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -24,7 +24,8 @@
 //! | logQ on negatives alone | [`Correction::LogQNegativesOnly`] | 0 | softplus(m) |
 //! | corrected logQ | [`Correction::CorrectedLogQ`] | log(1 − Q₊) | w·m, w = stop-gradient σ(m − log n) |
 //!
-//! The positive is never inside the streamed sum; it returns here, so nothing cancels. In every case `∂loss/∂lse = a` and
+//! The streamed sum leaves the positive out, and the loss adds it here, so that no two large numbers are subtracted. In
+//! every case `∂loss/∂lse = a` and
 //! `∂loss/∂positive = −a`, so that one backward serves them all, and any epilogue of your own:
 //!
 //! ```text
@@ -36,12 +37,12 @@
 //! Sources: Bengio and Senécal, "Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language
 //! Model", IEEE TNN 2008 (the correction); Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
 //! Recommendations", RecSys 2019, section 4 (in-batch logQ); "Correcting the LogQ Correction", RecSys 2025; van den Oord
-//! et al. 2018 (InfoNCE); Radford et al. 2021 (symmetric). The formulas as running code: [`Reference`].
+//! et al. 2018 (InfoNCE); Radford et al. 2021 (symmetric). The stream's formulas as plain loops in float64: [`Reference`].
 //!
 //! # Use
 //!
-//! A [`Batch`] is what one step scores and the only place where input is rejected; a [`Loss`] is options; a [`Backend`]
-//! turns both into an [`Output`].
+//! A [`Batch`] is what one step scores; building it rejects bad arrays. A [`Loss`] is options, which are checked against the
+//! batch when both meet. A [`Backend`] turns both into an [`Output`] and, on request, [`Gradients`].
 //!
 //! ```
 //! use catalog_softmax::{

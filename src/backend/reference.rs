@@ -1,6 +1,7 @@
 //! The specification, executable: float64, plain loops, one formula after the other.
 //!
-//! Nothing here is shared with the fast backends but the types that go in and come out; they are tested against it.
+//! Nothing here is shared with the fast backends but the types that go in and come out, and the epilogue, which is float64 for
+//! all. They are tested against it.
 
 use crate::backend::Backend;
 use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};

@@ -48,7 +48,8 @@ impl Ranking {
     }
 
     /// Each row's relevant items, candidates `relevant[offsets[i]..offsets[i + 1]]` of row i, at their places in the
-    /// row's list. Items outside the list have no place, so metrics of more places than the list's K are errors. Of
+    /// row's list. They are indices over the candidates, as the list's are, and not ids: an id that is taken for an index is
+    /// found in no list, and no error tells. Items outside the list have no place, so metrics of more places than the list's K are errors. Of
     /// items with equal scores the relevant ones stand last. The list does not show what ties with its last item from
     /// outside: where that matters, search for more than the metric looks at. An index past the candidates counts as
     /// relevant and is in no list: a relevant item outside the catalogue is one that is not found.

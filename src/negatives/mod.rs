@@ -1,7 +1,7 @@
 //! Where negatives come from, and the log_q that belongs to them.
 //!
-//! A negative that is drawn with probability Q enters a corrected loss with the score `s − log Q`, so whatever draws
-//! negatives has to say with which probability. There are three sources:
+//! A negative that is drawn with probability Q enters a corrected loss with the score `s − log Q`. Every source of negatives
+//! therefore reports the probability of each item. There are three sources:
 //!
 //! * **Drawn from a distribution.** [`Uniform`], [`Unigram`] (by counts, raised to a power), [`LogUniform`] (Zipf's law by
 //!   rank) and [`Mixture`] draw items. Each returns a [`Sample`]: the ids, and the log_q that belongs to how they were

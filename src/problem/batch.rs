@@ -7,7 +7,7 @@ use super::batch_builder::BatchBuilder;
 use super::embeddings::{DType, Embeddings};
 use super::pool::Pool;
 use super::score_matrix::ScoreMatrix;
-use super::shape::{BatchShape, MatrixShape, PoolShape, PositivesShape, SYMMETRIC, ScoreMatrixShape, check_symmetric};
+use super::shape::{BatchShape, PositivesShape, SYMMETRIC, check_symmetric};
 use crate::error::{Result, value};
 
 /// Where the positives are, after validation.
@@ -131,22 +131,12 @@ impl<'a> Batch<'a> {
     }
 }
 
-impl ScoreMatrixShape for Batch<'_> {
-    fn queries(&self) -> MatrixShape {
-        self.matrix.queries()
-    }
-    fn num_pools(&self) -> usize {
-        self.matrix.num_pools()
-    }
-    fn pool(&self, index: usize) -> PoolShape {
-        self.matrix.pool(index)
-    }
-    fn excluded(&self) -> Option<[usize; 2]> {
-        self.matrix.excluded()
-    }
-}
+impl<'a> BatchShape for Batch<'a> {
+    type Matrix = ScoreMatrix<'a>;
 
-impl BatchShape for Batch<'_> {
+    fn matrix(&self) -> &ScoreMatrix<'a> {
+        &self.matrix
+    }
     fn positives(&self) -> PositivesShape {
         match &self.positives {
             Positives::Index(indices) => PositivesShape::Index(indices.len()),

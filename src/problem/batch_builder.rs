@@ -7,9 +7,7 @@ use super::batch::{Batch, Positives};
 use super::embeddings::Embeddings;
 use super::pool::Pool;
 use super::score_matrix::ScoreMatrix;
-use super::shape::{
-    BatchShape, MatrixShape, PoolShape, PositivesShape, ScoreMatrixShape, check_batch, given_positives,
-};
+use super::shape::{BatchShape, PositivesShape, check_batch, given_positives};
 use crate::error::{Result, shape, value};
 
 /// Collects a [`Batch`]; nothing is checked before [`build`](BatchBuilder::build).
@@ -57,6 +55,11 @@ impl<'a> BatchBuilder<'a> {
     pub fn pool(mut self, pool: impl Into<Pool<'a>>) -> Self {
         self.matrix.pools.push(pool.into());
         self
+    }
+
+    /// Further pools of candidates, such as those of a [queue](crate::negatives::NegativeQueue::pools).
+    pub fn pools(self, pools: impl IntoIterator<Item = Pool<'a>>) -> Self {
+        pools.into_iter().fold(self, Self::pool)
     }
 
     /// (B): the positive of row i is candidate `positives[i]`, counted over all pools.
@@ -163,22 +166,12 @@ struct Described<'b, 'a> {
     positives: GivenPositives<'a>,
 }
 
-impl ScoreMatrixShape for Described<'_, '_> {
-    fn queries(&self) -> MatrixShape {
-        self.builder.matrix.queries()
-    }
-    fn num_pools(&self) -> usize {
-        self.builder.matrix.num_pools()
-    }
-    fn pool(&self, index: usize) -> PoolShape {
-        self.builder.matrix.pool(index)
-    }
-    fn excluded(&self) -> Option<[usize; 2]> {
-        self.builder.matrix.excluded()
-    }
-}
+impl<'a> BatchShape for Described<'_, 'a> {
+    type Matrix = ScoreMatrix<'a>;
 
-impl BatchShape for Described<'_, '_> {
+    fn matrix(&self) -> &ScoreMatrix<'a> {
+        &self.builder.matrix
+    }
     fn positives(&self) -> PositivesShape {
         match self.positives {
             GivenPositives::Diagonal => PositivesShape::Index(self.builder.matrix.num_queries()),

@@ -54,7 +54,8 @@ from_slices!(Elements: f32 => Elements::F32, f16 => Elements::F16, bf16 => Eleme
 
 /// A borrowed row-major matrix of `rows` embeddings with `dim` elements each, the rows `stride` elements apart.
 ///
-/// Shapes are checked by [`BatchBuilder::build`](crate::BatchBuilder::build), which knows the argument's name.
+/// Shapes are checked by what takes the matrix, such as [`BatchBuilder::build`](crate::BatchBuilder::build), which knows the
+/// argument's name.
 ///
 /// ```
 /// use catalog_softmax::Embeddings;

@@ -1,4 +1,4 @@
-//! The loss: its options, their check against a batch, and the per-row epilogue that turns statistics into a loss.
+//! The loss: its options, and their check against a batch. `epilogue.rs` has the formulas.
 //!
 //! A loss never touches the B x N scores. It is a function of each row's log-sum-exp over negatives and of its
 //! positive's score, and its gradient is one coefficient for each of the two.

@@ -25,7 +25,7 @@ pub struct Output<T = f32> {
 pub struct Gradients<T = f32> {
     /// (B, D)
     pub d_queries: Matrix<T>,
-    /// (N, D) for each pool, in order; of no rows for a pool without gradient.
+    /// (N, D) for each pool, in order. A pool without gradient has an empty matrix, of 0 rows.
     pub d_candidates: Vec<Matrix<T>>,
     /// (B, D), where the batch has separate positives.
     pub d_positive_embeddings: Option<Matrix<T>>,

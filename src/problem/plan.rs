@@ -8,7 +8,7 @@ pub struct Plan {
     pub block_b: usize,
     /// Candidates per tile.
     pub block_n: usize,
-    /// Parts into which each pool's candidates are cut; their partial statistics are merged in order.
+    /// Parts into which the candidates of all pools are cut; their partial statistics are merged in order.
     pub splits: usize,
     /// An upper bound of the bytes that a step allocates.
     ///

@@ -67,6 +67,11 @@ impl<'a> SearchBuilder<'a> {
         self
     }
 
+    /// Further pools of candidates.
+    pub fn pools(self, pools: impl IntoIterator<Item = Pool<'a>>) -> Self {
+        pools.into_iter().fold(self, Self::pool)
+    }
+
     /// Ids that a row shall not return (what the user has seen): those of row i are `ids[offsets[i]..offsets[i + 1]]`. `offsets`
     /// (B + 1) starts at 0 and never falls. Errors call them `exclude_offsets` and `exclude_ids`.
     pub fn excluded_ids(mut self, offsets: &'a [i64], ids: impl Into<Ids<'a>>) -> Self {
@@ -97,8 +102,8 @@ pub(crate) fn check_k(k: usize, num_candidates: usize) -> Result<()> {
 
 /// The best K candidates of each row, by similarity; of equal ones the smaller index comes first.
 ///
-/// A row whose exclusions leave fewer than K candidates has fewer, as has one that is NaN with some or all of them: a
-/// row or a candidate with a NaN or an infinity is never returned.
+/// A row has fewer than K where its exclusions leave fewer, or where scores are NaN: a row or a candidate with a NaN or an
+/// infinity is never returned.
 ///
 /// A dot product of finite rows may overflow single precision on its way. What became −∞ or NaN is not returned; what became +∞
 /// is, before all finite similarities, and such ones are equal: the smaller index comes first. [`Reference`](crate::Reference)

@@ -43,8 +43,11 @@ pub(crate) trait ScoreMatrixShape {
     }
 }
 
-/// The same with positives and weights; lengths of the arrays that there are.
-pub(crate) trait BatchShape: ScoreMatrixShape {
+/// A score matrix with positives and weights; lengths of the arrays that there are.
+pub(crate) trait BatchShape {
+    type Matrix: ScoreMatrixShape;
+
+    fn matrix(&self) -> &Self::Matrix;
     fn positives(&self) -> PositivesShape;
     fn positive_ids(&self) -> Option<usize>;
     fn positive_log_q(&self) -> Option<usize>;
@@ -128,8 +131,9 @@ fn check_ids_to_compare(matrix: &impl ScoreMatrixShape) -> Result<()> {
 
 /// The rules about a batch, its score matrix included.
 pub(crate) fn check_batch(batch: &impl BatchShape) -> Result<()> {
-    check_score_matrix(batch)?;
-    let (queries, pool) = (batch.queries(), batch.pool(0));
+    let matrix = batch.matrix();
+    check_score_matrix(matrix)?;
+    let (queries, pool) = (matrix.queries(), matrix.pool(0));
     match batch.positives() {
         PositivesShape::Index(len) => check_rows("positives", len, queries.rows)?,
         PositivesShape::Separate(embeddings) => {
@@ -138,7 +142,7 @@ pub(crate) fn check_batch(batch: &impl BatchShape) -> Result<()> {
         }
     }
     if batch.positive_ids().is_some() {
-        check_ids_to_compare(batch)?;
+        check_ids_to_compare(matrix)?;
     }
     let given = [("positive_ids", batch.positive_ids()), ("positive_log_q", batch.positive_log_q())];
     for (argument, len) in given.into_iter().filter_map(|(argument, len)| Some((argument, len?))) {
@@ -159,20 +163,21 @@ pub(crate) fn check_batch(batch: &impl BatchShape) -> Result<()> {
 /// What a symmetric loss needs of a batch that keeps the rules; that no candidate is the positive of two queries is for
 /// whoever sees the indices.
 pub(crate) fn check_symmetric(batch: &impl BatchShape) -> Result<()> {
+    let matrix = batch.matrix();
     if let PositivesShape::Separate(_) = batch.positives() {
         return Err(does_not_apply("positive_embeddings", SYMMETRIC));
     }
-    if batch.num_pools() != 1 {
-        return Err(shape("candidates", format!("{} pools", batch.num_pools()), SYMMETRIC));
+    if matrix.num_pools() != 1 {
+        return Err(shape("candidates", format!("{} pools", matrix.num_pools()), SYMMETRIC));
     }
-    if !batch.pool(0).gradient {
+    if !matrix.pool(0).gradient {
         return Err(does_not_apply("candidates.without_gradient", "a symmetric loss has a gradient for both sides"));
     }
-    let (b, n) = (batch.queries().rows, batch.num_candidates());
+    let (b, n) = (matrix.queries().rows, matrix.num_candidates());
     if b != n {
         return Err(shape("candidates", format!("{n} rows for {b} queries"), SYMMETRIC));
     }
-    if batch.excluded().is_some() {
+    if matrix.excluded().is_some() {
         let rule = "they name candidates; in a symmetric loss queries are candidates";
         return Err(does_not_apply("excluded_ids", rule));
     }

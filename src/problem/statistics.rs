@@ -18,7 +18,8 @@ pub struct RowStatistics<T = f32> {
     pub moments: Option<Moments>,
     /// Rank of the positive, where [`Request::with_rank`] asked for it.
     pub rank: Option<Rank>,
-    /// (B, D) `O = Σ q_j ĉ_j`, the expected negative (of unit length each under cosine): `∂lse/∂q̂ = O / temperature`.
+    /// (B, D) `O = Σ q_j ĉ_j`, the mean of the negatives under q, each normalised first under cosine: `∂lse/∂q̂ = O /
+    /// temperature`.
     /// Present after a request for gradients.
     pub expected_negative: Option<Matrix<T>>,
 }

@@ -14,7 +14,7 @@ pub(super) struct Masks {
     spans: IdMap<u64, (u32, u32)>,
     /// Rows that reject the key, ascending, each once.
     rows: Vec<u32>,
-    /// Scratch of `rebuild`: (key, row).
+    /// Scratch of `resolve`: (key, row).
     pairs: Vec<(u64, u32)>,
 }
 

@@ -6,9 +6,7 @@ use super::uses::Uses;
 use super::view::{DeviceEmbeddings, DeviceSlice};
 use crate::error::{Result, value};
 use crate::problem::loss::{GivenArrays, Loss};
-use crate::problem::shape::{
-    BatchShape, MatrixShape, PoolShape, PositivesShape, ScoreMatrixShape, check_batch, check_symmetric, given_positives,
-};
+use crate::problem::shape::{BatchShape, PositivesShape, check_batch, check_symmetric, given_positives};
 
 #[derive(Debug, Clone, Copy)]
 enum Positives<'a> {
@@ -71,6 +69,11 @@ impl<'a> DeviceBatch<'a> {
     pub fn pool(mut self, pool: DevicePool<'a>) -> Self {
         self.search = self.search.pool(pool);
         self
+    }
+
+    /// Further pools of candidates, such as those of a [queue](super::DeviceQueue::pools).
+    pub fn pools(self, pools: impl IntoIterator<Item = DevicePool<'a>>) -> Self {
+        pools.into_iter().fold(self, Self::pool)
     }
 
     /// (B) ids of separate positives.
@@ -158,22 +161,12 @@ struct Described<'b, 'a> {
     positives: Positives<'a>,
 }
 
-impl ScoreMatrixShape for Described<'_, '_> {
-    fn queries(&self) -> MatrixShape {
-        self.batch.search.queries()
-    }
-    fn num_pools(&self) -> usize {
-        self.batch.search.num_pools()
-    }
-    fn pool(&self, index: usize) -> PoolShape {
-        ScoreMatrixShape::pool(&self.batch.search, index)
-    }
-    fn excluded(&self) -> Option<[usize; 2]> {
-        self.batch.search.excluded()
-    }
-}
+impl<'a> BatchShape for Described<'_, 'a> {
+    type Matrix = DeviceSearch<'a>;
 
-impl BatchShape for Described<'_, '_> {
+    fn matrix(&self) -> &DeviceSearch<'a> {
+        &self.batch.search
+    }
     fn positives(&self) -> PositivesShape {
         match self.positives {
             Positives::Index(index) => PositivesShape::Index(index.len()),

@@ -1,4 +1,4 @@
-//! A device with the crate's kernels loaded, and a stream on it: the only place that calls the driver.
+//! A device with the crate's kernels loaded, and a stream on it. Launches and copies go through here.
 
 use std::ffi::c_void;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Kernel arguments, field by field as in `kernels/*_params.h`, where each is explained. A test compares the names, the
+//! Kernel arguments, field by field as in `kernels/*/*_params.h`, where each is explained. A test compares the names, the
 //! places and the types of all fields with the headers.
 //!
 //! Addresses are device addresses; 0 is the null pointer.

@@ -45,7 +45,7 @@ use crate::problem::embeddings::DType;
 /// let largest = DeviceBatch::new(queries, own).positives(positives).pool(queue.whole());
 /// cuda.reserve(&largest, &loss, Request::value_and_grad())?;
 /// for _step in 0..1000 {
-///     let batch = queue.pools().fold(DeviceBatch::new(queries, own).positives(positives), DeviceBatch::pool);
+///     let batch = DeviceBatch::new(queries, own).positives(positives).pools(queue.pools());
 ///     cuda.compute_on_device(&batch, &loss, &mut output)?;
 ///     queue.enqueue(&cuda, &own)?;
 /// }

@@ -151,7 +151,7 @@ impl QueueOptions {
 ///
 /// ```
 /// use catalog_softmax::negatives::{NegativeQueue, QueueOptions};
-/// use catalog_softmax::{Backend, Batch, BatchBuilder, Cpu, DType, Embeddings, Loss, Pool, Similarity};
+/// use catalog_softmax::{Backend, Batch, Cpu, DType, Embeddings, Loss, Pool, Similarity};
 /// # let step_inputs = |step: u64| {
 /// #     let rows = |phase: u64| (0..4 * 8).map(|i| ((i + 31 * phase) as f32).sin()).collect::<Vec<f32>>();
 /// #     (rows(2 * step), rows(2 * step + 1), (0..4).map(|i| (3 * i + step) % 7).collect::<Vec<u64>>())
@@ -162,8 +162,8 @@ impl QueueOptions {
 /// for step in 0..5 {
 ///     let (queries, items, ids) = step_inputs(step);
 ///     let own = Pool::new(Embeddings::new(&items, b, d)).ids(&ids);
-///     let builder = Batch::in_batch(Embeddings::new(&queries, b, d), own.clone());
-///     let batch = queue.pools().fold(builder, BatchBuilder::pool).build()?;
+///     let queries = Embeddings::new(&queries, b, d);
+///     let batch = Batch::in_batch(queries, own.clone()).pools(queue.pools()).build()?;
 ///     let (output, gradients) = cpu.value_and_grad(&batch, &loss)?;
 ///     // Here an optimiser takes its step.
 ///     assert_eq!(batch.num_candidates(), b + queue.len());
@@ -184,7 +184,7 @@ impl QueueOptions {
 ///     ExactCounts, FrequencyEstimator, NegativeQueue, QueueOptions, union_gradient_weight, union_log_q,
 /// };
 /// use catalog_softmax::{
-///     Backend, Batch, BatchBuilder, Correction, Cpu, DType, Embeddings, Loss, Pool, Result, Similarity,
+///     Backend, Batch, Correction, Cpu, DType, Embeddings, Loss, Pool, Result, Similarity,
 /// };
 /// # let step_inputs = |step: u64| {
 /// #     let rows = |phase: u64| (0..4 * 8).map(|i| ((i + 31 * phase) as f32).sin()).collect::<Vec<f32>>();
@@ -207,11 +207,12 @@ impl QueueOptions {
 ///     let (own_log_q, queue_log_q) = (log_q(&ids)?, queue.ids().map(log_q).collect::<Result<Vec<_>>>()?);
 ///     let own = Pool::new(Embeddings::new(&items, b, d)).ids(&ids).log_q(&own_log_q);
 ///     let queued = queue.pools().zip(&queue_log_q).map(|(pool, log_q)| pool.log_q(log_q));
-///     let builder = Batch::builder(Embeddings::new(&queries, b, d), own.clone())
+///     let batch = Batch::builder(Embeddings::new(&queries, b, d), own.clone())
+///         .pools(queued)
 ///         .positive_embeddings(Embeddings::new(&items, b, d))
 ///         .positive_ids(&ids)
-///         .positive_log_q(&own_log_q);
-///     let batch = queued.fold(builder, BatchBuilder::pool).build()?;
+///         .positive_log_q(&own_log_q)
+///         .build()?;
 ///     let (_, mut gradients) = Cpu::new().value_and_grad(&batch, &loss)?;
 ///
 ///     let (popularity, mut weight) = (frequency.log_q(&ids), vec![0.0; b]);

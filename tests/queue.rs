@@ -2,8 +2,7 @@
 
 use catalog_softmax::negatives::{ExactCounts, FrequencyEstimator, NegativeQueue, QueueOptions};
 use catalog_softmax::{
-    Backend, Batch, BatchBuilder, Correction, Cpu, DType, Embeddings, Error, Loss, Pool, Real, Reference, Request,
-    Similarity,
+    Backend, Batch, Correction, Cpu, DType, Embeddings, Error, Loss, Pool, Real, Reference, Request, Similarity,
 };
 use catalog_softmax_testing::generate::{rng, rows};
 use catalog_softmax_testing::problem::Storage;
@@ -73,7 +72,7 @@ fn a_loss_with_a_queue_is_the_loss_with_one_concatenated_pool() {
         for seed in 0..7 {
             let inputs = inputs(seed, 5, dtype);
             let builder = || Batch::in_batch(inputs.queries.view(DIM), inputs.pool());
-            let batch = queue.pools().fold(builder(), BatchBuilder::pool).build().expect("a valid batch");
+            let batch = builder().pools(queue.pools()).build().expect("a valid batch");
 
             let kept = queue.len();
             assert_eq!(kept, most.min(5 * seed as usize));
@@ -129,7 +128,7 @@ fn enqueued_before_the_loss_the_batch_is_there_twice() {
     let mut queue = NegativeQueue::new(QueueOptions::new(5, DIM, DType::F32)).expect("valid options");
     let own = Pool::new(inputs.items.view(DIM));
     queue.enqueue(&own).expect("rows that fit");
-    let batch = queue.pools().fold(Batch::in_batch(inputs.queries.view(DIM), own), BatchBuilder::pool);
+    let batch = Batch::in_batch(inputs.queries.view(DIM), own).pools(queue.pools());
     let batch = batch.build().expect("a valid batch");
     let output = Reference::new().value(&batch, &Loss::softmax(Similarity::Cosine, 0.3)).expect("fits");
     // Without ids nothing tells that the queue's row i is the positive of query i.
@@ -208,7 +207,7 @@ fn a_row_that_is_nan_spoils_losses_until_it_is_gone() {
     spoiled[3] = f32::NAN;
     let losses_are_nan = |queue: &NegativeQueue| {
         let builder = Batch::in_batch(inputs.queries.view(DIM), inputs.items.view(DIM));
-        let batch = queue.pools().fold(builder, BatchBuilder::pool).build().expect("a valid batch");
+        let batch = builder.pools(queue.pools()).build().expect("a valid batch");
         let output = Cpu::new().value(&batch, &Loss::softmax(Similarity::Cosine, 0.3)).expect("fits");
         output.loss.iter().map(|loss| loss.is_nan()).collect::<Vec<_>>()
     };

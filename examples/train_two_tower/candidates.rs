@@ -1,9 +1,7 @@
 //! The candidates of a step, as a batch of the crate: gathered, scored, and their gradients added up by item.
 
 use catalog_softmax::negatives::{NegativeQueue, QueueOptions, RandomStream};
-use catalog_softmax::{
-    Backend, Batch, BatchBuilder, Correction, DType, Embeddings, Gradients, Loss, Output, Pool, Request,
-};
+use catalog_softmax::{Backend, Batch, Correction, DType, Embeddings, Gradients, Loss, Output, Pool, Request};
 
 use crate::Fallible;
 use crate::frequencies::Frequencies;
@@ -185,8 +183,7 @@ impl<'a> Candidates<'a> {
         } else {
             Batch::in_batch(queries, first)
         };
-        let batch =
-            pools.fold(builder, BatchBuilder::pool).excluded_ids(&step.excluded.offsets, &step.excluded.ids).build()?;
+        let batch = builder.pools(pools).excluded_ids(&step.excluded.offsets, &step.excluded.ids).build()?;
         backend.compute(&batch, &step.loss, Request::value_and_grad(), &mut self.output, Some(&mut self.gradients))?;
         if let Some(queue) = &mut self.queue {
             queue.enqueue(&self.targets.pool(dim))?;

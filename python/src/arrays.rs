@@ -3,7 +3,7 @@
 //! Whoever calls from Python (`catalog_softmax/_arrays.py`, `catalog_softmax/torch/_ops.py`) has checked what array each address
 //! belongs to, its type and its strides. Nothing is copied.
 
-use catalog_softmax::{Batch, BatchBuilder, Elements, Embeddings, Pool, Search, SearchBuilder};
+use catalog_softmax::{Batch, BatchBuilder, Elements, Embeddings, Pool, Search};
 use half::{bf16, f16};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -121,7 +121,7 @@ impl RawBatch {
     pub unsafe fn search<'a>(&self) -> PyResult<Search<'a>> {
         // SAFETY: handed on.
         let Parts { queries, first, others, excluded } = unsafe { self.parts()? };
-        let builder = others.into_iter().fold(Search::builder(queries, first), SearchBuilder::pool);
+        let builder = Search::builder(queries, first).pools(others);
         let builder = match excluded {
             Some((offsets, ids)) => builder.excluded_ids(offsets, ids),
             None => builder,
@@ -135,7 +135,7 @@ impl RawBatch {
         // SAFETY: handed on.
         let Parts { queries, first, others, excluded } = unsafe { self.parts()? };
         let builder = if in_batch { Batch::in_batch(queries, first) } else { Batch::builder(queries, first) };
-        let builder = others.into_iter().fold(builder, BatchBuilder::pool);
+        let builder = builder.pools(others);
         Ok(match excluded {
             Some((offsets, ids)) => builder.excluded_ids(offsets, ids),
             None => builder,

@@ -3,8 +3,7 @@
 
 use catalog_softmax::negatives::{NegativeQueue, QueueOptions, union_gradient_weight, union_log_q};
 use catalog_softmax::{
-    Backend, Batch, BatchBuilder, Correction, Cpu, DType, Embeddings, Loss, Matrix, Pool, Reduction, Reference,
-    Similarity,
+    Backend, Batch, Correction, Cpu, DType, Embeddings, Loss, Matrix, Pool, Reduction, Reference, Similarity,
 };
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -225,7 +224,7 @@ impl Setup {
         let builder = Batch::builder(Embeddings::new(&catalogue.query, 1, DIM), first)
             .positive_embeddings(Embeddings::new(catalogue.item(POSITIVE), 1, DIM))
             .positive_ids(&positive_ids[..]);
-        let mut builder = pools.fold(builder, BatchBuilder::pool);
+        let mut builder = builder.pools(pools);
         if let Some(positive_log_q) = &positive_log_q {
             builder = builder.positive_log_q(positive_log_q);
         }

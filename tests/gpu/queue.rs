@@ -1,6 +1,6 @@
 //! The queue in device memory: the same rows as the one in host memory, the same losses, nothing allocated, errors.
 
-use catalog_softmax::cuda::{Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DevicePool, DeviceQueue, DeviceSlice};
+use catalog_softmax::cuda::{Cuda, DeviceElement, DeviceEmbeddings, DevicePool, DeviceQueue, DeviceSlice};
 use catalog_softmax::negatives::{NegativeQueue, QueueOptions};
 use catalog_softmax::{Correction, DType, Elements, Embeddings, Pool};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
@@ -142,7 +142,7 @@ pub fn steps_with_a_queue_give_what_pools_in_host_memory_give(cuda: &mut Cuda) {
         // From host memory the bounds are known, and a kernel without a running maximum rounds otherwise.
         let log_q = || problem.pools.iter().filter_map(|pool| pool.log_q.as_ref()).flatten().copied();
         let (low, high) = (log_q().fold(f32::INFINITY, f32::min), log_q().fold(f32::NEG_INFINITY, f32::max));
-        let batch = queue.pools().fold(inputs.batch(&own), DeviceBatch::pool).log_q_bounds(low, high);
+        let batch = inputs.batch(&own).pools(queue.pools()).log_q_bounds(low, high);
         on_device.compute_on_device(&batch, &problem.loss, &mut output).expect("a loss that fits");
         drop(output);
         on_device.fault().expect("valid input");
@@ -193,7 +193,7 @@ pub fn an_enqueue_neither_waits_nor_allocates(_: &mut Cuda) {
         let mut output = results.output(everything());
         let used = queue.pools().count();
         output.gradients.as_mut().expect("asked for").d_candidates.truncate(1 + used);
-        let batch = queue.pools().fold(inputs.batch(&problem), DeviceBatch::pool);
+        let batch = inputs.batch(&problem).pools(queue.pools());
         on_device.compute_on_device(&batch, &problem.loss, &mut output).expect("a step can be captured");
         drop(output);
         queue.enqueue(&on_device, &own).expect("an enqueue can be captured");

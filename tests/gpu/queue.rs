@@ -76,6 +76,8 @@ where
             device.enqueue(&cuda, &both.device(keeps)).expect("rows that fit");
             let what = format!("{dtype:?}, capacity {capacity}, dim {dim}, enqueue {enqueue}");
             assert!(device.to_host().expect("the device works").to_bytes() == host.to_bytes(), "{what}");
+            let wanted: Vec<u64> = host.ids().flatten().copied().collect();
+            assert_eq!(device.ids_to_host(), Ok(wanted), "{what}");
             assert_eq!((device.len(), device.pools().count()), (host.len(), host.pools().count()), "{what}");
             assert!(device.ages().eq(host.ages()), "{what}");
             if enqueue == 5 {

@@ -158,6 +158,24 @@ impl DeviceQueue {
         self.ring.live().into_iter().filter(|slots| !slots.is_empty()).map(|slots| self.pool(slots))
     }
 
+    /// Ids of the rows in host memory, in the order of [`pools`](DeviceQueue::pools); none where the queue keeps none. A
+    /// [`FrequencyEstimator`](crate::negatives::FrequencyEstimator) gives their log_q, which a copy to the device then brings
+    /// into the pools. Waits for the queue's stream.
+    ///
+    /// # Errors
+    /// [`Error::Driver`](crate::Error::Driver) where the device failed.
+    pub fn ids_to_host(&self) -> Result<Vec<u64>> {
+        self.driver.bind()?;
+        let mut ids = Vec::new();
+        for slots in self.ring.live().into_iter().filter(|slots| self.options.ids && !slots.is_empty()) {
+            let (start, from) = (ids.len(), self.arena.address(self.arrays[1]));
+            ids.resize(start + slots.len(), 0u64);
+            let address = from + (slots.start * size_of::<u64>()) as u64;
+            self.driver.download(bytemuck::cast_slice_mut(&mut ids[start..]), address)?;
+        }
+        Ok(ids)
+    }
+
     /// All of the queue's memory as a pool, whatever is in it (zeros where nothing was): for planning and reserving a step
     /// with a full queue.
     pub fn whole(&self) -> DevicePool<'_> {

@@ -175,7 +175,7 @@ pub fn searches_that_do_not_fit_are_errors(_: &mut Cuda) {
     let error = attempt(&inputs.search(8), 3, 59);
     assert!(error.starts_with("indices has length 59"), "{error}");
     let error = attempt(&inputs.search(4), 3, 120);
-    assert!(error.starts_with("candidate_ids has length 50"), "{error}");
+    assert!(error.starts_with("pools[0].candidate_ids has length 50"), "{error}");
     let queries = || inputs.queries.view(8);
     let nameless = DevicePool::new(inputs.pools[0].0.view(8));
     let (offsets, ids) = inputs.excluded.as_ref().expect("masked");

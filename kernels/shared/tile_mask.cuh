@@ -37,7 +37,7 @@ struct TileMask {
     }
 
     // Columns that are handed out one by one; with more, rows are, of which there are 16 however many columns are hit.
-    static constexpr int FEW = 4;
+    static constexpr int FEW = 3;
 
     // All lanes take their bits of the columns that are hit. Lane i has the rows that reject column base + i.
     __device__ __forceinline__ void take_columns(uint32_t hit, uint32_t rejecting, uint32_t base, int lane) {
@@ -52,7 +52,7 @@ struct TileMask {
 
     __device__ __forceinline__ void take_rows(uint32_t rejecting, uint32_t base, int lane) {
         uint32_t upper = 0, lower = 0;
-#pragma unroll 1
+#pragma unroll
         for (int row = 0; row < 8; ++row) {
             const uint32_t first = __ballot_sync(~0u, rejecting >> row & 1), second = __ballot_sync(~0u, rejecting >> row & 1 << 8);
             if (row == lane / 4) {

@@ -8,7 +8,7 @@
 //! cosine or the dot product and `tau` the temperature. The positive of a row, written `+`, is the candidate that its
 //! query should find. Every other candidate is a negative of the row, unless it carries the positive's id (an
 //! accidental hit) or an id that the row excludes. If candidate j is drawn as a negative with probability `Q_j`, the
-//! logQ correction lowers its score to `z_ij = s_ij − log Q_j`. The streaming pass computes for each row
+//! logQ correction turns its score into `z_ij = s_ij − log Q_j`. The streaming pass computes for each row
 //!
 //! ```text
 //! lse_i = log Σ_negatives exp(z_ij)     positive_i = s_i+     num_negatives_i     O_i = Σ softmax(z_i)_j ĉ_j

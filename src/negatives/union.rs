@@ -132,7 +132,7 @@ fn log_count(pools: &[(f64, &[f32])], j: usize) -> f64 {
 
 fn check(pools: &[(f64, &[f32])], candidates: usize) -> Result<()> {
     if pools.is_empty() {
-        return Err(missing("pools", "a union is of one pool at least"));
+        return Err(missing("pools", "give at least one pool"));
     }
     for (k, &(draws, log_q)) in pools.iter().enumerate() {
         if !(draws.is_finite() && draws >= 0.0) {

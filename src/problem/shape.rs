@@ -82,8 +82,8 @@ pub(crate) fn check_score_matrix(matrix: &impl ScoreMatrixShape) -> Result<()> {
     if b > u32::MAX as usize || n > u32::MAX as usize {
         return Err(shape("batch", format!("{b} queries and {n} candidates"), "at most 2^32 - 1 of each"));
     }
-    check_pool_arrays(matrix, "candidate_ids", |pool| pool.ids, "all pools have ids or none has")?;
-    check_pool_arrays(matrix, "log_q", |pool| pool.log_q, "all pools have log_q or none has")?;
+    check_pool_arrays(matrix, "candidate_ids", |pool| pool.ids, "either all pools have ids or none of them")?;
+    check_pool_arrays(matrix, "log_q", |pool| pool.log_q, "either all pools have log_q or none of them")?;
     if let Some([offsets, _]) = matrix.excluded() {
         check_ids_to_compare(matrix)?;
         check_len("exclude_offsets", offsets, b + 1, "one more than there are queries")?;

@@ -185,8 +185,8 @@ impl<'a, T> DeviceSliceMut<'a, T> {
     }
 }
 
-/// What the length of a result is.
-const OF_THE_SHAPE: &str = "as the shape of the batch has it";
+/// Why a length is wrong.
+const OF_THE_SHAPE: &str = "as the shape of the batch requires";
 
 fn check_address(argument: Argument, address: u64, alignment: usize) -> Result<u64> {
     if address != 0 && address.is_multiple_of(alignment as u64) {

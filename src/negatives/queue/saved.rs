@@ -129,14 +129,14 @@ impl<'a> Reader<'a> {
         let runs = (0..count).map(|_| self.size()).collect::<Result<VecDeque<_>>>()?;
         let ring = Ring::restored(capacity, max_age, next, runs);
         let rule = "its live rows in the order of their enqueues, as many as its capacity and none too old";
-        Ok((options, ring.ok_or_else(|| value(ARGUMENT, "in a state that none can have", rule))?))
+        Ok((options, ring.ok_or_else(|| value(ARGUMENT, "in a state that no queue can have", rule))?))
     }
 }
 
 fn cut_off(left: usize) -> Error {
     shape(
         ARGUMENT,
-        format!("{left} left where they go on"),
+        format!("only {left} bytes left where more are needed"),
         "all that NegativeQueue::to_bytes returned: they are cut off",
     )
 }

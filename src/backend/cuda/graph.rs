@@ -150,7 +150,7 @@ impl Cuda {
     }
 }
 
-/// A capture of work that the backend submits, on a stream of its own: nobody else can submit to that one.
+/// A capture of work that the backend submits, on a stream of its own that nothing else can submit to.
 struct Capture<'a> {
     cuda: &'a mut Cuda,
     backend: Driver,

@@ -48,7 +48,7 @@ impl Sample {
     pub fn log_q_of<D: Distribution + ?Sized>(&self, distribution: &D, ids: &[u64]) -> Result<Vec<f32>> {
         let drawn: IdSet = match self.inclusion {
             Inclusion::Before { .. } => self.ids.iter().copied().collect(),
-            // Elsewhere the ids that were drawn are no exception.
+            // In other samples, ids that were drawn are treated like all others.
             _ => IdSet::default(),
         };
         let log_q = |(i, &id): (usize, &u64)| {

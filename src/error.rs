@@ -9,10 +9,10 @@ pub enum Error {
     /// A shape, length, stride or offset that disagrees with another argument.
     #[error("{argument} has {found}; rule: {rule}")]
     Shape {
-        /// The argument, by the name that the docs of what took it use: `candidates`, or `pools[1].candidates` of several
-        /// pools; [`Pool::ids`](crate::Pool::ids) takes `candidate_ids`,
-        /// [`excluded_ids`](crate::BatchBuilder::excluded_ids) `exclude_offsets` and `exclude_ids`. What has no
-        /// name is said in words.
+        /// The argument's name, as in the documentation of the method that takes it. Examples are `candidates`, or
+        /// `pools[1].candidates` if there are several pools; `candidate_ids` for [`Pool::ids`](crate::Pool::ids);
+        /// `exclude_offsets` and `exclude_ids` for [`excluded_ids`](crate::BatchBuilder::excluded_ids). Some errors
+        /// describe the argument in words instead.
         argument: String,
         /// What was found, with its numbers.
         found: String,
@@ -50,12 +50,12 @@ pub enum Error {
     DeviceUnavailable {
         /// The device as asked for, e.g. `cuda:0`.
         device: String,
-        /// What stands in the way.
+        /// The reason.
         reason: Unavailable,
     },
-    /// The device has too little memory for the step's plan. The backend has then waited for all work in its context,
-    /// made the device's memory pool return what it kept, and given up the workspace of earlier steps; smaller steps
-    /// still run.
+    /// The device has too little memory for the step's plan. Before it returns this error, the backend waits for all
+    /// work in its context, makes the device's memory pool return unused memory, and frees the workspace of earlier
+    /// steps. Smaller steps still run.
     #[error("device memory is {free} bytes free; rule: {needed} bytes, as the plan says")]
     DeviceMemory {
         /// Bytes that the step needs.
@@ -95,7 +95,7 @@ pub enum Unavailable {
     DriverTooOld {
         /// What the driver reports.
         found: i32,
-        /// The lowest version that serves.
+        /// The lowest version that works.
         needed: i32,
     },
     /// The driver refused a call.
@@ -122,17 +122,17 @@ pub enum Unavailable {
     },
 }
 
-/// Why a build holds no CUDA kernels: what its build script met.
+/// Why a build holds no CUDA kernels, as its build script found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotBuilt {
-    /// No nvcc was found; where it was looked for.
+    /// No nvcc was found. The text says where the build script looked.
     #[error("no nvcc was found when the crate was built ({0})")]
     NoCompiler(Cow<'static, str>),
-    /// The nvcc that was found knows none of the architectures; which.
+    /// The nvcc that was found knows none of the architectures. The text names them.
     #[error("{0}")]
     NoArchitecture(Cow<'static, str>),
-    /// nvcc failed; on what, and the first lines that it printed.
+    /// nvcc failed. The text says on what, and has the first lines that nvcc printed.
     #[error("{0}")]
     CompilerFailed(Cow<'static, str>),
 }
@@ -140,11 +140,12 @@ pub enum NotBuilt {
 /// Shorthand for results of this crate. The second type may be named, as that of [`std::result::Result`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What errors call an argument. It is written out where there is an error, so that a step without one allocates nothing.
+/// An argument's name in errors. It becomes text only when there is an error, so a step without errors allocates
+/// nothing.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Argument {
     Named(&'static str),
-    /// A field of a pool, one of so many: `candidates` of one, `pools[1].candidates` of several.
+    /// A field of a pool: `candidates` if there is one pool, `pools[1].candidates` if there are several.
     OfPool {
         pool: usize,
         pools: usize,
@@ -186,8 +187,8 @@ pub(crate) fn value(argument: impl Into<String>, value: impl Shown, rule: impl I
     Error::Value { argument: argument.into(), value: value.shown(), rule: rule.into() }
 }
 
-/// How a value reads in an error: as `Display` has it, except for floating-point numbers, of which `Display` writes
-/// 1e-300 with 300 zeros. They have no `Display` in errors, so whatever goes through [`value`] is readable.
+/// How a value is written in an error: by `Display`, except for floating-point numbers, because `Display` writes 1e-300
+/// with 300 zeros. [`value`] takes only this trait, so it cannot write such a number.
 pub(crate) trait Shown {
     fn shown(&self) -> String;
 }

@@ -1,18 +1,21 @@
-//! Softmax losses over large item catalogues, as two-tower and sequential recommenders train them: full softmax,
-//! sampled softmax, InfoNCE, with logQ correction, cosine scoring, temperature and masks, in one streaming pass that never
-//! holds the B x N logits.
+//! Softmax losses over large item catalogues, for training two-tower and sequential recommenders: full softmax, sampled
+//! softmax and InfoNCE, with logQ correction, cosine scoring, temperature and masks. The scores of B queries against N
+//! candidates are computed tile by tile in one streaming pass, so the B x N logits are never in memory.
 //!
 //! # The mathematics
 //!
-//! Query i and candidate j score `s_ij = sim(q_i, c_j) / tau`, cosine or dot. A negative drawn with probability `Q_j`
-//! enters with `z_ij = s_ij − log Q_j`. Candidate j is a negative of row i unless it is the row's positive, carries the
-//! positive's id (an accidental hit), or an id that the row excludes. A streaming pass leaves for each row
+//! Row i is query i with its scores. Query i and candidate j score `s_ij = sim(q_i, c_j) / tau`, where `sim` is the
+//! cosine or the dot product and `tau` the temperature. The positive of a row, written `+`, is the candidate that its
+//! query should find. Every other candidate is a negative of the row, unless it carries the positive's id (an
+//! accidental hit) or an id that the row excludes. If candidate j is drawn as a negative with probability `Q_j`, the
+//! logQ correction turns its score into `z_ij = s_ij − log Q_j`. The streaming pass computes for each row
 //!
 //! ```text
 //! lse_i = log Σ_negatives exp(z_ij)     positive_i = s_i+     num_negatives_i     O_i = Σ softmax(z_i)_j ĉ_j
 //! ```
 //!
-//! and a loss is a function of these. With the margin `m = lse + shift − positive`:
+//! with `ĉ_j` the candidate's embedding, which cosine divides by its length. A loss is a function of these numbers.
+//! With the margin `m = lse + shift − positive`, `softplus(m) = log(1 + exp(m))` and `σ(m) = 1 / (1 + exp(−m))`:
 //!
 //! | loss | options | shift | value |
 //! |---|---|---|---|
@@ -24,9 +27,9 @@
 //! | logQ on negatives alone | [`Correction::LogQNegativesOnly`] | 0 | softplus(m) |
 //! | corrected logQ | [`Correction::CorrectedLogQ`] | log(1 − Q₊) | w·m, w = stop-gradient σ(m − log n) |
 //!
-//! The streamed sum leaves the positive out, and the loss adds it here, so that no two large numbers are subtracted. In
-//! every case `∂loss/∂lse = a` and
-//! `∂loss/∂positive = −a`, so that one backward serves them all, and any epilogue of your own:
+//! The streamed sum leaves the positive out and the loss adds it, which avoids a difference of two large numbers. In
+//! every case `∂loss/∂lse = a` and `∂loss/∂positive = −a` for one number a of the row. One backward pass therefore
+//! serves all losses. It also serves an *epilogue* of your own, which is any function of a row's `lse` and `positive`:
 //!
 //! ```text
 //! ∂L/∂q̂_i = γ (d_lse_i O_i + d_positive_i p̂_i)
@@ -36,13 +39,15 @@
 //!
 //! Sources: Bengio and Senécal, "Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language
 //! Model", IEEE TNN 2008 (the correction); Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
-//! Recommendations", RecSys 2019, section 4 (in-batch logQ); "Correcting the LogQ Correction", RecSys 2025; van den Oord
-//! et al. 2018 (InfoNCE); Radford et al. 2021 (symmetric). The stream's formulas as plain loops in float64: [`Reference`].
+//! Recommendations", RecSys 2019, section 4 (in-batch logQ); "Correcting the LogQ Correction", RecSys 2025; van den
+//! Oord et al. 2018 (InfoNCE); Radford et al. 2021 (symmetric). [`Reference`] computes the same formulas with plain
+//! loops in float64.
 //!
 //! # Use
 //!
-//! A [`Batch`] is what one step scores; building it rejects bad arrays. A [`Loss`] is options, which are checked against the
-//! batch when both meet. A [`Backend`] turns both into an [`Output`] and, on request, [`Gradients`].
+//! A [`Batch`] holds the arrays of one step; building it rejects bad arrays. A [`Loss`] holds the options, which are
+//! checked against the batch when a step is computed. A [`Backend`] computes an [`Output`] from both and, on request,
+//! [`Gradients`].
 //!
 //! ```
 //! use catalog_softmax::{
@@ -70,29 +75,30 @@
 //! # Ok::<(), catalog_softmax::Error>(())
 //! ```
 //!
-//! Evaluation over the whole catalogue needs no top-K: the exact [`Rank`] of each positive comes out of the same pass
-//! ([`Request::with_rank`]), with the user's seen items as [`excluded_ids`](BatchBuilder::excluded_ids). The best K items
-//! themselves come from a [`Search`] by [`Backend::top_k`]; the metrics of [`evaluation`] are computed from either.
+//! To evaluate over the whole catalogue, ask for the exact [`Rank`] of each positive ([`Request::with_rank`]): the same
+//! pass counts it, without a top-K search. Give the items that the user has seen as
+//! [`excluded_ids`](BatchBuilder::excluded_ids). For the best K items themselves, build a [`Search`] and call
+//! [`Backend::top_k`]. [`evaluation`] computes its metrics from ranks or from such lists.
 //!
 //! # Negatives and their log_q
 //!
-//! Every sampler returns, beside the ids, the log_q that belongs to its way of drawing. [`negatives`] has samplers,
+//! Every sampler returns ids and the log_q that belongs to its way of drawing them. [`negatives`] has samplers,
 //! estimators of the frequencies of in-batch negatives, a queue of past candidates, and one log_q for the union of such
 //! sources.
 //!
 //! # Temperature and evaluation
 //!
-//! A temperature is fixed, follows a schedule, or is learned from each step's gradient: [`temperature`]. [`evaluation`] has
-//! metrics from ranks and lists, and measures of how embeddings lie on the sphere.
+//! A temperature is fixed, follows a schedule, or is learned from each step's gradient: [`temperature`]. [`evaluation`]
+//! has metrics from ranks and lists, and alignment and uniformity, which measure how embeddings lie on the unit sphere.
 //!
 //! # Promises
 //!
 //! * **Determinism.** The same inputs on the same machine give bitwise the same outputs, for any number of threads.
 //! * **Memory.** A step needs inputs, outputs and a workspace. [`Backend::plan`] returns an upper bound of the workspace in bytes
 //!   before anything is allocated. On the CPU it does not grow with N; on CUDA by at most 50 bytes for each candidate.
-//! * **Errors.** Bad input is an [`Error`] that names the argument, its value and the rule, before anything runs. An
-//!   argument that the loss would have to ignore is an error too.
-//! * **Non-finite embeddings** spoil only the rows, and the candidates' gradients, that they touch.
+//! * **Errors.** Bad input returns an [`Error`] before anything runs. It names the argument, its value and the rule. An
+//!   argument that the loss would have to ignore, such as log_q without a correction, is an error too.
+//! * **Non-finite embeddings** affect only the rows, and the candidates' gradients, that depend on them.
 
 mod backend;
 mod error;
@@ -111,8 +117,9 @@ pub use backend::cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use backend::cuda::Cuda;
 
-/// Steps on the caller's own device memory and stream, by [`Cuda::compute_on_device`](cuda::Cuda::compute_on_device), and searches of it, by
-/// [`Cuda::top_k_on_device`](cuda::Cuda::top_k_on_device).
+/// Losses and searches on the caller's own device memory and stream.
+/// [`Cuda::compute_on_device`](cuda::Cuda::compute_on_device) computes a step,
+/// [`Cuda::top_k_on_device`](cuda::Cuda::top_k_on_device) a search.
 ///
 /// ```no_run
 /// use catalog_softmax::cuda::{
@@ -125,7 +132,7 @@ pub use backend::cuda::Cuda;
 /// let stream = CudaContext::new(0)?.new_stream()?;
 /// let mut cuda = Cuda::on_stream(stream.clone())?;
 ///
-/// // Yours: towers write the embeddings, an optimiser reads the gradients.
+/// // Your memory: towers write the embeddings, an optimiser reads the gradients.
 /// let queries = stream.alloc_zeros::<half::bf16>(b * d)?;
 /// let items = stream.alloc_zeros::<half::bf16>(n * d)?;
 /// let (positives, ids) = (stream.alloc_zeros::<u32>(b)?, stream.alloc_zeros::<u64>(n)?);
@@ -140,7 +147,7 @@ pub use backend::cuda::Cuda;
 /// let batch = DeviceBatch::new(queries, pool).positives(DeviceSlice::new(&positives));
 /// let loss = Loss::softmax(Similarity::Cosine, 0.05).correction(Correction::LogQ);
 ///
-/// // Once: what a step needs. Steps then allocate nothing and wait for nothing.
+/// // Reserve once what a step needs. Steps then allocate nothing and wait for nothing.
 /// cuda.reserve(&batch, &loss, Request::value_and_grad())?;
 /// let mut output = DeviceOutput::new(DeviceSliceMut::new(&mut total));
 /// output.gradients = Some(DeviceGradients::new(
@@ -148,7 +155,7 @@ pub use backend::cuda::Cuda;
 ///     vec![Some(DeviceSliceMut::new(&mut d_items))],
 /// ));
 /// cuda.compute_on_device(&batch, &loss, &mut output)?;
-/// // When results are looked at: was there input that breaks a rule?
+/// // Before you use the results: did the device find input that breaks a rule?
 /// cuda.fault()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

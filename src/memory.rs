@@ -1,7 +1,7 @@
-//! Memory whose size somebody else says: an argument, or bytes from outside.
+//! Memory of a size that comes from outside: from an argument, or from bytes that are read.
 //!
-//! Where there is not enough of it the caller gets `None` for a typed error, in place of an abort. Where there is, it
-//! is not touched before it is used.
+//! If it cannot be allocated, the caller gets `None` and returns a typed error, in place of an abort. Memory that was
+//! allocated is not touched before it is used.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash};

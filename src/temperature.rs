@@ -84,12 +84,14 @@ impl TemperatureSchedule {
         Ok(TemperatureSchedule { shape, from, to })
     }
 
-    /// The temperature of step `step`, counted from 0, of `steps`; where the schedule ends from `steps` on.
+    /// The temperature of step `step` of `steps`, counted from 0. From `steps` on it is the last temperature of the
+    /// schedule.
     pub fn at(&self, step: u64, steps: u64) -> f64 {
         if step >= steps { self.to } else { self.at_progress(step as f64 / steps as f64) }
     }
 
-    /// The temperature when `progress` of the training is done; below 0 as at 0, above 1 as at 1.
+    /// The temperature when the part `progress` of the training is done. A progress below 0 counts as 0, one above 1
+    /// as 1.
     pub fn at_progress(&self, progress: f64) -> f64 {
         let &TemperatureSchedule { shape, from, to } = self;
         if progress >= 1.0 {
@@ -106,13 +108,15 @@ impl TemperatureSchedule {
     }
 }
 
-/// A temperature that is learned through the logarithm of its inverse, `s = ln(1 / tau)`, and kept in a range, as CLIP's
-/// logit scale is (Radford et al. 2021, section 2.5): started at tau = 0.07, its scale `exp(s)` never above 100.
+/// A temperature that is learned through the logarithm of its inverse, `s = ln(1 / tau)`, and kept in a range. CLIP's
+/// logit scale is an example (Radford et al. 2021, section 2.5): it starts at tau = 0.07, and the scale `exp(s)` is
+/// never above 100.
 ///
-/// `s` is one more parameter of the caller's optimiser. Its gradient is [`gradient`](LearnedTemperature::gradient), and what
-/// the optimiser makes of it goes to [`set_log_scale`](LearnedTemperature::set_log_scale), which clamps. So the parameter
-/// is clamped after the step, as OpenCLIP does it, and no gradient is dropped on the way: at the end of the range a gradient
-/// that points outwards moves nothing but the optimiser's own state, and the first one that points inwards takes effect.
+/// `s` is one more parameter of your optimiser. [`gradient`](LearnedTemperature::gradient) returns its gradient. Pass
+/// the value that the optimiser computes to [`set_log_scale`](LearnedTemperature::set_log_scale), which clamps it to
+/// the range. The parameter is thus clamped after the step, as in OpenCLIP, and gradients are not: at an end of the
+/// range, a gradient that points outwards changes only the optimiser's own state, and the first one that points inwards
+/// moves `s`.
 ///
 /// ```
 /// use catalog_softmax::temperature::LearnedTemperature;
@@ -155,20 +159,21 @@ impl LearnedTemperature {
         Ok(LearnedTemperature { log_scale: -temperature.ln(), range })
     }
 
-    /// CLIP's: started at tau = 0.07, between 0.01 and 1.
+    /// CLIP's settings: tau starts at 0.07 and stays between 0.01 and 1.
     pub fn clip() -> Self {
         LearnedTemperature { log_scale: -0.07f64.ln(), range: 0.01..=1.0 }
     }
 
-    /// `tau = exp(−s)`, for [`Loss::softmax`](crate::Loss::softmax): in the range that [`new`](LearnedTemperature::new) got,
-    /// and so taken by it again.
+    /// `tau = exp(−s)`, for [`Loss::softmax`](crate::Loss::softmax). It is in the range that
+    /// [`new`](LearnedTemperature::new) was given, so `new` accepts it again.
     pub fn temperature(&self) -> f64 {
         // At an end of the range, the exponential of the logarithm may round to a neighbour.
         (-self.log_scale).exp().clamp(*self.range.start(), *self.range.end())
     }
 
-    /// `s`, the parameter, for a checkpoint: [`set_log_scale`](LearnedTemperature::set_log_scale) of a temperature with the same
-    /// range goes on from it bitwise.
+    /// The parameter `s`, to be saved in a checkpoint. To restore it, call
+    /// [`set_log_scale`](LearnedTemperature::set_log_scale) on a temperature with the same range; training then goes on
+    /// bitwise as before.
     ///
     /// ```
     /// use catalog_softmax::temperature::LearnedTemperature;
@@ -184,7 +189,7 @@ impl LearnedTemperature {
         self.log_scale
     }
 
-    /// Sets `s` to what the optimiser makes of it, clamped to the range. A NaN stays one: the loss refuses it as a
+    /// Sets `s` to the optimiser's new value, clamped to the range. A NaN stays NaN, and the loss then rejects the
     /// temperature.
     pub fn set_log_scale(&mut self, log_scale: f64) {
         self.log_scale = log_scale.clamp(-self.range.end().ln(), -self.range.start().ln());

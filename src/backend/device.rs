@@ -55,7 +55,7 @@ impl std::fmt::Display for Device {
 pub struct Selected {
     /// The device to use.
     pub device: Device,
-    /// Why it is not a GPU, where it is none.
+    /// Why no GPU was chosen; `None` if one was.
     pub no_gpu: Option<Error>,
 }
 

@@ -46,12 +46,12 @@ pub trait Backend: Stream {
         Ok(self.plan_stream(CheckedBatch::new(batch, loss)?, request))
     }
 
-    /// Loss, statistics and what else `request` names, into `output` and `gradients`, whose memory is reused from step to
-    /// step. `gradients` is there where the request is for gradients, and `None` where it is not.
+    /// Writes the loss, the statistics and whatever else `request` names into `output` and `gradients`, whose memory is
+    /// reused from step to step. Give `Some` for `gradients` if the request includes gradients, otherwise `None`.
     ///
     /// # Errors
-    /// Where the loss's options are out of range or do not fit the batch, or where `gradients` does not fit the request;
-    /// nothing is written then. Where a device fails during the step; what is written is then unspecified.
+    /// If the loss's options are out of range or do not fit the batch, or if `gradients` does not fit the request;
+    /// nothing has been written then. If a device fails during the step; what has been written is then unspecified.
     fn compute(
         &mut self,
         batch: &Batch<'_>,
@@ -105,8 +105,8 @@ pub trait Backend: Stream {
         Ok((output, gradients))
     }
 
-    /// The stream alone: row statistics of queries against candidates, for an epilogue of your own. With
-    /// [`Request::value_and_grad`] they include what [`gradients`](Backend::gradients) needs.
+    /// Runs the streaming pass alone and returns row statistics of queries against candidates, for an epilogue of your
+    /// own. With [`Request::value_and_grad`] they include what [`gradients`](Backend::gradients) needs.
     ///
     /// # Errors
     /// As [`compute`](Backend::compute).
@@ -116,8 +116,8 @@ pub trait Backend: Stream {
         Ok(statistics)
     }
 
-    /// The stream back alone: gradients of any function of the rows' `lse` and `positive`, given its derivatives by
-    /// them. Row weights and reduction are the caller's: fold them into `d_lse` and `d_positive`.
+    /// Runs the backward pass alone: gradients of any function of the rows' `lse` and `positive`, given its derivatives
+    /// by these two, `d_lse` and `d_positive`. Multiply row weights and the reduction into them yourself.
     ///
     /// A z-loss beside the softmax loss, for example, adds `2 c lse` to each row's `d_lse`:
     ///
@@ -138,8 +138,8 @@ pub trait Backend: Stream {
     /// ```
     ///
     /// # Errors
-    /// As [`compute`](Backend::compute); a length other than B; statistics that were not asked for gradients; a
-    /// symmetric loss, which is one epilogue for each direction.
+    /// As [`compute`](Backend::compute); a length other than B; statistics from a request without gradients; a
+    /// symmetric loss, which has an epilogue for each direction.
     fn gradients(
         &mut self,
         batch: &Batch<'_>,
@@ -155,11 +155,11 @@ pub trait Backend: Stream {
         Ok(gradients)
     }
 
-    /// The `k` candidates that are most similar to each query, exactly: no approximation and no B x N scores. What the row
-    /// excludes is left out; of equal similarities the smaller index comes first. The temperature plays no part in it.
+    /// The `k` candidates that are most similar to each query, exactly: no approximation and no B x N scores. Ids that
+    /// a row excludes are left out. Of equal similarities the smaller index comes first. No temperature is used.
     ///
-    /// On one machine the result does not depend on threads or splits: the best `k` of an order without ties are one list.
-    /// See [`Search`] for an example, and [`TopK`] for rows with fewer than `k`.
+    /// On one machine the result does not depend on threads or splits, because this order has no ties. See [`Search`]
+    /// for an example, and [`TopK`] for rows with fewer than `k`.
     ///
     /// # Errors
     /// [`Error::Value`](crate::Error::Value) where `k` is 0, above [`Search::MAX_K`] or above the number of candidates; errors

@@ -1,7 +1,7 @@
 //! The specification, executable: float64, plain loops, one formula after the other.
 //!
-//! Nothing here is shared with the fast backends but the types that go in and come out, and the epilogue, which is float64 for
-//! all. They are tested against it.
+//! It shares with the fast backends only the input and output types and the epilogue, which is float64 everywhere. The
+//! fast backends are tested against it.
 
 use crate::backend::Backend;
 use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};
@@ -15,7 +15,7 @@ use crate::problem::score_matrix::ScoreMatrix;
 use crate::problem::search::TopK;
 use crate::problem::statistics::{Moments, Rank, Request, RowStatistics};
 
-/// The float64 reference: what every other backend is held to. Slow, and exact to about 1e-13.
+/// The float64 reference that every other backend is tested against. Slow, and exact to about 1e-13.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reference;
 

@@ -1,4 +1,4 @@
-//! What a backend implements: the streaming pass, the stream back, and the search.
+//! The passes that a backend implements: the streaming pass, the backward pass (the stream back), and the search.
 
 use crate::error::Result;
 use crate::problem::batch::Batch;
@@ -12,7 +12,7 @@ use crate::problem::statistics::{Request, RowStatistics};
 /// A batch and a loss whose options fit it.
 ///
 /// The passes take this type and not the two parts. Callers of the crate can see the passes as methods of every
-/// [`Backend`](crate::Backend), but they cannot make a value of this type, so no pass runs on what was not checked.
+/// [`Backend`](crate::Backend), but they cannot make a value of this type, so a pass never runs on unchecked input.
 #[derive(Debug, Clone, Copy)]
 pub struct CheckedBatch<'a> {
     pub(crate) batch: &'a Batch<'a>,
@@ -41,7 +41,7 @@ impl<'a> CheckedSearch<'a> {
     }
 }
 
-/// The passes of a backend over checked input: what can still fail is the device.
+/// The passes of a backend over checked input. Only the device can still fail.
 ///
 /// Public in a private module: callers see it as the supertrait that seals [`Backend`](crate::Backend). Its methods can be
 /// named but not called from outside the crate:

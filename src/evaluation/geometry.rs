@@ -7,7 +7,8 @@ use crate::problem::embeddings::Embeddings;
 use crate::problem::loss::{Loss, Similarity};
 use crate::problem::statistics::Request;
 
-/// Mean distance of positive pairs on the unit sphere, `E |x̂ − ŷ|^alpha`: 0 where each pair is one point.
+/// Mean distance of positive pairs on the unit sphere, `E |x̂ − ŷ|^alpha`: 0 if the two rows of each pair are one
+/// point.
 ///
 /// Row i of `x` (B, D) and of `y` (B, D) are a pair, such as a query and its positive. Wang and Isola, "Understanding
 /// Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere", ICML 2020, equation 1; they
@@ -48,22 +49,22 @@ pub fn alignment(x: Embeddings<'_>, y: Embeddings<'_>, alpha: f64) -> Result<f64
     Ok(sum / x.rows() as f64)
 }
 
-/// How evenly embeddings cover the unit sphere, `log E exp(−t |x̂ − ŷ|²)` over pairs of different rows: lower is more even,
-/// and 0 is all of them in one point.
+/// How evenly embeddings cover the unit sphere, `log E exp(−t |x̂ − ŷ|²)` over pairs of different rows: lower is more
+/// even, and 0 means that all rows are one point.
 ///
 /// Wang and Isola, ICML 2020, equation 2; they use t = 2. Since `|x̂ − ŷ|² = 2 − 2 cos`, the sum over pairs is the
-/// log-sum-exp of cosines under the temperature `1 / 2t`, each row being its own positive and so no negative of itself:
+/// log-sum-exp of cosines under the temperature `1 / 2t`. Each row is its own positive, so it is not its own negative:
 ///
 /// ```text
 /// uniformity = −2t + log Σ_i exp(lse_i) − log B(B − 1)
 /// ```
 ///
-/// so the backend's own stream computes it, with no B x B matrix, in its precision. The cost is that of a value of a loss of B
-/// queries and B candidates: for a whole catalogue, take a sample. A row shorter than 1e-12 has cosine 0 with everything;
-/// one that is not finite makes the result NaN.
+/// The backend's stream computes this in its own precision, without a B x B matrix. It costs as much as the value of a
+/// loss with B queries and B candidates; for a whole catalogue, take a sample of its rows. A row shorter than 1e-12 has
+/// cosine 0 with everything; one that is not finite makes the result NaN.
 ///
 /// # Errors
-/// Fewer than two rows; t that is not finite and > 0, or so small or large that `1 / 2t` is no temperature; as
+/// Fewer than two rows; t that is not finite and > 0, or so small or large that `1 / 2t` is not a valid temperature; as
 /// [`Backend::compute`].
 ///
 /// ```
@@ -83,7 +84,7 @@ pub fn uniformity<B: Backend + ?Sized>(backend: &mut B, x: Embeddings<'_>, t: f6
     }
     let batch = Batch::in_batch(x, x).build()?;
     let loss = Loss::softmax(Similarity::Cosine, 0.5 / t);
-    // All that can be wrong with this loss is a temperature, of which the caller knows nothing.
+    // Only the temperature of this loss can be wrong, and the caller gave `t` instead.
     loss.check(&batch)
         .map_err(|_| value("t", t, "finite and > 0, with 2 log2(e) t a normal number of single precision"))?;
     let statistics = backend.statistics(&batch, &loss, Request::value())?;

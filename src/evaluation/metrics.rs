@@ -7,11 +7,12 @@ use crate::problem::embeddings::Real;
 use crate::problem::search::TopK;
 use crate::problem::statistics::RowStatistics;
 
-/// Places of relevant items, row by row. Metrics are means over the rows that have a relevant item; NaN where none has.
+/// The places of relevant items in each row's ranking, counted from 0. A metric is the mean over the rows that have a
+/// relevant item, and NaN if there are none.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Ranking {
     rows: Vec<RowPlaces>,
-    /// K of the lists that the places come from; none where places are exact.
+    /// K of the lists that the places come from; `None` if places are exact.
     k: Option<usize>,
 }
 
@@ -26,9 +27,9 @@ struct RowPlaces {
 impl Ranking {
     /// Each row's positive as its one relevant item, at its exact place among all negatives: `above + ties`.
     ///
-    /// A row has no place where its positive's score or its lse is NaN. The latter is so where any of its negatives
-    /// scores NaN: such a negative is neither above nor tied, and nobody has counted it. So one candidate with a NaN
-    /// leaves all the rows without a place of which it is a negative, where a search leaves the candidate out.
+    /// A row has no place, and so counts as a miss, if its positive's score or its lse is NaN. A candidate with a NaN
+    /// makes lse NaN in every row that has it as a negative, because it can be counted neither as above the positive
+    /// nor as tied with it. A search instead leaves such a candidate out.
     ///
     /// # Errors
     /// [`Error::Missing`](crate::Error::Missing) where the statistics were not asked
@@ -47,12 +48,14 @@ impl Ranking {
         Ok(Ranking { rows: rows.collect(), k: None })
     }
 
-    /// Each row's relevant items, candidates `relevant[offsets[i]..offsets[i + 1]]` of row i, at their places in the
-    /// row's list. They are indices over the candidates, as the list's are, and not ids: an id that is taken for an index is
-    /// found in no list, and no error tells. Items outside the list have no place, so metrics of more places than the list's K are errors. Of
-    /// items with equal scores the relevant ones stand last. The list does not show what ties with its last item from
-    /// outside: where that matters, search for more than the metric looks at. An index past the candidates counts as
-    /// relevant and is in no list: a relevant item outside the catalogue is one that is not found.
+    /// Each row's relevant items at their places in the row's list. Those of row i are
+    /// `relevant[offsets[i]..offsets[i + 1]]`. Give indices over the candidates, as the lists do, and not item ids: an
+    /// id that is taken for an index is simply not found, without an error.
+    ///
+    /// Items outside the list have no place, so a metric of more places than the list's K is an error. Of items with
+    /// equal scores the relevant ones are placed last. The list does not show items outside of it that tie with its
+    /// last one; if that matters, search for more than the metric looks at. An index past the candidates counts as a
+    /// relevant item that is not found.
     ///
     /// # Errors
     /// [`Error`](crate::Error) where offsets (B + 1) do not start at 0, fall, or do not end with the number of items.
@@ -181,7 +184,7 @@ fn depth(k: Option<usize>) -> String {
     k.map_or("one of exact places".into(), |k| format!("one of lists of K = {k}"))
 }
 
-/// Not `Iterator::sum`, by which nothing adds up to −0.
+/// Not `Iterator::sum`, whose sum of no numbers is −0.
 fn sum(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, |sum, value| sum + value)
 }
@@ -213,10 +216,10 @@ pub struct Recommended {
 }
 
 impl Recommended {
-    /// Of a catalogue of `num_items` items, none recommended yet.
+    /// A catalogue of `num_items` items, none of which has been recommended yet.
     ///
     /// # Errors
-    /// [`Error::Value`](crate::Error::Value) for more items than memory holds counts of.
+    /// [`Error::Value`](crate::Error::Value) if there is not enough memory for the counts.
     pub fn new(num_items: usize) -> Result<Recommended> {
         let counts =
             zeroed(num_items).ok_or_else(|| value("num_items", num_items, "no more than memory holds counts of"))?;

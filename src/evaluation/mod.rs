@@ -5,9 +5,9 @@
 //! [`Search`](crate::Search). [`Recommended`] counts which items are recommended at all. [`alignment`] and
 //! [`uniformity`] describe the embeddings themselves.
 //!
-//! Equal scores stand in the order that is worst for the metric, so that a model that scores everything alike is not
-//! flattered (McSherry and Najork, "Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied
-//! Scores", ECIR 2008, on what ties do).
+//! Equal scores are put in the order that is worst for the metric, so that a model that gives every item the same score
+//! does not look good (McSherry and Najork, "Computing Information Retrieval Performance Measures Efficiently in the
+//! Presence of Tied Scores", ECIR 2008, on what ties do).
 //!
 //! ```
 //! use catalog_softmax::evaluation::{Ranking, Recommended};

@@ -6,12 +6,12 @@
 //! * **Drawn from a distribution.** [`Uniform`], [`Unigram`] (by counts, raised to a power), [`LogUniform`] (Zipf's law by
 //!   rank) and [`Mixture`] draw items. Each returns a [`Sample`]: the ids, and the log_q that belongs to how they were
 //!   drawn. [`Distribution`] has the ways of drawing.
-//! * **The batch itself.** Other queries' positives are negatives that the data draw. A [`FrequencyEstimator`] estimates
-//!   their Q from the ids that pass by: [`ExactCounts`], [`GapEstimator`], [`CountMin`].
+//! * **The batch itself.** The positives of the other queries serve as negatives. Their Q follows from the data, and a
+//!   [`FrequencyEstimator`] estimates it from the ids of the batches: [`ExactCounts`], [`GapEstimator`], [`CountMin`].
 //! * **Past batches.** A [`NegativeQueue`] keeps their candidates, with ids and log_q.
 //!
 //! A loss with pools of several sources needs one Q for them all: [`union_log_q`]. Rows of a queue receive no gradient;
-//! [`union_gradient_weight`] has the weights that correct the gradients of the other pools for it.
+//! [`union_gradient_weight`] computes weights for the gradients of the other pools that make up for it.
 //!
 //! ```
 //! use catalog_softmax::negatives::{Distribution, RandomStream, Uniform};

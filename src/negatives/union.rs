@@ -1,39 +1,40 @@
-//! One log_q for the union of several pools of negatives: in-batch, sampled and queued ones in one loss; and what a pool without
-//! gradient takes from the items'.
+//! One log_q for several pools of negatives in one loss, such as in-batch, sampled and queued ones; and weights for the
+//! gradients of candidates when some of these pools receive no gradient.
 
 use crate::error::{Result, missing, shape, value};
 
 /// log_q of candidates in the union of pools that were drawn from different distributions.
 ///
 /// If pool k makes `n_k` draws from a distribution `Q_k`, the union is expected to hold `Σ_k n_k Q_k(j)` copies of item
-/// j, whichever pool they come from. `pools` has `n_k` and, for each of the candidates, `log Q_k`; `out` gets
+/// j, whichever pool they come from. `pools` has `n_k` and the `log Q_k` of each candidate; `out` receives
 ///
 /// ```text
 /// log_q_j = log Σ_k n_k Q_k(j)          = log n + log of the probability per draw, with n = Σ_k n_k
 /// ```
 ///
-/// Call it for the candidates of each pool, always with all the distributions: it is the same number for an item in every
-/// pool. `log Q_k` may be −∞ for an item that pool k never draws, as long as another pool draws it:
-/// [`Distribution::log_probabilities`](crate::negatives::Distribution::log_probabilities) has such.
+/// Call it once for the candidates of each pool, every time with the distributions of all pools. An item then has the
+/// same log_q in every pool. `log Q_k` may be −∞ for an item that pool k never draws, as long as another pool draws it:
+/// [`Distribution::log_probabilities`](crate::negatives::Distribution::log_probabilities) returns such values.
 ///
-/// With these, `Σ_negatives exp(s − log_q)` estimates the softmax's sum over the catalogue once, at the least variance of
-/// such weights up to a term in 1/n: the deterministic mixture, or balance heuristic (Veach and Guibas, "Optimally
-/// Combining Sampling Techniques for Monte Carlo Rendering", SIGGRAPH 1995; Owen, "Monte Carlo theory, methods and examples",
-/// chapter 9, on mixture and multiple importance sampling). What to give:
+/// With these, `Σ_negatives exp(s − log_q)` estimates the softmax's sum over the catalogue. The weights are known as
+/// the deterministic mixture, or balance heuristic, and have the least variance of their kind up to a term in 1/n
+/// (Veach and Guibas, "Optimally Combining Sampling Techniques for Monte Carlo Rendering", SIGGRAPH 1995; Owen, "Monte
+/// Carlo theory, methods and examples", chapter 9, on mixture and multiple importance sampling). What to give:
 ///
-/// * **Expected counts** (this function's `n_k` as they are) are what [`Correction::LogQNegativesOnly`] needs: its sum
-///   over negatives stands beside the positive's `exp(s)`. [`Correction::LogQ`] takes them, too: a constant changes nothing.
-/// * **Probabilities per draw** are what [`Correction::CorrectedLogQ`] needs: give `n_k / n` in place of `n_k`.
-/// * In-batch negatives are B − 1 draws for each row, from the popularity of positives; a queue's rows are draws from the
-///   popularity at their time, `n_k` being its length now.
+/// * [`Correction::LogQNegativesOnly`] needs **expected counts**: give `n_k` as they are. Its sum over negatives is
+///   added to the positive's `exp(s)`. [`Correction::LogQ`] takes expected counts, too: a constant in all log_q does
+///   not change it.
+/// * [`Correction::CorrectedLogQ`] needs **probabilities per draw**: give `n_k / n` in place of `n_k`.
+/// * In-batch negatives are B − 1 draws for each row from the popularity of positives. A queue's rows are draws from
+///   the popularity when they were enqueued, and their `n_k` is the queue's current length.
 ///
-/// A pool without gradient takes part in this, and then the items lack its share of their gradient: see
-/// [`union_gradient_weight`].
+/// Give pools without gradient as well. Items then lack these pools' share of their gradient, and
+/// [`union_gradient_weight`] makes up for it.
 ///
-/// What goes wrong with each pool's own count, `log n_k Q_k(j)`: each pool's sum then estimates the whole catalogue's by
-/// itself, and that of all K pools is K times too large. Weighting pool k by 1/K, or by `n_k / n` (each pool's own
-/// probability per draw, under a loss that divides by the number of negatives), is consistent again, but an item that one
-/// pool rarely draws then enters with a large weight when it does, and the variance is that of the worst pool.
+/// Do not give each pool its own count, `log n_k Q_k(j)`: each pool's sum then estimates the whole catalogue's sum by
+/// itself, and the sum over K pools is K times too large. Weighting pool k by 1/K, or by `n_k / n` (each pool's own
+/// probability per draw, under a loss that divides by the number of negatives), is consistent again. But an item that
+/// one pool rarely draws then has a large weight when that pool draws it, and the variance is that of the worst pool.
 ///
 /// [`Correction::LogQNegativesOnly`]: crate::Correction::LogQNegativesOnly
 /// [`Correction::LogQ`]: crate::Correction::LogQ
@@ -62,24 +63,27 @@ pub fn union_log_q(pools: &[(f64, &[f32])], out: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-/// What the gradients of candidates are to be multiplied by where some pools of a union have a gradient and some have none.
+/// Weights for the gradients of candidates when some pools of a union receive a gradient and others, such as a queue,
+/// do not.
 ///
-/// With one log_q for the union, an item's push away from the queries is divided among the copies of it that all pools are
-/// expected to hold. Those in a pool without gradient, a [queue](crate::negatives::NegativeQueue) above all, pass theirs on to nobody. Of
-/// a queue of popular items, much longer than the batch, that is most of the push on them: they stay too near to everything. The
-/// copies that have a gradient make up for the others when each is multiplied by
+/// With one log_q for the union, an item's push away from the queries is divided among the copies of it that all pools
+/// are expected to hold. Copies in a pool without gradient, such as a [queue](crate::negatives::NegativeQueue), drop
+/// their share. If a queue of popular items is much longer than the batch, that is most of the push on them, and they
+/// stay too close to all queries. To make up for it, multiply the gradient of each copy that has one by
 ///
 /// ```text
 /// weight_j = Σ_k n_k Q_k(j) / Σ_{k with gradient} n_k Q_k(j)          >= 1
 /// ```
 ///
-/// The mean over draws is then what it would be if all pools had a gradient, up to a term in 1/n; gradients of the queries and of the temperature need
-/// no weight. `pools` is as in [`union_log_q`], with whether pool k has a gradient. `out` has a weight for each candidate of a
-/// pool that has one, in whichever order they are given.
+/// The mean over draws is then the same as if all pools had a gradient, up to a term in 1/n. Gradients of the queries
+/// and of the temperature need no weight. `pools` is as in [`union_log_q`], with a third value that says whether pool k
+/// has a gradient. `out` receives a weight for each of the candidates, which are those of pools with a gradient, in any
+/// order.
 ///
-/// A positive is no negative: give positives as embeddings of their own
-/// ([`positive_embeddings`](crate::BatchBuilder::positive_embeddings), with their ids, so that in-batch candidates are masked as
-/// ever), and multiply the rows of `d_candidates`, not those of `d_positive_embeddings`.
+/// The weights are for negatives, and a positive's own gradient has to stay as it is. Therefore give positives as
+/// separate embeddings ([`positive_embeddings`](crate::BatchBuilder::positive_embeddings), with their ids, so that
+/// in-batch candidates are masked as before). Multiply the rows of `d_candidates` and not those of
+/// `d_positive_embeddings`.
 ///
 /// # Errors
 /// As [`union_log_q`], and [`Error::Value`](crate::Error::Value) for a candidate that no pool with a gradient draws. `out` is then
@@ -119,7 +123,7 @@ fn log_counts(pools: &[(f64, &[f32])], candidates: usize, pools_name: &str, rule
     (0..candidates).map(log_count).collect()
 }
 
-/// `log Σ_k n_k Q_k(j)`, relative to the largest term: probabilities of 10^-300 are no zeros.
+/// `log Σ_k n_k Q_k(j)`, relative to the largest term, so that probabilities of 10^-300 do not become zeros.
 fn log_count(pools: &[(f64, &[f32])], j: usize) -> f64 {
     let terms = pools.iter().map(|&(draws, log_q)| draws.ln() + f64::from(log_q[j]));
     let max = terms.clone().fold(f64::NEG_INFINITY, f64::max);
@@ -128,7 +132,7 @@ fn log_count(pools: &[(f64, &[f32])], j: usize) -> f64 {
 
 fn check(pools: &[(f64, &[f32])], candidates: usize) -> Result<()> {
     if pools.is_empty() {
-        return Err(missing("pools", "a union is of one pool at least"));
+        return Err(missing("pools", "give at least one pool"));
     }
     for (k, &(draws, log_q)) in pools.iter().enumerate() {
         if !(draws.is_finite() && draws >= 0.0) {

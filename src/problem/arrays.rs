@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use crate::error::{Argument, Result, shape, value};
 
-/// 64-bit item ids: what an item is called, wherever it is. They are compared for equality only, so signed and unsigned
-/// serve alike. Slices of `u64` and `i64` are borrowed; those of `u32` and `i32` are copied, wider.
+/// 64-bit item ids. An item has the same id in every pool. Ids are only compared for equality, so signed and unsigned
+/// ones work alike. Slices of `u64` and `i64` are borrowed; slices of `u32` and `i32` are copied into 64 bits.
 ///
 /// ```
 /// use catalog_softmax::Ids;
@@ -51,12 +51,12 @@ from_slices!(Ids:
     u64 => |ids| Ids(Cow::Borrowed(ids)),
     i64 => |ids| Ids(Cow::Borrowed(bytemuck::cast_slice(ids))),
     u32 => |ids: &[u32]| Ids(ids.iter().map(|&id| u64::from(id)).collect()),
-    // A negative id is the one that it is as an `i64`.
+    // A negative id is the same id as an `i64` of that value.
     i32 => |ids: &[i32]| Ids(ids.iter().map(|&id| i64::from(id) as u64).collect()),
 );
 from_slices!(Indices: u32 => Indices::U32, i64 => Indices::I64);
 
-/// Per row, ids that are no negatives: CSR with `offsets` (B + 1) into `ids`.
+/// Per row, ids that are not negatives, as CSR: row i has `ids[offsets[i]..offsets[i + 1]]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Excluded<'a> {
     pub(crate) offsets: &'a [i64],
@@ -69,7 +69,7 @@ impl Excluded<'_> {
     }
 }
 
-/// Offsets of `rows` rows into so many values: they start at 0, never fall, and end with the number of values.
+/// Checks the offsets of `rows` rows: they start at 0, never fall, and end with the number of values.
 pub(crate) fn check_csr(offsets: (&'static str, &[i64]), values: (&'static str, usize), rows: usize) -> Result<()> {
     let ((name, offsets), (values_name, len)) = (offsets, values);
     check_len(name, offsets.len(), rows + 1, "one more than there are rows")?;

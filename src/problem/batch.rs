@@ -15,7 +15,7 @@ use crate::error::{Result, value};
 pub(crate) enum Positives<'a> {
     /// Indices over the candidates of all pools.
     Index(Cow<'a, [u32]>),
-    /// Embeddings of their own (B, D).
+    /// Embeddings (B, D) that are not among the candidates.
     Separate(Embeddings<'a>),
 }
 
@@ -27,10 +27,10 @@ pub(crate) enum Positives<'a> {
 /// | [`Batch::in_batch`] | (B, D), (N, D), N >= B | the same, where candidate i is the positive of query i |
 /// | [`pool`](BatchBuilder::pool) | (N', D) | a further pool |
 /// | [`positives`](BatchBuilder::positives) | (B) | index of each row's positive among the candidates of all pools |
-/// | [`positive_embeddings`](BatchBuilder::positive_embeddings) | (B, D) | positives apart from the candidates |
+/// | [`positive_embeddings`](BatchBuilder::positive_embeddings) | (B, D) | positives that are not among the candidates |
 /// | [`positive_ids`](BatchBuilder::positive_ids) | (B) | their item ids |
 /// | [`positive_log_q`](BatchBuilder::positive_log_q) | (B) | their log_q |
-/// | [`excluded_ids`](BatchBuilder::excluded_ids) | (B + 1), (nnz) | per row, ids that are no negatives |
+/// | [`excluded_ids`](BatchBuilder::excluded_ids) | (B + 1), (nnz) | per row, ids that are not negatives |
 /// | [`row_weight`](BatchBuilder::row_weight) | (B) | sample weights >= 0 |
 ///
 /// Candidate j is a negative of row i unless it is the row's positive, has the positive's id, or has an id that row i

@@ -1,4 +1,4 @@
-//! Collects what a batch is given and checks it: the only place where a loss's input in host memory is rejected.
+//! Collects the arrays of a batch and checks them. Bad input in host memory is rejected only here.
 
 use std::borrow::Cow;
 
@@ -67,27 +67,27 @@ impl<'a> BatchBuilder<'a> {
         self.with(GivenPositives::Index(positives.into()))
     }
 
-    /// (B, D): the positives, apart from the candidates. They are negatives of no row.
+    /// (B, D): positives that are not among the candidates. They are not negatives of any row.
     pub fn positive_embeddings(self, positive_embeddings: Embeddings<'a>) -> Self {
         self.with(GivenPositives::Separate(positive_embeddings))
     }
 
-    /// (B): item ids of the positives. Needed to mask accidental hits where the positives are separate; where they are
-    /// candidates, their ids are the candidates'.
+    /// (B): item ids of separate positives, needed to mask accidental hits. Positives that are candidates have their
+    /// candidates' ids.
     pub fn positive_ids(mut self, positive_ids: impl Into<Ids<'a>>) -> Self {
         self.positive_ids = Some(positive_ids.into());
         self
     }
 
-    /// (B): log_q of the positives where they are separate; where they are candidates, their log_q is the candidates'.
+    /// (B): log_q of separate positives. Positives that are candidates have their candidates' log_q.
     pub fn positive_log_q(mut self, positive_log_q: &'a [f32]) -> Self {
         self.positive_log_q = Some(positive_log_q);
         self
     }
 
-    /// Ids that are no negatives of a row (the user's other positives): those of row i are
-    /// `ids[offsets[i]..offsets[i + 1]]`. `offsets` (B + 1) starts at 0 and never falls. Errors call them `exclude_offsets` and
-    /// `exclude_ids`.
+    /// Ids that are not negatives of a row, such as the user's other positives. Those of row i are
+    /// `ids[offsets[i]..offsets[i + 1]]`. `offsets` (B + 1) starts at 0 and never falls. Errors call them
+    /// `exclude_offsets` and `exclude_ids`.
     pub fn excluded_ids(mut self, offsets: &'a [i64], ids: impl Into<Ids<'a>>) -> Self {
         self.matrix.excluded = Some(Excluded { offsets, ids: ids.into() });
         self
@@ -191,7 +191,7 @@ impl<'a> BatchShape for Described<'_, 'a> {
     }
 }
 
-/// One value of each row's positive, taken from the arrays of the pools; nothing where they do not have that array.
+/// One value for each row's positive, taken from the arrays of the pools; `None` if a pool lacks that array.
 fn gather<'s, T: Copy + 's>(arrays: impl Iterator<Item = Option<&'s [T]>>, positives: &[u32]) -> Option<Vec<T>> {
     let arrays: Vec<&[T]> = arrays.collect::<Option<_>>()?;
     let at = |index: u32| {

@@ -117,7 +117,7 @@ impl<'a> Embeddings<'a> {
         MatrixShape { rows: self.rows, dim: self.dim, dtype: self.dtype() }
     }
 
-    /// Elements that the shape spans: every row has its stride but the last, which ends with its last element.
+    /// Checks that the elements fill the shape: every row takes `stride` elements but the last, which takes `dim`.
     pub(crate) fn check(&self, argument: impl Into<Argument>) -> Result<()> {
         let argument = argument.into();
         if self.rows == 0 || self.dim == 0 {
@@ -271,8 +271,8 @@ impl<T: Real> Matrix<T> {
         &self.values[row * self.dim..(row + 1) * self.dim]
     }
 
-    /// Gives the matrix a shape, keeping its memory where it has that many elements already. What it held stays in it:
-    /// whoever asks writes every element.
+    /// Sets the shape, and keeps the memory if it already has that many elements. Old values stay in it, so the caller
+    /// has to write every element.
     pub(crate) fn set_shape(&mut self, rows: usize, dim: usize) {
         self.rows = rows;
         self.dim = dim;

@@ -11,8 +11,8 @@ use crate::error::{Result, does_not_apply, missing, value};
 #[non_exhaustive]
 pub enum Similarity {
     /// `q·c / (|q| |c|)`. A vector shorter than 1e-12 has cosine 0 with everything, and gradient 0. The CUDA backend
-    /// takes a vector of length 2^63 = 9.2e18 or more for one that is not finite: its cosines are NaN. The other
-    /// backends take any length.
+    /// treats a vector of length 2^63 = 9.2e18 or more as not finite: its cosines are NaN. The other backends accept
+    /// any length.
     Cosine,
     /// `q·c`.
     Dot,
@@ -23,8 +23,9 @@ impl Similarity {
     pub(crate) const MIN_NORM: f64 = 1e-12;
 }
 
-/// How the sampling probability of negatives is corrected for. With `s = sim / temperature`, negatives enter the
-/// log-sum-exp as `s − log_q` under every correction but `None`; they differ in the positive and in the coefficient.
+/// How a loss corrects for the probability with which negatives were sampled. Under every correction but `None`,
+/// negatives enter the log-sum-exp as `s − log_q`, where `s = sim / temperature`. The corrections differ in how they
+/// treat the positive, and in the coefficient of the gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Correction {
@@ -44,7 +45,7 @@ pub enum Correction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Reduction {
-    /// The per-row losses are the result. `total`, of which the gradients are, is `Σ weight·loss`.
+    /// The per-row losses are the result. Gradients are derivatives of `total`, which is `Σ weight·loss`.
     None,
     /// `Σ weight·loss / B`.
     #[default]
@@ -93,7 +94,7 @@ pub struct Loss {
     pub symmetric: bool,
 }
 
-/// Which of the arrays that a loss may need a batch has. Positives that are candidates have the log_q of these.
+/// Which optional arrays of a batch are present. Positives that are candidates have their candidates' log_q.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GivenArrays {
     pub(crate) log_q: bool,

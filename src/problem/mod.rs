@@ -12,7 +12,7 @@
 //! output.rs, plan.rs           losses and gradients; tiles and bytes
 //! ```
 //!
-//! Nothing here computes a score: that is [`crate::backend`]'s.
+//! Scores are computed in [`crate::backend`].
 
 pub(crate) mod arrays;
 pub(crate) mod batch;

@@ -31,9 +31,10 @@ impl<'a> Pool<'a> {
         self
     }
 
-    /// `log_q` (N): natural logarithm of the probability that one draw is this candidate. Never clipped. All corrections
-    /// but [`Correction::CorrectedLogQ`](crate::Correction) also accept the logarithm of the expected count n·q. Where
-    /// pools of several sources meet in one loss, [`union_log_q`](crate::negatives::union_log_q) gives their log_q.
+    /// `log_q` (N): natural logarithm of the probability that one draw is this candidate. It is never clipped. All
+    /// corrections but [`Correction::CorrectedLogQ`](crate::Correction) also accept the logarithm of an expected count:
+    /// n·q copies in n draws. If a loss has pools from several sources, compute their log_q with
+    /// [`union_log_q`](crate::negatives::union_log_q).
     pub fn log_q(mut self, log_q: &'a [f32]) -> Self {
         self.log_q = Some(log_q);
         self

@@ -1,4 +1,4 @@
-//! Which scores there are. The B x N matrix itself is held by nobody.
+//! Which scores a call computes. The B x N matrix itself is never stored.
 
 use super::arrays::{Excluded, check_all, check_csr};
 use super::embeddings::{DType, Embeddings};
@@ -47,8 +47,8 @@ impl<'a> ScoreMatrix<'a> {
         })
     }
 
-    /// What only host memory can be checked for: that views lie within their slices, and values. Then the shapes of
-    /// queries, pools and exclusions.
+    /// Checks the shapes of queries, pools and exclusions. Checks also that views lie within their slices and that
+    /// values are allowed, which is possible for host memory only.
     pub(crate) fn check(&self) -> Result<()> {
         self.check_views()?;
         check_score_matrix(self)?;

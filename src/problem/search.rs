@@ -6,7 +6,7 @@ use super::pool::Pool;
 use super::score_matrix::ScoreMatrix;
 use crate::error::{Result, does_not_apply, value};
 
-/// A validated search: B queries, N candidates in one or several pools, and per row the ids that it shall not return.
+/// A validated search: B queries, N candidates in one or several pools, and per row the ids that it must not return.
 ///
 /// A search has no positives and no log_q: it ranks by similarity alone, as at serving time. A row's positive is a
 /// candidate like any other unless the row excludes it.
@@ -72,8 +72,9 @@ impl<'a> SearchBuilder<'a> {
         pools.into_iter().fold(self, Self::pool)
     }
 
-    /// Ids that a row shall not return (what the user has seen): those of row i are `ids[offsets[i]..offsets[i + 1]]`. `offsets`
-    /// (B + 1) starts at 0 and never falls. Errors call them `exclude_offsets` and `exclude_ids`.
+    /// Ids that a row must not return, such as the items that the user has seen. Those of row i are
+    /// `ids[offsets[i]..offsets[i + 1]]`. `offsets` (B + 1) starts at 0 and never falls. Errors call them
+    /// `exclude_offsets` and `exclude_ids`.
     pub fn excluded_ids(mut self, offsets: &'a [i64], ids: impl Into<Ids<'a>>) -> Self {
         self.matrix.excluded = Some(Excluded { offsets, ids: ids.into() });
         self
@@ -82,8 +83,8 @@ impl<'a> SearchBuilder<'a> {
     /// Checks everything and returns the search.
     ///
     /// # Errors
-    /// As [`BatchBuilder::build`](crate::BatchBuilder::build) for queries, pools and exclusions; and where a pool has log_q, which a
-    /// search would have to ignore.
+    /// As [`BatchBuilder::build`](crate::BatchBuilder::build) for queries, pools and exclusions; and if a pool has
+    /// log_q, which a search does not use.
     pub fn build(self) -> Result<Search<'a>> {
         if self.matrix.pools.iter().any(|pool| pool.log_q.is_some()) {
             return Err(does_not_apply("log_q", "a search ranks all candidates by similarity alone"));
@@ -102,20 +103,20 @@ pub(crate) fn check_k(k: usize, num_candidates: usize) -> Result<()> {
 
 /// The best K candidates of each row, by similarity; of equal ones the smaller index comes first.
 ///
-/// A row has fewer than K where its exclusions leave fewer, or where scores are NaN: a row or a candidate with a NaN or an
-/// infinity is never returned.
+/// A row has fewer than K if its exclusions leave fewer, or if scores are NaN. A candidate with a NaN or an infinity is
+/// never returned, and a query with one gets an empty list.
 ///
-/// A dot product of finite rows may overflow single precision on its way. What became −∞ or NaN is not returned; what became +∞
-/// is, before all finite similarities, and such ones are equal: the smaller index comes first. [`Reference`](crate::Reference)
-/// scores in float64, where nothing overflows.
+/// A dot product of finite rows may overflow single precision. A candidate whose similarity became −∞ or NaN is not
+/// returned. One whose similarity became +∞ comes before all finite ones; among several of them the smaller index comes
+/// first. [`Reference`](crate::Reference) scores in float64, where nothing overflows.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct TopK<T = f32> {
     /// K.
     pub k: usize,
-    /// (B, K) index over the candidates of all pools, best first; [`TopK::NONE`] behind the last of a row that has fewer.
+    /// (B, K) index over the candidates of all pools, best first. A row with fewer than K ends with [`TopK::NONE`].
     pub indices: Vec<u32>,
-    /// (B, K) similarity, with no temperature; +∞ where it overflows; −∞ behind the last of a row that has fewer.
+    /// (B, K) similarity, not divided by a temperature; +∞ where it overflows. A row with fewer than K ends with −∞.
     pub scores: Vec<T>,
 }
 
@@ -125,13 +126,13 @@ impl TopK {
 }
 
 impl<T: Real> TopK<T> {
-    /// All places of B rows, none taken.
+    /// Lists of B rows without any candidate.
     pub(crate) fn empty(b: usize, k: usize) -> Self {
         let scores = vec![T::from_f64(f64::NEG_INFINITY); b * k];
         TopK { k, indices: vec![TopK::NONE; b * k], scores }
     }
 
-    /// B, the number of queries; 0 for lists of no K.
+    /// B, the number of queries; 0 if K is 0.
     pub fn num_rows(&self) -> usize {
         self.indices.len() / self.k.max(1)
     }

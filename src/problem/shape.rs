@@ -1,5 +1,5 @@
-//! The shape of a batch and of a search, and the rules about it. Host and device memory describe themselves by the same
-//! traits, and the same functions check them: what can be said with no look at the values.
+//! The shape of a batch and of a search, and the rules about it. Host and device memory describe their shapes by the
+//! same traits, so the same functions check both. Values are checked elsewhere.
 
 use super::arrays::check_len;
 use super::embeddings::DType;
@@ -22,7 +22,7 @@ pub(crate) struct PoolShape {
     pub(crate) gradient: bool,
 }
 
-/// Positives: so many indices, or embeddings of their own.
+/// Positives: a number of indices, or separate embeddings.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum PositivesShape {
     Index(usize),
@@ -82,8 +82,8 @@ pub(crate) fn check_score_matrix(matrix: &impl ScoreMatrixShape) -> Result<()> {
     if b > u32::MAX as usize || n > u32::MAX as usize {
         return Err(shape("batch", format!("{b} queries and {n} candidates"), "at most 2^32 - 1 of each"));
     }
-    check_pool_arrays(matrix, "candidate_ids", |pool| pool.ids, "all pools have ids or none has")?;
-    check_pool_arrays(matrix, "log_q", |pool| pool.log_q, "all pools have log_q or none has")?;
+    check_pool_arrays(matrix, "candidate_ids", |pool| pool.ids, "either all pools have ids or none of them")?;
+    check_pool_arrays(matrix, "log_q", |pool| pool.log_q, "either all pools have log_q or none of them")?;
     if let Some([offsets, _]) = matrix.excluded() {
         check_ids_to_compare(matrix)?;
         check_len("exclude_offsets", offsets, b + 1, "one more than there are queries")?;
@@ -104,7 +104,7 @@ fn check_as_queries(argument: impl Into<Argument>, found: MatrixShape, queries: 
     Ok(())
 }
 
-/// An array that all pools have or none, as long as the pool.
+/// Checks an array that either all pools have or none, with one element for each candidate.
 fn check_pool_arrays(
     matrix: &impl ScoreMatrixShape,
     field: &'static str,
@@ -160,8 +160,8 @@ pub(crate) fn check_batch(batch: &impl BatchShape) -> Result<()> {
     batch.row_weight().map_or(Ok(()), |len| check_rows("row_weight", len, queries.rows))
 }
 
-/// What a symmetric loss needs of a batch that keeps the rules; that no candidate is the positive of two queries is for
-/// whoever sees the indices.
+/// Checks what a symmetric loss needs of a valid batch. Code that sees the indices also checks that no candidate is the
+/// positive of two queries.
 pub(crate) fn check_symmetric(batch: &impl BatchShape) -> Result<()> {
     let matrix = batch.matrix();
     if let PositivesShape::Separate(_) = batch.positives() {

@@ -1,4 +1,4 @@
-//! Row statistics: all that the streaming pass owes its callers, and the one way to merge partial ones.
+//! Row statistics, which are everything that the streaming pass returns, and the one way to merge partial ones.
 
 use crate::problem::embeddings::Matrix;
 
@@ -39,10 +39,10 @@ pub struct Moments {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Rank {
-    /// Negatives that score strictly above the positive: its place at best, 0 being the top.
+    /// Negatives that score strictly above the positive: its best possible place, counted from 0.
     pub above: Vec<u64>,
-    /// Negatives that score exactly as the positive does: `above + ties` is its place at worst, as
-    /// [`evaluation`](crate::evaluation) counts it. Recall@K counts rows with `above + ties < K`.
+    /// Negatives that score exactly as the positive does. `above + ties` is its worst possible place, which
+    /// [`evaluation`](crate::evaluation) counts. Recall@K counts rows with `above + ties < K`.
     pub ties: Vec<u64>,
 }
 
@@ -133,7 +133,8 @@ impl Partial {
         }
     }
 
-    /// What sums relative to this partial's maximum (the expected negative's) are scaled by to be relative to `max`.
+    /// The factor by which sums relative to this partial's maximum, such as the expected negative, become relative to
+    /// `max`.
     pub(crate) fn factor(&self, max: f64) -> f64 {
         // A part with no finite score sums to 0, or to NaN where a score was NaN: factor 1 keeps either.
         if self.max == f64::NEG_INFINITY { 1.0 } else { (self.max - max).exp() }

@@ -52,9 +52,9 @@ pub(super) struct Best {
 struct BestOfRow {
     /// Keys in the row's buffer.
     len: usize,
-    /// The k-th best score of those seen when the buffer was last full; −∞ before. Candidates come in the order of their
-    /// indices, so one that scores no more has k better ones before it. It may rise while a chunk's survivors are pushed:
-    /// those that it would now stop do no harm.
+    /// The k-th best score of those seen when the buffer was last full; −∞ before. Candidates come in the order of
+    /// their indices, so one that scores no more has k better ones before it. It may rise while a chunk's survivors are
+    /// pushed; survivors below the new threshold do no harm.
     threshold: f32,
 }
 
@@ -135,7 +135,8 @@ fn lanes_above(lanes: &[f32; LANES], threshold: f32) -> u32 {
     above
 }
 
-/// Whether there is one above a threshold. Most rows of most tiles have none: this is what a search costs beside its matmul.
+/// Whether any score is above a threshold. In most rows of most tiles none is, so this test is the cost of a search
+/// beside its matmul.
 #[inline(always)]
 fn any_above<S: Simd>(simd: S, sims: &[f32], threshold: f32) -> bool {
     // A multiple of LANES, and so of the vectors' lanes: nothing is left over.

@@ -172,8 +172,9 @@ pub(super) struct Tile<'a> {
     pub(super) width: usize,
 }
 
-// Each kernel is a struct whose `call` is compiled for the widest instruction set. A closure would not do: a shim between
-// it and the dispatch is not inlined, and what is not inlined is compiled for the baseline, its `mul_add` a library call.
+// Each kernel is a struct whose `call` is compiled for the widest instruction set. A closure would be slow: a shim
+// between it and the dispatch is not inlined, so its body would be compiled for the baseline, with `mul_add` as a
+// library call.
 
 /// Takes a tile into its rows' states: log-sum-exp, and with `positives` (similarity of each row's positive) moments
 /// and ranks. With `keep`, the tile holds `2^(z − max)` afterwards, and `keep` the factors of [`advance_max`].
@@ -267,8 +268,8 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 /// Under cosine, scales each row of `x` to unit length and writes 1 / length; a row that is too short becomes 0, as does
 /// its inverse. Under dot, rows stay and 1 is written. In f64, so that no length overflows or loses bits on its way.
 ///
-/// A row with a NaN or ∞ becomes 0 and its inverse NaN, which spoils the scores that it has a share in and, other than
-/// the values themselves, not the sums in which it is multiplied by 0.
+/// A row with a NaN or ∞ becomes 0, and its inverse NaN. All of its scores are then NaN. But where the row is
+/// multiplied by 0, as in a masked pair, the product is 0 and not NaN.
 pub(super) struct Normalize<'a> {
     pub(super) x: &'a mut [f32],
     pub(super) dim: usize,

@@ -1,4 +1,4 @@
-//! Which candidates are no negatives of which rows: ids resolved once, looked up tile by tile.
+//! Which candidates are masked in which rows. Ids are resolved once and looked up tile by tile.
 //!
 //! Hits are rare, so rows are hashed by the ids that they reject, and each candidate of a tile is looked up. Memory is
 //! O(B + excluded ids), independent of N.

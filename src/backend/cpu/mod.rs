@@ -80,8 +80,8 @@ impl Cpu {
 
 impl Backend for Cpu {}
 
-/// `gamma` as this backend applies it: the `f32` factor of similarities in units of log 2, and what that is in natural
-/// units, so that rounding it is a tiny change of the temperature and no inconsistency between positive and lse.
+/// `gamma` as this backend applies it: the `f32` factor of similarities in units of log 2, and the same factor in
+/// natural units. Rounding is then a tiny change of the temperature, and positive and lse stay consistent.
 fn scale(loss: &Loss) -> (f32, f64) {
     let scale = loss.scale_log2();
     (scale, f64::from(scale) * std::f64::consts::LN_2)
@@ -260,8 +260,8 @@ impl Cpu {
         });
     }
 
-    /// `d_lse · 2^(z − lse)` with lse in two parts: the `f32` that the exponent subtracts, and what rounding it left,
-    /// which goes into the factor.
+    /// `d_lse · 2^(z − lse)` with lse in two parts: the `f32` that the exponent subtracts, and the remainder of the
+    /// rounding, which goes into the factor.
     fn fold_lse(&mut self, statistics: &RowStatistics<f32>, d_lse: &[f64]) {
         let Workspace { coefficients, lse, .. } = &mut self.workspace;
         coefficients.clear();

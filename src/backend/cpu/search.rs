@@ -6,8 +6,8 @@
 //! each row: the best K of its splits, sorted
 //! ```
 //!
-//! A pair's score depends on its tile alone, and the cut into tiles on the problem alone; so the splits, unlike those of
-//! the stream, may follow the number of threads and leave the result as it is.
+//! A pair's score depends on its tile alone, and the cut into tiles on the problem alone; so the number of splits,
+//! unlike in the stream, may depend on the number of threads without a change of the result.
 
 use rayon::prelude::*;
 

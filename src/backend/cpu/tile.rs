@@ -18,8 +18,8 @@ use crate::problem::score_matrix::ScoreMatrix;
 use crate::problem::statistics::Partial;
 
 /// Matmuls that give similarities have at least `MIN_HEIGHT` rows and `MIN_WIDTH` columns, the missing ones zero. The
-/// library takes other routes for smaller ones, with sums in another order; a positive's similarity must be bitwise what
-/// the stream gives for the same pair, or ranks would see ties that are none and miss those that are.
+/// library computes smaller ones differently, with sums in another order. A positive's similarity must be bitwise the
+/// one that the stream computes for the same pair; otherwise ranks would see false ties and miss real ones.
 pub(super) const MIN_HEIGHT: usize = 8;
 pub(super) const MIN_WIDTH: usize = 96;
 
@@ -247,7 +247,7 @@ impl<'a> TileJob<'a> {
             lse: &back.lse[rows.clone()],
             d_lse: &back.coefficients[rows.clone()],
         });
-        // After the exponentials: a row whose lse is NaN has no share in what it masks.
+        // After the exponentials, so that a row whose lse is NaN does not affect the candidates that it masks.
         self.masks.for_each_hit(rows.clone(), tile.start, tile.range.len(), self.ids(tile), |r, column| {
             sims[r * tile.width + column] = 0.0;
         });

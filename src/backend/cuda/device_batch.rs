@@ -14,14 +14,15 @@ enum Positives<'a> {
     Separate(DeviceEmbeddings<'a>),
 }
 
-/// A batch in device memory, as [`Batch`](crate::Batch) in host memory; the same names and shapes.
+/// A batch in device memory, with the names and shapes of a [`Batch`](crate::Batch) in host memory.
 ///
-/// Shapes, alignment and devices of the views are checked when a step is planned or run. What only the device can see
-/// (indices, offsets, log_q, weights) is checked there: the step stays in bounds, and [`Cuda::fault`](super::Cuda::fault) tells.
+/// Shapes, alignment and devices of the views are checked when a step is planned or run. Values that only the device
+/// can see (indices, offsets, log_q, weights) are checked there. A step with bad values stays in bounds, and
+/// [`Cuda::fault`](super::Cuda::fault) reports them.
 ///
-/// A batch borrows its memory and may serve several steps. A step reads it as it is when the device comes to the step:
-/// after everything that was queued before on the backend's stream and on the streams that the memory belongs to, and
-/// before what is queued on them later ([`DeviceSlice`] has the details).
+/// A batch borrows its memory and may be used for several steps. A step reads the memory when the device executes the
+/// step: after everything that was queued earlier on the backend's stream and on the streams that the memory belongs
+/// to, and before everything that is queued on them later ([`DeviceSlice`] has the details).
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct DeviceBatch<'a> {
@@ -49,12 +50,13 @@ impl<'a> DeviceBatch<'a> {
         }
     }
 
-    /// (B): the positive of row i is candidate `positives[i]`, counted over all pools. In-batch negatives have 0, 1, ... B - 1.
+    /// (B): the positive of row i is candidate `positives[i]`, counted over all pools. For in-batch negatives give 0,
+    /// 1, ... B − 1.
     pub fn positives(self, positives: DeviceSlice<'a, u32>) -> Self {
         self.with(Positives::Index(positives))
     }
 
-    /// (B, D): the positives, apart from the candidates. They are negatives of no row.
+    /// (B, D): positives that are not among the candidates. They are not negatives of any row.
     pub fn positive_embeddings(self, positive_embeddings: DeviceEmbeddings<'a>) -> Self {
         self.with(Positives::Separate(positive_embeddings))
     }
@@ -88,7 +90,7 @@ impl<'a> DeviceBatch<'a> {
         self
     }
 
-    /// Per row, ids that are no negatives: CSR with `offsets` (B + 1) into `ids`.
+    /// Per row, ids that are not negatives, as CSR: row i has `ids[offsets[i]..offsets[i + 1]]`.
     pub fn excluded_ids(mut self, offsets: DeviceSlice<'a, i64>, ids: DeviceSlice<'a, u64>) -> Self {
         self.search = self.search.excluded_ids(offsets, ids);
         self
@@ -101,7 +103,8 @@ impl<'a> DeviceBatch<'a> {
     }
 
     /// The caller's promise that `low <= log_q <= high` for all candidates. Under cosine, scores are then bounded, and
-    /// where the bounds are near enough the pass needs no running maximum. A broken promise may overflow.
+    /// if the bounds are near enough the pass does without a running maximum. If the promise is broken, sums may
+    /// overflow.
     pub fn log_q_bounds(mut self, low: f32, high: f32) -> Self {
         self.log_q_bounds = Some((low, high));
         self
@@ -109,7 +112,7 @@ impl<'a> DeviceBatch<'a> {
 }
 
 impl<'a> DeviceBatch<'a> {
-    /// The batch by its addresses, where all of it fits.
+    /// Checks the batch and returns its addresses.
     pub(super) fn checked(&self, loss: &Loss, tf32: bool, uses: &mut Uses<'a>) -> Result<Problem> {
         let have_log_q = self.search.pools[0].log_q.is_some();
         let positives = given_positives(self.positives, self.positives_given_twice)?;

@@ -8,9 +8,9 @@ use super::view::{DeviceSlice, DeviceSliceMut};
 use crate::error::{Argument, Result, does_not_apply, missing, shape};
 use crate::problem::statistics::Request;
 
-/// Where a step writes: the caller's device memory. What is `None` is not computed, or not kept.
+/// The caller's device memory that a step writes. A result whose field is `None` is not computed, or not kept.
 ///
-/// Asking for gradients, moments or ranks is giving a place for them.
+/// To ask for gradients, moments or ranks, give memory for them.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct DeviceOutput<'a> {
@@ -52,8 +52,8 @@ pub struct DeviceRank<'a> {
     pub ties: DeviceSliceMut<'a, u64>,
 }
 
-/// Where the stream alone writes, for an epilogue of the caller's own: statistics of each row, as in
-/// [`RowStatistics`](crate::RowStatistics).
+/// Where [`Cuda::statistics_on_device`](super::Cuda::statistics_on_device) writes, for an epilogue of your own:
+/// statistics of each row, as in [`RowStatistics`](crate::RowStatistics).
 #[derive(Debug)]
 pub struct DeviceStatistics<'a> {
     /// (B)
@@ -62,12 +62,12 @@ pub struct DeviceStatistics<'a> {
     pub positive: DeviceSliceMut<'a, f64>,
     /// (B)
     pub num_negatives: DeviceSliceMut<'a, u64>,
-    /// (B, D); gradients need it.
+    /// (B, D). Give it if you want gradients.
     pub expected_negative: Option<DeviceSliceMut<'a, f32>>,
 }
 
-/// What [`Cuda::gradients_on_device`](super::Cuda::gradients_on_device) is given: statistics, and each row's derivatives by
-/// `lse` and `positive`, with weights and reduction folded in.
+/// Input of [`Cuda::gradients_on_device`](super::Cuda::gradients_on_device): statistics, and each row's derivatives by
+/// `lse` and `positive`, with weights and reduction multiplied into them.
 #[derive(Debug, Clone, Copy)]
 pub struct DeviceUpstream<'a> {
     /// (B)
@@ -99,7 +99,7 @@ pub struct DeviceGradients<'a> {
 }
 
 impl<'a> DeviceOutput<'a> {
-    /// The total alone.
+    /// An output for the total alone. Set further fields to ask for more.
     pub fn new(total: DeviceSliceMut<'a, f64>) -> Self {
         DeviceOutput {
             total,
@@ -114,7 +114,7 @@ impl<'a> DeviceOutput<'a> {
         }
     }
 
-    /// The request that this output is a place for.
+    /// The request that this output has places for.
     pub fn request(&self) -> Request {
         Request { gradients: self.gradients.is_some(), moments: self.moments.is_some(), rank: self.rank.is_some() }
     }
@@ -133,7 +133,7 @@ impl<'a> DeviceGradients<'a> {
     }
 }
 
-/// Addresses of the caller's places, where they fit.
+/// Addresses of the caller's memory, after it was checked.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct GivenPlaces {
     pub(super) totals: Totals,

@@ -1,4 +1,4 @@
-//! Queries, candidates and exclusions in the caller's device memory: all of a search, and what a batch begins with.
+//! Queries, candidates and exclusions in the caller's device memory. That is all of a search, and a part of a batch.
 
 use super::few::Few;
 use super::problem::{Problem, ProblemPool, ProblemPositives};
@@ -37,17 +37,18 @@ impl<'a> DevicePool<'a> {
         self
     }
 
-    /// Candidates that get no gradient.
+    /// The candidates receive no gradient.
     pub fn without_gradient(mut self) -> Self {
         self.gradient = false;
         self
     }
 }
 
-/// A search in device memory, as [`Search`](crate::Search) in host memory; the same names and shapes.
+/// A search in device memory, with the names and shapes of a [`Search`](crate::Search) in host memory.
 ///
-/// Shapes, alignment and devices of the views are checked when a search is planned or run. Offsets that do not ascend from 0
-/// to the number of ids only the device sees: the search stays in bounds, and [`Cuda::fault`](super::Cuda::fault) tells.
+/// Shapes, alignment and devices of the views are checked when a search is planned or run. Only the device sees whether
+/// offsets ascend from 0 to the number of ids. If they do not, the search stays in bounds, and
+/// [`Cuda::fault`](super::Cuda::fault) reports it.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct DeviceSearch<'a> {
@@ -68,25 +69,25 @@ impl<'a> DeviceSearch<'a> {
         self
     }
 
-    /// Per row, ids that are not to be returned: CSR with `offsets` (B + 1) into `ids`.
+    /// Per row, ids that must not be returned, as CSR: row i has `ids[offsets[i]..offsets[i + 1]]`.
     pub fn excluded_ids(mut self, offsets: DeviceSlice<'a, i64>, ids: DeviceSlice<'a, u64>) -> Self {
         self.excluded = Some((offsets, ids));
         self
     }
 }
 
-/// Where a search writes: the caller's device memory. The same contents as [`TopK`](crate::TopK).
+/// The caller's device memory that a search writes, with the contents of a [`TopK`](crate::TopK).
 #[derive(Debug)]
 pub struct DeviceTopK<'a> {
-    /// (B, K) index over the candidates of all pools, best first; [`TopK::NONE`](crate::TopK::NONE) behind the last of a row
-    /// that has fewer.
+    /// (B, K) index over the candidates of all pools, best first. A row with fewer than K ends with
+    /// [`TopK::NONE`](crate::TopK::NONE).
     pub indices: DeviceSliceMut<'a, u32>,
-    /// (B, K) similarity, with no temperature; −∞ behind the last of a row that has fewer.
+    /// (B, K) similarity, not divided by a temperature. A row with fewer than K ends with −∞.
     pub scores: DeviceSliceMut<'a, f32>,
 }
 
 impl<'a> DeviceSearch<'a> {
-    /// The search by its addresses, where all of it fits.
+    /// Checks the search and returns its addresses.
     pub(super) fn checked(&self, similarity: Similarity, k: usize, tf32: bool, uses: &mut Uses<'a>) -> Result<Problem> {
         if self.pools.iter().any(|pool| pool.log_q.is_some()) {
             return Err(does_not_apply("log_q", "a search ranks all candidates by similarity alone"));
@@ -139,7 +140,7 @@ impl<'a> DeviceSearch<'a> {
 }
 
 impl DeviceTopK<'_> {
-    /// Addresses of indices and scores of `b` rows, where they fit.
+    /// Checks the memory for `b` rows and returns the addresses of indices and scores.
     pub(super) fn checked<'u>(&'u mut self, b: usize, k: usize, uses: &mut Uses<'u>) -> Result<(u64, u64)> {
         Ok((self.indices.checked("indices", b * k, uses)?, self.scores.checked("scores", b * k, uses)?))
     }

@@ -18,18 +18,18 @@ use crate::problem::embeddings::DType;
 pub(super) const THREADS: u32 = 256;
 pub(super) const HOPPER_THREADS: u32 = 384;
 
-/// What plans depend on.
+/// The device's limits, on which plans depend.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) multiprocessors: usize,
     /// Bytes of shared memory that a block can have.
     pub(super) shared_bytes: usize,
-    /// Whether the kernels for compute capability 9.0 are there, and wanted.
+    /// Whether the kernels for compute capability 9.0 are built in and allowed.
     pub(super) hopper: bool,
 }
 
-/// A backend's stream and the kernels that it runs. Whatever may still be in use when the backend is dropped (a graph,
-/// a queue's memory) keeps a clone.
+/// A backend's stream and the kernels that it runs. Things that may outlive the backend (a graph, a queue's memory)
+/// keep a clone.
 #[derive(Debug, Clone)]
 pub(super) struct Driver {
     loaded: Arc<Loaded>,
@@ -111,8 +111,8 @@ impl Driver {
         self.limits.hopper = allow && self.loaded.hopper;
     }
 
-    /// A matrix of 16-bit elements as the copy engine takes it: in boxes of 128 bytes of each of `box_rows` rows, swizzled as
-    /// layout.h says, with zeros where there is nothing.
+    /// A matrix of 16-bit elements as the copy engine reads it: in boxes of 128 bytes of each of `box_rows` rows,
+    /// swizzled as layout.h says. Elements outside of the matrix are read as zeros.
     pub(super) fn tensor_map(&self, rows: Rows, dim: usize, dtype: DType, box_rows: usize) -> Result<[u64; 16]> {
         use sys::CUtensorMapDataType as Type;
         let data_type = match dtype {
@@ -164,18 +164,18 @@ impl Driver {
         Ok(Settled(self.clone()))
     }
 
-    /// Refuses to work while the caller captures `stream`, unless that is allowed: nobody would keep what the graph
-    /// uses.
+    /// An error while the caller captures `stream`, unless that is allowed: the memory that the graph uses would not be
+    /// kept.
     pub(super) fn refuse_capture(&self, stream: &CudaStream) -> Result<()> {
         if self.capture_allowed || !is_capturing(stream.cu_stream())? { Ok(()) } else { Err(captured()) }
     }
 
-    /// Refuses what no graph can hold: an allocation, or a copy from or to memory of the host.
+    /// An error during a capture for work that a graph cannot hold: an allocation, or a copy from or to host memory.
     pub(super) fn refuse_every_capture(&self) -> Result<()> {
         if is_capturing(self.target)? { Err(captured()) } else { Ok(()) }
     }
 
-    /// Makes what `waiting` does from now on come after what `first` was given until now.
+    /// Makes later work of `waiting` wait for all work that `first` has been given so far.
     pub(super) fn order(&self, first: &CudaStream, waiting: &CudaStream) -> Result<()> {
         self.loaded.event.order(first, waiting)
     }

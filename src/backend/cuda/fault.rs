@@ -1,5 +1,5 @@
-//! Input that only the device sees and that breaks a rule: kernels record it (`kernels/shared/fault.cuh`), the host makes it the
-//! error that host input would have been.
+//! Bad input that only the device sees. Kernels record it (`kernels/shared/fault.cuh`), and the host turns the record
+//! into the error that the same input in host memory would be.
 
 use super::driver::Driver;
 use super::memory::{Arena, Layout, Part};

@@ -13,7 +13,7 @@ use super::workspace::{Partials, block_rows};
 use crate::error::Result;
 use crate::problem::statistics::Request;
 
-/// Addresses of row statistics, (B) each; 0 for what nobody wants.
+/// Addresses of row statistics, (B) each; 0 for those that were not asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct StatisticsOut {
     pub(super) lse: u64,
@@ -30,7 +30,7 @@ pub(super) struct StatisticsOut {
 /// Addresses of an epilogue's results.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct LossOut {
-    /// (B) each; 0 for what nobody wants.
+    /// (B) each; 0 for those that were not asked for.
     pub(super) loss: u64,
     pub(super) probability: u64,
     pub(super) correction: u32,
@@ -59,7 +59,7 @@ pub(super) struct Back {
     pub(super) d_candidates: Few<u64, 2>,
 }
 
-/// Addresses of what a step comes to, (1) each; 0 for what nobody wants.
+/// Addresses of a step's totals, (1) each; 0 for those that were not asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Totals {
     pub(super) total: u64,
@@ -209,12 +209,12 @@ impl Step<'_> {
 
 /// The stream back and what follows it.
 impl Step<'_> {
-    /// What a step without gradients comes to.
+    /// The totals of a step without gradients.
     pub(super) fn finish_value(&self, totals: &Totals) -> Result<()> {
         self.finish_totals(&TotalsParams { block_d_gamma: 0, ..self.totals_params(totals) })
     }
 
-    /// Gradients of the candidates of all pools, and what the step comes to: by the last launch, whatever it is.
+    /// Gradients of the candidates of all pools, and the step's totals, which the last launch computes.
     pub(super) fn back(&self, back: &Back, totals: &Totals) -> Result<()> {
         let (problem, totals) = (self.problem, self.totals_params(totals));
         let pools = problem.pools.iter().zip(self.workspace.tilings.gradient.iter()).zip(back.d_candidates.iter());
@@ -254,7 +254,7 @@ impl Step<'_> {
 
     fn totals_params(&self, totals: &Totals) -> TotalsParams {
         TotalsParams {
-            // Losses are not there where the epilogue is not the device's own, and then nobody wants their total.
+            // If the epilogue is the caller's, there are no losses to add up, and their total was not asked for.
             block_losses: if totals.total == 0 { 0 } else { self.at(self.workspace.block_losses) },
             block_d_gamma: self.at(self.workspace.block_d_gamma),
             total: totals.total,

@@ -19,9 +19,9 @@ use crate::problem::loss::Loss;
 /// A graph holds addresses, sizes and options as they were when it was captured: the loss with its temperature, and
 /// whether tf32 and Hopper's kernels were allowed. It keeps the part of the backend that it uses (kernels and
 /// workspace), so that larger steps between replays do no harm; [`device_bytes`](StepGraph::device_bytes) says how much
-/// that is. The caller's memory it does not keep. A replay takes views of it again, as a step does, and compares them
-/// with those of the capture: between replays the caller is free to write inputs and to read results, and memory that
-/// was freed cannot be named.
+/// memory that is. It does not keep the caller's memory. Each replay takes views of that memory again, as a step does,
+/// and compares them with those of the capture. Between replays you may therefore write inputs and read results, and
+/// memory that was freed cannot be used.
 #[derive(Debug)]
 pub struct StepGraph {
     exec: Exec,
@@ -61,11 +61,11 @@ impl StepGraph {
 }
 
 impl Cuda {
-    /// Makes a graph of a step, without running it. Memory for it is allocated where there is none yet.
+    /// Makes a graph of a step, without running it. Allocates the step's memory if it is not reserved yet.
     ///
-    /// A training loop captures once and then replays; eager steps on other batches may come in between. A graph's
-    /// temperature is that of its capture: a loss whose temperature changes from step to step needs
-    /// [`compute_on_device`](Cuda::compute_on_device). cudarc's event tracking may be on.
+    /// A training loop captures once and then replays; eager steps on other batches may come in between. A graph keeps
+    /// the temperature of its capture. If your temperature changes from step to step, call
+    /// [`compute_on_device`](Cuda::compute_on_device) instead. cudarc's event tracking may be on.
     ///
     /// ```no_run
     /// use catalog_softmax::cuda::{Cuda, DeviceBatch, DeviceOutput};
@@ -108,8 +108,8 @@ impl Cuda {
         Ok(StepGraph { exec, problem, given, loss: *loss, workspace: self.arena.keep() })
     }
 
-    /// Queues a captured step, on the memory that it was captured with: what [`compute_on_device`](Cuda::compute_on_device) with the graph's loss
-    /// would do.
+    /// Queues a captured step, on the memory that it was captured with. The results are those of
+    /// [`compute_on_device`](Cuda::compute_on_device) with the graph's loss.
     ///
     /// # Errors
     /// A graph of another backend; views of other memory than the capture's, or of other sizes; a driver that refuses.
@@ -139,8 +139,8 @@ impl Cuda {
     /// being captured.
     ///
     /// From now on the backend frees no workspace that it outgrows. What an operation needs has to be reserved before
-    /// the capture. Event tracking of cudarc has to be off, since a capture refuses to wait for events from outside,
-    /// and for the same reason all memory has to belong to the backend's stream.
+    /// the capture. A capture refuses to wait for events from outside. Event tracking of cudarc therefore has to be
+    /// off, and all memory has to belong to the backend's stream.
     ///
     /// # Safety
     /// Graphs that were captured with work of this backend are launched in the order of its stream, only while the
@@ -150,7 +150,7 @@ impl Cuda {
     }
 }
 
-/// A capture of work that the backend submits, on a stream of its own: nobody else can submit to that one.
+/// A capture of work that the backend submits, on a stream of its own that nothing else can submit to.
 struct Capture<'a> {
     cuda: &'a mut Cuda,
     backend: Driver,

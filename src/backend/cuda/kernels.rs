@@ -1,4 +1,4 @@
-//! Every kernel: where it is, which variants there are, and the struct that it takes. The only list.
+//! The only list of all kernels: where each one is, its variants, and the struct that it takes.
 
 use std::marker::PhantomData;
 
@@ -31,9 +31,9 @@ pub(super) struct Variant {
     pub(super) element: usize,
 }
 
-/// By how many chunks of output columns, or of a row, a kernel takes. The first: a kernel that has one width.
+/// By how many chunks of output columns, or of a row, a kernel takes. The first is for kernels with one width.
 pub(super) const WIDTHS: [&str; 4] = ["", "_1", "_2", "_4"];
-/// By type of elements, and of products of f32. The first: a kernel for which types are none.
+/// By type of elements, and for f32 also of products. The first is for kernels that do not depend on the type.
 pub(super) const ELEMENTS: [&str; 5] = ["", "_f16", "_bf16", "_f32", "_tf32"];
 
 impl Variant {

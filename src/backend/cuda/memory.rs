@@ -85,7 +85,7 @@ fn allocate(driver: &Driver, bytes: usize) -> std::result::Result<u64, DriverErr
 }
 
 /// Makes the device's pool return what it keeps for later allocations: memory that was freed in the order of a stream,
-/// too, once the stream has come there. An error here leaves things as they are, and the allocation that follows fails.
+/// too, once the stream has come there. If it fails, nothing changes, and the allocation that follows fails.
 fn give_back(driver: &Driver) {
     let _ = result::ctx::synchronize();
     // SAFETY: the device is that of a live context, and the pool is the device's.

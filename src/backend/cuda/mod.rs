@@ -1,4 +1,4 @@
-//! The CUDA backend: tensor-core streams for compute capability 8.0 and later, and others for 9.0.
+//! The CUDA backend: tensor-core kernels for compute capability 8.0 and later, and special ones for 9.0.
 //!
 //! ```text
 //! probe.rs → driver.rs   a device that can be used; kernels.rs lists its kernels, loaded.rs has them; stream.rs its stream
@@ -68,16 +68,17 @@ use workspace::Workspace;
 
 /// The CUDA backend, on a stream of its own. Keeps its device memory between calls.
 ///
-/// Products of embeddings are those of the tensor cores: `f16` and `bf16` with sums in `f32`, `f32` as three tf32 products
-/// (as exact as an `f32` matmul). Probabilities that multiply embeddings are rounded to the embeddings' type; per-row
+/// Embeddings are multiplied on the tensor cores: `f16` and `bf16` with sums in `f32`, `f32` as three tf32 products (as
+/// exact as an `f32` matmul). Probabilities that multiply embeddings are rounded to the embeddings' type; per-row
 /// results are merged in `f64`.
 ///
-/// All work goes to one stream. Methods of [`Backend`] wait for it, as they return numbers; those on device memory
-/// ([`compute_on_device`](Cuda::compute_on_device) and the like) do not. Dropping a backend waits for its stream.
+/// All work goes to one stream. Methods of [`Backend`] return numbers and therefore wait for it. Methods on device
+/// memory, such as [`compute_on_device`](Cuda::compute_on_device), do not wait. Dropping a backend waits for its
+/// stream.
 ///
 /// Under [`Similarity::Cosine`](crate::Similarity::Cosine), products are formed before they are divided by the lengths.
-/// An embedding of length 2^63 = 9.2e18 or more could overflow them, so it counts as one that is not finite: NaN in
-/// every result that it has a share in, and in no list of a search.
+/// An embedding of length 2^63 = 9.2e18 or more could overflow them, so it is treated as not finite: every result that
+/// depends on it is NaN, and a search never returns it.
 #[derive(Debug)]
 pub struct Cuda {
     driver: Driver,
@@ -111,7 +112,7 @@ impl Cuda {
         })?)
     }
 
-    /// On the caller's stream, in its context: steps run in its order.
+    /// A backend on the caller's stream and in that stream's context. Steps run in the order of the stream.
     ///
     /// # Errors
     /// [`Error::DeviceUnavailable`] for a compute capability below 8.0 or a crate built without kernels,
@@ -129,8 +130,8 @@ impl Cuda {
         Ok(Cuda { driver, arena, fault, tf32: false })
     }
 
-    /// The stream that everything runs on. Slices that are allocated on it need no further order with the backend's
-    /// work, and what is read on it after a step is the step's result.
+    /// The stream that all work runs on. Slices that are allocated on it are in order with the backend's work, and a
+    /// read on it after a step sees the step's result.
     pub fn stream(&self) -> &Arc<CudaStream> {
         self.driver.stream()
     }
@@ -142,7 +143,7 @@ impl Cuda {
     }
 
     /// Whether steps on a device of compute capability 9.0 use the kernels made for it: for f16 and bf16 embeddings
-    /// whose rows start at multiples of 16 bytes. On by default; off, such a device runs what others run.
+    /// whose rows start at multiples of 16 bytes. On by default. If it is off, such a device runs the portable kernels.
     pub fn allow_hopper(&mut self, allow: bool) {
         self.driver.allow_hopper(allow);
     }
@@ -152,14 +153,14 @@ impl Cuda {
         Step { driver, arena, problem, workspace, fault, swap: Swap::default() }
     }
 
-    /// Kernels that this backend has launched so far, those of graphs once, when they were captured. For tests.
+    /// Number of kernels that this backend has launched so far. Those of a graph count once, at the capture. For tests.
     #[doc(hidden)]
     pub fn launches(&self) -> u64 {
         self.driver.launches()
     }
 
-    /// Bytes of device memory that this backend holds now: those of the largest step so far, as its plan said, and
-    /// after [`allow_capture`](Cuda::allow_capture) those that it outgrew.
+    /// Bytes of device memory that this backend holds now: the plan of the largest step so far, and after
+    /// [`allow_capture`](Cuda::allow_capture) also the workspaces that it outgrew.
     pub fn device_bytes(&self) -> usize {
         self.arena.bytes()
     }

@@ -5,7 +5,7 @@ use super::kernels::Variant;
 use crate::error::{Result, shape};
 use crate::problem::embeddings::DType;
 
-/// Most (key, row) pairs that masks are made of: the hash table has twice as many slots, and numbers them by 32 bits.
+/// The largest number of (key, row) pairs in the masks. The hash table has twice as many slots, numbered by 32 bits.
 const MAX_PAIRS: usize = 1 << 30;
 
 /// Rows in device memory.
@@ -44,7 +44,7 @@ pub(super) enum ProblemPositives {
     Separate(Rows),
 }
 
-/// Addresses of optional arrays are 0 where they are not there.
+/// The address of an optional array that is not given is 0.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Problem {
     pub(super) dtype: DType,
@@ -87,8 +87,8 @@ impl Problem {
         if self.tf32 && self.dtype == DType::F32 { Variant::TF32 } else { self.typed() }
     }
 
-    /// 1 / temperature in natural units, as the rounded `scale` has it: rounding it is then a tiny change of the temperature
-    /// and no inconsistency between positive and lse.
+    /// 1 / temperature in natural units, computed from the rounded `scale`. Rounding is then a tiny change of the
+    /// temperature, and positive and lse stay consistent.
     pub(super) fn gamma(&self) -> f64 {
         f64::from(self.scale) * std::f64::consts::LN_2
     }
@@ -119,7 +119,7 @@ impl Problem {
         Err(shape(argument, found, format!("at most 2^30 = {MAX_PAIRS} of both together")))
     }
 
-    /// Address of each query's positive index; 0 where positives are no candidates.
+    /// Address of each query's positive index; 0 if positives are not candidates.
     pub(super) fn positive_index(&self) -> u64 {
         match self.positives {
             ProblemPositives::Index(address) => address,

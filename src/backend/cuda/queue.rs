@@ -18,17 +18,18 @@ use crate::negatives::queue::ring::{CopiedRows, Ring};
 use crate::negatives::queue::{NegativeQueue, QueueOptions};
 use crate::problem::embeddings::DType;
 
-/// The last candidates of past steps, as [`NegativeQueue`] in host memory, whose docs say what it is for and why to enqueue
-/// after the loss.
+/// The last candidates of past steps, in device memory. [`NegativeQueue`] is the same in host memory; its documentation
+/// says what a queue is for, and why to enqueue after the loss.
 ///
-/// Its memory is allocated when it is made, and belongs to the stream of the backend that it is made with, as a cudarc
-/// slice belongs to its stream: it is freed in the order of that stream. [`enqueue`](DeviceQueue::enqueue) queues one
-/// or two kernels that copy, does not wait for them and allocates nothing. Other backends of the same context may use
-/// the queue, too; their streams and the queue's then wait for each other, as [`DeviceSlice`] says.
+/// A queue allocates its memory when it is made. The memory belongs to the stream of the backend that the queue is made
+/// with, as a cudarc slice belongs to its stream, and is freed in the order of that stream.
+/// [`enqueue`](DeviceQueue::enqueue) launches one or two kernels that copy. It does not wait for them and allocates
+/// nothing. Other backends of the same context may use the queue, too; their streams and the queue's then wait for each
+/// other, as [`DeviceSlice`] says.
 ///
-/// A full queue is one pool, at the same place in every step, so that a captured step ([`Cuda::capture`]) stays right.
-/// An enqueue cannot be replayed, since each one writes other rows. Before the queue is full, pools grow from step to
-/// step, and so does what a step needs: reserve it with [`whole`](DeviceQueue::whole).
+/// A full queue is one pool, at the same address in every step, so a captured step ([`Cuda::capture`]) stays valid. An
+/// enqueue cannot be replayed, since each one writes other rows. Before the queue is full, its pools grow from step to
+/// step, and so does the memory of a step: reserve it with [`whole`](DeviceQueue::whole).
 ///
 /// ```no_run
 /// use catalog_softmax::cuda::{Cuda, DeviceBatch, DevicePool, DeviceQueue};
@@ -40,7 +41,7 @@ use crate::problem::embeddings::DType;
 /// # ) -> Result<(), catalog_softmax::Error> {
 /// let mut cuda = Cuda::new(0)?;
 /// let mut queue = DeviceQueue::new(&cuda, QueueOptions::new(65_536, 128, DType::Bf16).with_ids())?;
-/// // `own`: the batch's candidates with their ids. What a step with a full queue needs, once:
+/// // `own` has the batch's candidates with their ids. Reserve once what a step with a full queue needs:
 /// let loss = Loss::softmax(Similarity::Cosine, 0.05);
 /// let largest = DeviceBatch::new(queries, own).positives(positives).pool(queue.whole());
 /// cuda.reserve(&largest, &loss, Request::value_and_grad())?;
@@ -104,7 +105,7 @@ impl DeviceQueue {
     /// stream.
     ///
     /// # Errors
-    /// Where the host's memory does not hold the queue; [`Error::Driver`](crate::Error::Driver) where the device
+    /// If the host has too little memory for the queue; [`Error::Driver`](crate::Error::Driver) where the device
     /// failed.
     pub fn to_host(&self) -> Result<NegativeQueue> {
         self.driver.bind()?;
@@ -153,14 +154,15 @@ impl DeviceQueue {
         self.ring.clear();
     }
 
-    /// The rows as pools without gradient, as [`NegativeQueue::pools`]: none, one or two.
+    /// The rows as no, one or two pools without gradient, as in [`NegativeQueue::pools`].
     pub fn pools(&self) -> impl Iterator<Item = DevicePool<'_>> {
         self.ring.live().into_iter().filter(|slots| !slots.is_empty()).map(|slots| self.pool(slots))
     }
 
-    /// Ids of the rows in host memory, in the order of [`pools`](DeviceQueue::pools); none where the queue keeps none. A
-    /// [`FrequencyEstimator`](crate::negatives::FrequencyEstimator) gives their log_q, which a copy to the device then brings
-    /// into the pools. Waits for the queue's stream.
+    /// Ids of the rows in host memory, in the order of [`pools`](DeviceQueue::pools). Empty if the queue keeps no ids.
+    /// To give the pools a log_q, compute it from these ids by a
+    /// [`FrequencyEstimator`](crate::negatives::FrequencyEstimator) and copy it to the device. Waits for the queue's
+    /// stream.
     ///
     /// # Errors
     /// [`Error::Driver`](crate::Error::Driver) where the device failed.
@@ -176,7 +178,7 @@ impl DeviceQueue {
         Ok(ids)
     }
 
-    /// All of the queue's memory as a pool, whatever is in it (zeros where nothing was): for planning and reserving a step
+    /// All of the queue's memory as one pool, with zeros where no row has been yet. Use it to plan and reserve a step
     /// with a full queue.
     pub fn whole(&self) -> DevicePool<'_> {
         self.pool(0..self.options.capacity)
@@ -212,10 +214,10 @@ impl DeviceQueue {
         unsafe { DeviceSlice::owned(address, slots.len() * width, self.driver.stream()) }
     }
 
-    /// Queues copies of a pool's rows, with its ids and log_q where the queue keeps them, over the oldest ones; as
-    /// [`NegativeQueue::enqueue`], which says what is not looked at. Returns before the device has done it: other
-    /// streams are ordered with it as [`DeviceSlice`] says. log_q that is not finite is found by the step that uses it
-    /// ([`Cuda::fault`]).
+    /// Queues a copy of a pool's rows over the oldest ones, with their ids and log_q if the queue keeps these.
+    /// [`NegativeQueue::enqueue`] says what is ignored and what is not checked. Returns before the device has done the
+    /// copy; other streams are ordered with it as [`DeviceSlice`] says. A log_q that is not finite is reported by the
+    /// step that uses it ([`Cuda::fault`]).
     ///
     /// # Errors
     /// Shapes that disagree with the queue's or with each other, another element type or device, ids or log_q missing where

@@ -1,4 +1,5 @@
-//! Steps on the caller's device memory: no copies, no allocation once reserved, nothing waits for the device.
+//! Steps on the caller's device memory. They make no copies, allocate nothing once memory is reserved, and do not wait
+//! for the device.
 
 use super::Cuda;
 use super::device_batch::DeviceBatch;
@@ -29,7 +30,7 @@ struct Places {
     totals: Totals,
 }
 
-/// What the swapped direction of a symmetric loss needs.
+/// Memory for the swapped direction of a symmetric loss.
 #[derive(Debug)]
 struct Swapped {
     workspace: Workspace,
@@ -43,7 +44,7 @@ struct Swapped {
     d_candidates: Part,
 }
 
-/// A step's memory beside what the caller gives.
+/// The memory of a step that the caller does not give.
 #[derive(Debug)]
 pub(super) struct StepMemory {
     pub(super) layout: Layout,
@@ -61,7 +62,7 @@ pub(super) struct ReadyStep {
 }
 
 impl Cuda {
-    /// What a step on this batch would keep in device memory, before anything is allocated.
+    /// Tiles, splits and device memory of a step on this batch. Allocates nothing.
     ///
     /// # Errors
     /// As [`compute_on_device`](Cuda::compute_on_device).
@@ -78,7 +79,7 @@ impl Cuda {
         })
     }
 
-    /// Allocates what steps on batches of this size need. Later steps of no larger plan allocate nothing.
+    /// Allocates what steps on batches of this size need. Later steps whose plan is not larger allocate nothing.
     ///
     /// # Errors
     /// As [`compute_on_device`](Cuda::compute_on_device).
@@ -88,10 +89,10 @@ impl Cuda {
         self.arena.reserve(&self.driver, memory.layout)
     }
 
-    /// Queues a step on the backend's stream: loss, statistics and what else `output` has a place for. Returns before
-    /// the device has done it. Memory of other streams is ordered with it ([`DeviceSlice`](super::DeviceSlice)), so
-    /// that results can be read on the backend's stream, or on the one that their slice belongs to, with no wait in
-    /// between.
+    /// Queues a step on the backend's stream: loss, statistics and whatever else `output` has a place for. Returns
+    /// before the device has done it. Other streams that own memory of the step are ordered with it
+    /// ([`DeviceSlice`](super::DeviceSlice) says how). You can therefore read results on the backend's stream, or on
+    /// the stream that their slice belongs to, without waiting first.
     ///
     /// # Errors
     /// Shapes, alignment or devices of views that do not fit; options out of range; a stream that is being captured
@@ -111,7 +112,7 @@ impl Cuda {
         uses.finish(self.submit(loss, &ready))
     }
 
-    /// A step as far as nothing is allocated or submitted.
+    /// Checks a step and lays out its memory. Allocates and submits nothing.
     pub(super) fn ready<'u>(
         &self,
         batch: &DeviceBatch<'u>,
@@ -126,7 +127,7 @@ impl Cuda {
         Ok(ReadyStep { given: output.checked(&problem, uses)?, problem, request, memory })
     }
 
-    /// Submits a step for which there is memory.
+    /// Submits a step whose memory is reserved.
     pub(super) fn submit(&self, loss: &Loss, ready: &ReadyStep) -> Result<()> {
         let ReadyStep { problem, request, given, memory } = ready;
         let places = Places {
@@ -148,11 +149,12 @@ impl Cuda {
         }
     }
 
-    /// Queues the stream alone: row statistics for an epilogue of the caller's own, as
-    /// [`Backend::statistics`](crate::Backend::statistics) on host memory.
+    /// Queues the streaming pass alone: row statistics for an epilogue of your own, as
+    /// [`Backend::statistics`](crate::Backend::statistics) does on host memory.
     ///
     /// # Errors
-    /// As [`compute_on_device`](Cuda::compute_on_device); a symmetric loss has an epilogue for each direction, so that its batches are the caller's.
+    /// As [`compute_on_device`](Cuda::compute_on_device); also for a symmetric loss. It has an epilogue for each
+    /// direction: call this once for each, with a batch of your own.
     pub fn statistics_on_device(
         &mut self,
         batch: &DeviceBatch<'_>,
@@ -170,8 +172,8 @@ impl Cuda {
         uses.finish(step.statistics_alone(request, &places))
     }
 
-    /// Queues the stream back alone: gradients of any function of the rows' `lse` and `positive`, as
-    /// [`Backend::gradients`](crate::Backend::gradients) on host memory.
+    /// Queues the backward pass alone: gradients of any function of the rows' `lse` and `positive`, as
+    /// [`Backend::gradients`](crate::Backend::gradients) does on host memory.
     ///
     /// # Errors
     /// As [`statistics_on_device`](Cuda::statistics_on_device).
@@ -209,12 +211,13 @@ impl Cuda {
         Ok((problem, memory))
     }
 
-    /// Waits for the backend's stream, and tells whether a step since the last call found input that breaks a rule:
-    /// what [`Batch`](crate::Batch) would have rejected and only the device sees.
+    /// Waits for the backend's stream and reports whether a step since the last call found bad input. That is input
+    /// which a [`Batch`](crate::Batch) would have rejected but which only the device sees, such as an index past the
+    /// candidates.
     ///
     /// # Errors
-    /// [`Error::Value`](crate::Error::Value) with the first such element; results of the steps since are then not to be
-    /// used. [`Error::Driver`](crate::Error::Driver) where the device failed.
+    /// [`Error::Value`](crate::Error::Value) with the first such element. Do not use the results of the steps since the
+    /// last call then. [`Error::Driver`](crate::Error::Driver) where the device failed.
     pub fn fault(&self) -> Result<()> {
         self.driver.bind()?;
         self.fault.take(&self.driver)

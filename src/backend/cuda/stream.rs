@@ -14,8 +14,7 @@ pub(super) fn checked<T>(call: &'static str, result: std::result::Result<T, Driv
     result.map_err(|DriverError(code)| Error::Driver { call, code: code as i32 })
 }
 
-/// What this thread's per-thread default stream is called is another stream on another thread, so that nothing can be
-/// ordered by it.
+/// The handle of the per-thread default stream means another stream on each thread, so nothing can be ordered by it.
 pub(super) const PER_THREAD_RULE: &str = "a stream that is the same one on every thread";
 
 pub(super) fn is_per_thread(stream: &CudaStream) -> bool {

@@ -124,7 +124,7 @@ impl Tiling {
         }
     }
 
-    /// The same for Hopper's kernels; None where they do not take such rows.
+    /// The same for Hopper's kernels; `None` if they cannot take such rows.
     pub(super) fn hopper(
         limits: Limits,
         dtype: DType,
@@ -235,8 +235,8 @@ fn affordable_splits(x_rows: usize, dim: usize, output: bool) -> usize {
     if output { (MAX_PARTIAL_BYTES / (x_rows * dim * size_of::<f32>())).max(1) } else { usize::MAX }
 }
 
-/// A constant in place of the running maximum, where `low <= z <= high` (units of log 2) for all of `count` scores: sums of
-/// `2^(z − shift)` neither overflow nor lose what matters. None where the range is too wide (design, lead 2).
+/// A constant in place of the running maximum, where `low <= z <= high` (units of log 2) for all of `count` scores:
+/// sums of `2^(z − shift)` neither overflow nor lose terms that matter. `None` if the range is too wide.
 pub(super) fn static_shift(low: f64, high: f64, count: usize) -> Option<f32> {
     const RANGE: f64 = 250.0;
     let headroom = (count as f64).log2();

@@ -1,5 +1,5 @@
-//! Exact top-K: one stream over each pool and one merge; of searches in host memory, whose inputs go up and whose lists come
-//! down, and of searches in the caller's device memory.
+//! Exact top-K: one stream over each pool and one merge; for searches in host memory, whose arrays are copied to the
+//! device and back, and for searches in the caller's device memory.
 
 use super::Cuda;
 use super::device_search::{DeviceSearch, DeviceTopK};
@@ -120,7 +120,7 @@ impl Cuda {
 
 /// In device memory.
 impl Cuda {
-    /// What a search in device memory would keep there beside its result, before anything is allocated.
+    /// Tiles, splits and device memory beside the result of a search in device memory. Allocates nothing.
     ///
     /// # Errors
     /// As [`top_k_on_device`](Cuda::top_k_on_device).
@@ -129,7 +129,7 @@ impl Cuda {
         Ok(memory.plan(layout))
     }
 
-    /// Allocates what searches of this size need. Later ones of no larger plan allocate nothing.
+    /// Allocates what searches of this size need. Later searches whose plan is not larger allocate nothing.
     ///
     /// # Errors
     /// As [`top_k_on_device`](Cuda::top_k_on_device).
@@ -143,9 +143,9 @@ impl Cuda {
         self.arena.reserve(&self.driver, layout)
     }
 
-    /// Queues a search of the caller's device memory on the backend's stream: what
-    /// [`Backend::top_k`](crate::Backend::top_k) finds, with no copies to or from the host. Returns before the device
-    /// has done it. Memory of other streams is ordered with it, as for [`compute_on_device`](Cuda::compute_on_device).
+    /// Queues a search of the caller's device memory on the backend's stream, without copies to or from the host. It
+    /// finds the lists of [`Backend::top_k`](crate::Backend::top_k). Returns before the device has done it. Other
+    /// streams that own memory are ordered with it, as for [`compute_on_device`](Cuda::compute_on_device).
     ///
     /// ```no_run
     /// use catalog_softmax::cuda::{Cuda, DeviceEmbeddings, DevicePool, DeviceSearch, DeviceSlice, DeviceSliceMut, DeviceTopK};
@@ -166,15 +166,15 @@ impl Cuda {
     ///     scores: DeviceSliceMut::new(&mut scores),
     /// };
     /// cuda.top_k_on_device(&search, Similarity::Dot, k, &mut top)?;
-    /// cuda.fault()?; // waits, and tells whether exclusions were in order
+    /// cuda.fault()?; // waits, and reports offsets of exclusions that are out of order
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// A `k` that is 0, above 1024 or above the number of candidates; log_q, which a search has none of; shapes,
-    /// alignment or devices of views that do not fit; a stream that is being captured; too little device memory; a
-    /// driver that refuses. Nothing has been submitted then, except in the last case.
+    /// A `k` that is 0, above 1024 or above the number of candidates; a pool with log_q, which a search does not use;
+    /// shapes, alignment or devices of views that do not fit; a stream that is being captured; too little device
+    /// memory; a driver that refuses. Nothing has been submitted then, except in the last case.
     pub fn top_k_on_device(
         &mut self,
         search: &DeviceSearch<'_>,

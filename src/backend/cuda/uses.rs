@@ -7,8 +7,8 @@
 //! finish               cudarc records that the backend's stream uses the slices; their owners wait for it
 //! ```
 //!
-//! cudarc's events alone would not do: without `CudaContext::new_stream` a context ignores them, and it frees a slice
-//! in the order of its owner, the stream that it was allocated on.
+//! cudarc's events alone are not enough. Without `CudaContext::new_stream` a context ignores them, and cudarc frees a
+//! slice in the order of its owner, which is the stream that it was allocated on.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub(super) struct Uses<'a> {
 }
 
 impl<'a> Uses<'a> {
-    /// Of nothing yet. Binds the context.
+    /// An empty list of uses. Binds the context.
     pub(super) fn new(driver: &'a Driver) -> Result<Self> {
         driver.bind()?;
         driver.refuse_capture(driver.stream())?;
@@ -44,7 +44,8 @@ impl<'a> Uses<'a> {
         Ok(uses)
     }
 
-    /// Memory that `owner` owns: it has to be of this backend's context, and `owner` a stream that others can wait for.
+    /// Checks memory of the stream `owner`: it has to be in this backend's context, and other streams must be able to
+    /// wait for `owner`.
     pub(super) fn admit(&mut self, argument: impl Into<Argument>, owner: &Arc<CudaStream>) -> Result<()> {
         let (argument, mine, found) = (argument.into(), self.driver.context(), owner.context());
         if found.ordinal() != mine.ordinal() {

@@ -1,4 +1,4 @@
-//! Views of the caller's device memory: where it is, a number of elements, a type.
+//! Views of the caller's device memory: an address, a number of elements and their type.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -14,23 +14,21 @@ use crate::problem::arrays::check_len;
 use crate::problem::embeddings::DType;
 use crate::problem::shape::MatrixShape;
 
-/// `len` elements of type `T` in device memory, borrowed for reading. Made of a cudarc slice or view; `T` is the
-/// element type.
+/// `len` elements of type `T` in device memory, borrowed for reading. It is made from a cudarc slice or view.
 ///
 /// The backend works on one stream, [`Cuda::stream`](super::Cuda::stream). A cudarc slice belongs to the stream that it
-/// was allocated on, and nothing has to be done where that is the same stream. Where it is another one, each call that
-/// uses the view makes both wait for each other: the backend's stream first waits for what the slice's stream was given
-/// before the call, and what the slice's stream is given after the call waits for the backend's work. So a slice may be
-/// filled on its own stream before a step, read there after it, and dropped right after the call, since cudarc frees it
-/// in the order of that stream.
+/// was allocated on. If that is the same stream, nothing has to be done. If it is another one, each call that uses the
+/// view makes the two streams wait for each other: the backend's work waits for what was queued on the slice's stream
+/// before the call, and what is queued there after the call waits for the backend's work. So a slice may be filled on
+/// its own stream before a step, read there after it, and dropped right after the call, since cudarc frees it in the
+/// order of that stream.
 ///
 /// Work on a third stream is ordered by cudarc's event tracking, which is on unless
 /// `CudaContext::disable_event_tracking` was called: the backend's stream waits for such work, and records its own use
 /// of the slice for later work to wait for. With event tracking off the caller has to order third streams, as that
 /// (unsafe) function says.
 ///
-/// A view is a borrow: it lasts until the call that uses it returns, which is when the work is queued, not when it is
-/// done.
+/// A view is a borrow that ends when the call that uses it returns. The work is then queued, but not yet done.
 ///
 /// ```compile_fail,E0505
 /// use catalog_softmax::cuda::DeviceSlice;
@@ -59,7 +57,7 @@ pub struct DeviceSliceMut<'a, T> {
 #[derive(Clone, Copy)]
 enum Source<'a> {
     Cudarc(&'a dyn Readable),
-    /// The crate's own, and the stream that it is freed on.
+    /// The crate's own memory: its address, and the stream that it is freed on.
     Owned(u64, &'a Arc<CudaStream>),
     Raw(u64),
 }
@@ -105,7 +103,7 @@ impl<'a> Source<'a> {
 }
 
 impl<'a, T> DeviceSlice<'a, T> {
-    /// All of a cudarc slice or view.
+    /// A view of all of a cudarc slice or view.
     pub fn new<M: DeviceMemory<T>>(memory: &'a M) -> Self {
         DeviceSlice { source: Source::Cudarc(memory), len: memory.len(), elements: PhantomData }
     }
@@ -114,9 +112,9 @@ impl<'a, T> DeviceSlice<'a, T> {
     ///
     /// # Safety
     /// From `address` on there are `len` initialised elements of `T`, in memory that the backend's context can use.
-    /// They were written in the order of the backend's stream, or that stream was made to wait for it. Nothing frees or
-    /// writes them before the work that uses this view is done: work is done when the stream has come past it, not when
-    /// the call returns.
+    /// They were written in the order of the backend's stream, or that stream was made to wait for the writes. Nothing
+    /// frees or writes them before the work that uses this view is done: that is when the stream has executed it, and
+    /// not when the call returns.
     pub unsafe fn from_raw(address: u64, len: usize) -> Self {
         DeviceSlice { source: Source::Raw(address), len, elements: PhantomData }
     }
@@ -139,14 +137,14 @@ impl<'a, T> DeviceSlice<'a, T> {
         self.len == 0
     }
 
-    /// The address, where the view is as long as wanted, too.
+    /// The address. Checks also that the view has `len` elements.
     pub(super) fn checked(&self, argument: impl Into<Argument>, len: usize, uses: &mut Uses<'a>) -> Result<u64> {
         let argument = argument.into();
         check_len(argument, self.len, len, OF_THE_SHAPE)?;
         self.address(argument, uses)
     }
 
-    /// The address, where it is aligned and of the backend's context.
+    /// The address. Checks that it is aligned and belongs to the backend's context.
     pub(super) fn address(&self, argument: impl Into<Argument>, uses: &mut Uses<'a>) -> Result<u64> {
         let argument = argument.into();
         check_address(argument, self.source.address(argument, uses)?, size_of::<T>())
@@ -154,7 +152,7 @@ impl<'a, T> DeviceSlice<'a, T> {
 }
 
 impl<'a, T> DeviceSliceMut<'a, T> {
-    /// All of a cudarc slice or mutable view.
+    /// A view of all of a cudarc slice or mutable view.
     pub fn new<M: DeviceMemoryMut<T>>(memory: &'a mut M) -> Self {
         let len = memory.len();
         DeviceSliceMut { target: Target::Cudarc(memory), len, elements: PhantomData }
@@ -187,8 +185,8 @@ impl<'a, T> DeviceSliceMut<'a, T> {
     }
 }
 
-/// What the length of a result is.
-const OF_THE_SHAPE: &str = "as the shape of the batch has it";
+/// Why a length is wrong.
+const OF_THE_SHAPE: &str = "as the shape of the batch requires";
 
 fn check_address(argument: Argument, address: u64, alignment: usize) -> Result<u64> {
     if address != 0 && address.is_multiple_of(alignment as u64) {
@@ -265,7 +263,7 @@ impl<'a> DeviceEmbeddings<'a> {
         MatrixShape { rows: self.rows, dim: self.dim, dtype: self.dtype }
     }
 
-    /// That the view lies within its memory.
+    /// Checks that the view lies within its memory.
     pub(super) fn check(&self, argument: impl Into<Argument>) -> Result<()> {
         let argument = argument.into();
         let (rows, dim, stride, size) = (self.rows, self.dim, self.stride, self.dtype.size());
@@ -288,7 +286,7 @@ impl<'a> DeviceEmbeddings<'a> {
         Ok(())
     }
 
-    /// The rows by their address, where it is aligned and of the backend's context.
+    /// The rows with their address. Checks that it is aligned and belongs to the backend's context.
     pub(super) fn address(&self, argument: impl Into<Argument>, uses: &mut Uses<'a>) -> Result<Rows> {
         let argument = argument.into();
         let address = check_address(argument, self.bytes.source.address(argument, uses)?, self.dtype.size())?;

@@ -1,4 +1,4 @@
-//! What a step keeps in device memory beside inputs and outputs.
+//! The device memory of a step beside inputs and outputs.
 
 use super::driver::{Limits, THREADS};
 use super::few::Few;
@@ -45,9 +45,9 @@ impl Tilings {
     }
 }
 
-/// Rows of a block of `finish_rows.cu`, 8 to 32. Where there are few rows they are for as many blocks as the device can
-/// run, and where there are many a warp's lanes have a row each. Of `rows` alone: sums of blocks are the same on every
-/// device.
+/// Rows of a block of `finish_rows.cu`, 8 to 32. With few rows, they are spread over as many blocks as the device can
+/// run; with many, each lane of a warp has a row. The number depends on `rows` alone, so that the sums of blocks are
+/// the same on every device.
 pub(super) fn block_rows(rows: usize) -> usize {
     (rows / 128).next_power_of_two().clamp(8, 32)
 }

@@ -25,7 +25,7 @@ pub struct ExactCounts {
 const ENTRY: usize = 16;
 
 impl ExactCounts {
-    /// With nothing observed.
+    /// An estimator that has not observed anything yet.
     pub fn new() -> Self {
         ExactCounts::default()
     }

@@ -1,4 +1,4 @@
-//! Frequencies from the gaps between appearances, in fixed memory and following a drift.
+//! Frequencies from the gaps between appearances of an id. Memory is fixed, and estimates follow a drift.
 
 use bytemuck::Zeroable;
 
@@ -8,7 +8,8 @@ use super::{FrequencyEstimator, unseen};
 use crate::error::{Result, value};
 
 /// The streaming frequency estimator of Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
-/// Recommendations", RecSys 2019, with several hash functions. With `t` the number of ids so far, each id that comes up does
+/// Recommendations", RecSys 2019, with several hash functions. With `t` the number of ids so far, each id that comes up
+/// updates
 ///
 /// ```text
 /// B[h(id)] ← (1 − α) B[h(id)] + α (t − A[h(id)])        the mean gap between appearances
@@ -20,27 +21,29 @@ use crate::error::{Result, value};
 /// `depth · width` cells.
 ///
 /// Three things are not as in the paper:
-/// 1. A step is one id, not one batch. Then `1/B` is Q per draw, whatever the batch sizes, an id that comes up in every batch
-///    can be told from one that comes up in it many times, and the paper's own quantity, the probability to be in a batch, is
-///    [`log_q_deduplicated`](FrequencyEstimator::log_q_deduplicated).
-/// 2. The rate is `max(α, 1/k)` at a cell's k-th appearance, so that the first `1/α` gaps count alike. The start of the stream
-///    counts as the appearance before the first, so that nothing depends on what B starts from.
+/// 1. A step is one id, not one batch. `1/B` is then Q per draw for any batch size, and an id that comes up once in
+///    every batch differs from one that comes up many times. The paper's own quantity, the probability to be in a
+///    batch, is [`log_q_deduplicated`](FrequencyEstimator::log_q_deduplicated).
+/// 2. The rate is `max(α, 1/k)` at a cell's k-th appearance, so that the first `1/α` gaps have equal weights. The first
+///    gap is counted from the start of the stream, so the initial value of B does not matter.
 /// 3. While `k <= 1/α`, Q is the share of the ids so far, in place of `1/B = k/A`:
 ///
 ///    ```text
 ///    Q(id) = min_h k[h(id)] / n        after n ids
 ///    ```
 ///
-///    The gap since the last appearance counts, too. What [`ExactCounts`](super::ExactCounts) would say, collisions aside, it does
-///    not depend on the order within a batch; k/A would make 1, 1/2, 1/3, ... of a first batch of distinct ids.
+///    Apart from collisions, this is what [`ExactCounts`](super::ExactCounts) gives. It includes the gap since the last
+///    appearance and does not depend on the order within a batch. With k/A, the ids of a first batch of distinct ids
+///    would get 1, 1/2, 1/3, ...
 ///
-/// From then on the order counts, and ids are taken to come in a random one: a run of one id, as in a batch that is sorted, is a
-/// run of gaps of 1.
+/// After `1/α` appearances the order matters, and ids are assumed to come in a random one. In a sorted batch, for
+/// example, the repetitions of an id are gaps of 1.
 ///
-/// The noise of an estimate after many appearances: the mean gap has a relative variance of `α/2 · (1 − Q)`, so log Q has a
-/// standard deviation of `sqrt(α/2)` (7% at α = 0.01) and a bias of `+α/4`; after k < 1/α appearances it is `sqrt(1/k)`. When Q
-/// changes, a mature estimate's distance to the new mean gap falls by `1 − α` at each appearance: the time constant is `1/α`
-/// appearances, `1/(α Q)` ids. A mature estimate of an id that does not come up any more stays as it is; a share falls as `1/n`.
+/// The noise of an estimate after many appearances: the mean gap has a relative variance of `α/2 · (1 − Q)`, so log Q
+/// has a standard deviation of `sqrt(α/2)` (7% at α = 0.01) and a bias of `+α/4`; after k < 1/α appearances it is
+/// `sqrt(1/k)`. When Q changes, a mature estimate's distance to the new mean gap falls by `1 − α` at each appearance:
+/// the time constant is `1/α` appearances, `1/(α Q)` ids. If an id does not come up any more, a mature estimate stays
+/// as it is, while a share falls as `1/n`.
 ///
 /// ```
 /// use catalog_softmax::negatives::{FrequencyEstimator, GapEstimator};

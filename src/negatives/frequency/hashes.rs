@@ -12,8 +12,8 @@ use crate::negatives::sampling::RandomStream;
 /// The high 64 bits of `a·x + b` mod 2^128 with random a and b are pairwise independent (Dietzfelbinger, "Universal
 /// Hashing and k-wise Independent Random Variables via Integer Arithmetic without Primes", STACS 1996), as the bounds
 /// of count-min need; their product with the width, again its high part, is the cell. Here x is the [mixed](mix) id,
-/// which is different for different ids and has none of their structure: that of arithmetic progressions would stay
-/// one, for better or for worse.
+/// which is different for different ids and does not keep their structure. Without mixing, ids in an arithmetic
+/// progression would give cells with the same regularity.
 #[derive(Debug, Clone)]
 pub(super) struct Hashes {
     pub(super) seed: u64,

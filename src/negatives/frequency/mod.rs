@@ -1,7 +1,7 @@
 //! Q of in-batch negatives, estimated from the stream of ids that the batches are made of.
 //!
-//! In-batch negatives are drawn by the data: item j comes with the probability Q_j that a position of a batch holds it. An
-//! estimator observes each batch's ids and says what that probability is.
+//! For in-batch negatives, Q_j is the probability that one position of a batch holds item j. An estimator observes the
+//! ids of each batch and estimates that probability.
 //!
 //! | estimator | memory | accuracy | follows a drift |
 //! |---|---|---|---|
@@ -24,7 +24,7 @@ use crate::negatives::sampling::Inclusion;
 
 /// Estimates the probability Q with which each id comes up in a stream of ids.
 ///
-/// Ids are any 64-bit numbers, the items' own; signed ones as their bits. A step of training is
+/// Ids are any 64-bit numbers that name items; cast signed ones by `as u64`. A step of training looks like this:
 ///
 /// ```
 /// use catalog_softmax::negatives::{FrequencyEstimator, GapEstimator};
@@ -40,46 +40,49 @@ use crate::negatives::sampling::Inclusion;
 /// # Ok::<(), catalog_softmax::Error>(())
 /// ```
 ///
-/// **First observe, then log_q**, as in Yi et al. 2019. The batch's own ids have then all been seen, and each log_q rests on
-/// data; the other way round a new id had none, though it is a candidate now. The price is that an id is looked at because it has
-/// just come up: its share of n counts has the expectation `Q + (1 − Q)/n`, about twice Q for an id that is seen once in n, and
-/// too high by about 1/k of itself after k appearances. All three have this bias, the gap estimator until it is below alpha.
+/// **Call `observe` first and `log_q` second**, as Yi et al. 2019 do. All ids of the batch have then been counted. In
+/// the other order, a new id would have no data although it is a candidate now. The price is a bias: an id is looked up
+/// because it has just come up, so the expectation of its share of n counts is `Q + (1 − Q)/n`. That is about twice Q
+/// for an id that is seen once in n, and too high by about 1/k of itself after k appearances. All three estimators have
+/// this bias; the gap estimator has it until 1/k is below alpha.
 ///
-/// **The first batch** has nothing beside it, so that each of its ids has its share of that batch. Where it holds one id, in one row or
-/// in all, Q is 1 and log_q 0, which [`CorrectedLogQ`](crate::Correction::CorrectedLogQ) refuses.
+/// **In the first batch**, Q of an id is its share of that batch. If the batch holds only one distinct id, Q is 1 and
+/// log_q is 0, which [`CorrectedLogQ`](crate::Correction::CorrectedLogQ) rejects.
 ///
-/// **An id that was never seen** gets the Q that it would have had as the next one in the stream, `1/(n + 1)` after n ids: what
-/// `observe` would make of it, and a bound, since an id of a greater Q would likely have been seen. With nothing observed that is
-/// 1. So no log_q is ever −∞, and none is clipped.
+/// **An id that was never seen** gets `1/(n + 1)` after n ids, its share if it came next. This is also a bound, since an
+/// id of a greater Q would likely have been seen. Before anything is observed, Q is 1. log_q is therefore never −∞ and
+/// never clipped.
 pub trait FrequencyEstimator {
-    /// Takes the ids of a batch in, in their order, repetitions and all. A position is one draw. After 2^62 of them no
-    /// more are counted.
+    /// Counts the ids of a batch, in their order and with their repetitions. Each position is one draw. After 2^62
+    /// draws no more are counted.
     fn observe(&mut self, ids: &[u64]);
 
     /// The estimate of Q(id), the probability that one draw is `id`: in (0, 1].
     fn probability(&self, id: u64) -> f64;
 
-    /// log Q of each id, per draw: for a pool that holds every position of the batch, repetitions too.
+    /// log Q of each id, per draw. Use it for a pool that holds every position of the batch, with repetitions.
     fn log_q(&self, ids: &[u64]) -> Vec<f32> {
         ids.iter().map(|&id| Inclusion::PerDraw.log(self.probability(id)) as f32).collect()
     }
 
-    /// Logarithm of the probability that an id is in a batch of `batch_size` draws, `log(1 − (1 − Q)^batch_size)`: for a pool
-    /// that holds each distinct id of such a batch once. `batch_size` counts the draws before repetitions were removed, and is
-    /// at least 1. As an expected count it serves every correction but [`CorrectedLogQ`](crate::Correction::CorrectedLogQ).
+    /// Logarithm of the probability that an id is in a batch of `batch_size` draws, `log(1 − (1 − Q)^batch_size)`. Use
+    /// it for a pool that holds each distinct id of such a batch once. `batch_size` counts the draws before repetitions
+    /// were removed, and is at least 1. It is an expected count, which every correction takes but
+    /// [`CorrectedLogQ`](crate::Correction::CorrectedLogQ).
     fn log_q_deduplicated(&self, ids: &[u64], batch_size: usize) -> Vec<f32> {
         let inclusion = Inclusion::among_draws(batch_size.max(1));
         ids.iter().map(|&id| inclusion.log(self.probability(id)) as f32).collect()
     }
 
-    /// The whole state. What [`from_bytes`](FrequencyEstimator::from_bytes) makes of it goes on identically, on any platform.
+    /// The whole state. An estimator that [`from_bytes`](FrequencyEstimator::from_bytes) makes from it goes on
+    /// identically, on any platform.
     fn to_bytes(&self) -> Vec<u8>;
 
     /// An estimator from its state.
     ///
     /// # Errors
     /// Bytes that are not what `to_bytes` of the same type and version returned: cut short, changed, or something else;
-    /// where memory does not hold them. Memory is taken in proportion to the bytes.
+    /// or too little memory. Memory is taken in proportion to the bytes.
     fn from_bytes(bytes: &[u8]) -> Result<Self>
     where
         Self: Sized;

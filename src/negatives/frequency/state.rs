@@ -8,8 +8,8 @@ const VERSION: u8 = 2;
 const HEADER: usize = MAGIC.len() + 2;
 const CHECKSUM: usize = 8;
 
-/// More ids than any stream has. An estimator that has observed so many takes no more in, so that no counter ends, and
-/// no state that was written is refused.
+/// More ids than any stream has. An estimator that has observed this many ignores further ones, so that counters cannot
+/// overflow, and every state that was written can be read.
 pub(super) const MOST_DRAWS: u64 = 1 << 62;
 
 /// Those of the ids that are still counted, the first ones, after `draws` of them.

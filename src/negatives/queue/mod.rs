@@ -1,4 +1,5 @@
-//! A queue of past candidates as further negatives: a memory bank that later steps score against, without gradient.
+//! A queue of past candidates as further negatives: a memory bank that later steps score against. Its rows receive no
+//! gradient.
 
 pub(crate) mod ring;
 mod saved;
@@ -34,20 +35,21 @@ impl QueueOptions {
         QueueOptions { capacity, dim, dtype, ids: false, log_q: false, max_age: None }
     }
 
-    /// Each row has an item id: accidental hits in the queue are masked. All of a batch's pools have ids or none has.
+    /// Each row has an item id, so accidental hits in the queue are masked. Either all pools of a batch have ids or
+    /// none.
     pub fn with_ids(mut self) -> Self {
         self.ids = true;
         self
     }
 
-    /// Each row has a log_q. All of a batch's pools have them or none has.
+    /// Each row has a log_q. Either all pools of a batch have log_q or none.
     pub fn with_log_q(mut self) -> Self {
         self.log_q = true;
         self
     }
 
-    /// Rows are used for `max_age` steps, >= 1: those of the latest enqueue have age 1 in the step that follows, and each
-    /// enqueue adds 1. With several enqueues in one optimiser step, count accordingly.
+    /// Rows are used for `max_age` steps, at least 1. Rows have age 1 in the step after their enqueue, and each further
+    /// enqueue adds 1. If you enqueue twice in each optimiser step, a row therefore ages by 2 in each step.
     pub fn with_max_age(mut self, max_age: u64) -> Self {
         self.max_age = Some(max_age);
         self
@@ -78,7 +80,7 @@ impl QueueOptions {
         self.log_q
     }
 
-    /// For how many steps rows are used, where there is a bound.
+    /// For how many steps rows are used; `None` if there is no bound.
     pub fn max_age(&self) -> Option<u64> {
         self.max_age
     }
@@ -134,20 +136,21 @@ impl QueueOptions {
 
 /// The last candidates of past steps, at most `capacity` of them: a first-in first-out memory bank in host memory.
 ///
-/// Embeddings change slowly, so those of the last steps serve as negatives once more, at the price of their memory
-/// and of the scores alone: He et al., "Momentum Contrast" (MoCo), CVPR 2020, section 3.2; Wang et al., "Cross-Batch
-/// Negative Sampling for Training Two-Tower Recommenders", SIGIR 2021, section 3, whose queue holds items with their
-/// sampling probabilities. Both let the model settle before they use one: begin to enqueue when it has.
+/// Embeddings change slowly, so those of the last steps can serve as negatives again. They cost only their memory and
+/// their scores: He et al., "Momentum Contrast" (MoCo), CVPR 2020, section 3.2; Wang et al., "Cross-Batch Negative
+/// Sampling for Training Two-Tower Recommenders", SIGIR 2021, section 3, whose queue holds items with their sampling
+/// probabilities. Both papers train the model for a while before they use a queue: begin to enqueue when embeddings
+/// have settled.
 ///
-/// A step takes the queue as further pools of its batch, the queue's own memory, nothing copied. Rows have no gradient.
+/// A step takes the queue's rows as further pools of its batch, without a copy. They receive no gradient.
 ///
-/// **Enqueue after the loss.** A batch's own candidates in the queue would be there twice, and each row's own positive
-/// would come back as its negative: with ids it is masked, without ids nothing can tell. A batch borrows the queue that it
-/// uses, so the compiler sees to this order where the batch is used afterwards.
+/// **Enqueue after the loss.** If you enqueue a batch's candidates before its loss, they are there twice, and each
+/// row's own positive comes back as a negative. With ids it is masked; without ids it is not. A batch borrows the queue
+/// that it uses, so the compiler rejects an enqueue before the last use of the batch.
 ///
-/// The same id may be there several times, as it is drawn several times: log_q accounts for it as an expected number of
-/// copies, see [`union_log_q`](crate::negatives::union_log_q), which also gives one log_q for queue, batch and sampled pools together.
-/// Old rows keep the log_q with which they came. A symmetric loss takes one pool, and so no queue.
+/// The same id may be in the queue several times. log_q accounts for that as an expected number of copies, and
+/// [`union_log_q`](crate::negatives::union_log_q) computes one log_q for queue, batch and sampled pools together. Rows
+/// keep the log_q with which they were enqueued. A symmetric loss takes one pool, so it cannot take a queue.
 ///
 /// ```
 /// use catalog_softmax::negatives::{NegativeQueue, QueueOptions};
@@ -173,11 +176,12 @@ impl QueueOptions {
 /// # Ok::<(), catalog_softmax::Error>(())
 /// ```
 ///
-/// With a correction, candidates from the batch and from the queue have one log_q, computed anew each step from ids; so the queue
-/// keeps none, and takes the batch's own pool without it. The queue's rows then stand for a share of each item's gradient, which
-/// the rows that have one make up for ([`union_gradient_weight`](crate::negatives::union_gradient_weight); without it a queue much longer
-/// than the batch leaves popular items with little of the push away from queries, and retrieval suffers: docs/results.md). Positives,
-/// which have no weight, are apart:
+/// With a correction, compute one log_q for the candidates of the batch and of the queue, anew in each step, from their
+/// ids. The queue then keeps no log_q, and ignores that of the pool that you enqueue. The queue's rows stand for a
+/// share of each item's gradient but receive none, so multiply the gradients of the other rows by
+/// [`union_gradient_weight`](crate::negatives::union_gradient_weight). Without these weights, a queue much longer than
+/// the batch leaves popular items with little of the push away from queries, and retrieval suffers (docs/results.md).
+/// Gradients of positives are not multiplied, so the positives are separate embeddings:
 ///
 /// ```
 /// use catalog_softmax::negatives::{
@@ -238,11 +242,11 @@ pub struct NegativeQueue {
 }
 
 impl NegativeQueue {
-    /// An empty queue. Its memory is reserved here, and never again; the system provides it as rows first come in.
+    /// An empty queue. All of its memory is reserved here; the system provides it as rows first come in.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for a capacity or dim that is 0 or not below 2^32, and where memory does not hold the
-    /// queue; [`Error::Value`](crate::Error::Value) for a `max_age` of 0.
+    /// [`Error::Shape`](crate::Error::Shape) for a capacity or dim that is 0 or not below 2^32, and if there is not
+    /// enough memory; [`Error::Value`](crate::Error::Value) for a `max_age` of 0.
     pub fn new(options: QueueOptions) -> Result<Self> {
         options.check()?;
         Self::with_ring(options, Ring::new(options.capacity, options.max_age))
@@ -286,9 +290,10 @@ impl NegativeQueue {
         self.ring.ages()
     }
 
-    /// The rows as pools without gradient: none while the queue is empty, two where the rows wrap around the end of its
-    /// memory, else one. A full queue is always one, in the order of its memory; with a `max_age`, make the capacity what so
-    /// many enqueues bring. They have the ids and log_q with which they were enqueued; [`Pool::log_q`] replaces the latter.
+    /// The rows as pools without gradient: no pool while the queue is empty, two if the rows wrap around the end of its
+    /// memory, otherwise one. A full queue is always one pool, in the order of its memory. With a `max_age`, make the
+    /// capacity the number of rows that so many enqueues bring. Pools have the ids and log_q with which their rows were
+    /// enqueued; [`Pool::log_q`] replaces the log_q.
     pub fn pools(&self) -> impl Iterator<Item = Pool<'_>> {
         self.live().map(|slots| {
             let pool = Pool::new(self.embeddings(slots.clone())).without_gradient();
@@ -307,14 +312,14 @@ impl NegativeQueue {
         self.live().filter(|_| self.options.log_q).map(|slots| &self.log_q[slots])
     }
 
-    /// Copies a pool's rows in, with its ids and log_q where the queue keeps them, over the oldest ones. Every row that was
-    /// there is older by 1 after that. Rows go in one by one: of more than `capacity` the last `capacity` stay.
+    /// Copies a pool's rows over the oldest ones, with their ids and log_q if the queue keeps these. The age of all
+    /// earlier rows grows by 1. If there are more than `capacity` new rows, the last `capacity` of them stay.
     ///
-    /// What the queue does not keep is not looked at: the batch's own pool can be given as it is.
+    /// Arrays that the queue does not keep are ignored, so you can give the batch's own pool as it is.
     ///
-    /// Elements are not looked at either. Under a loss, one row with a NaN or an infinity makes the lse of each row NaN of which it
-    /// is a negative, and so the loss, in every step until it is overwritten, too old, or [cleared](NegativeQueue::clear). A
-    /// training that skips a step whose loss is not finite has to skip the enqueue, too.
+    /// Elements are not checked. If a queued row has a NaN or an infinity, the lse and the loss are NaN for every query
+    /// that has it as a negative, in every step until the row is overwritten, too old, or
+    /// [cleared](NegativeQueue::clear). If your training skips a step whose loss is not finite, skip the enqueue, too.
     ///
     /// # Errors
     /// Shapes that disagree with the queue's or with each other, another element type, ids or log_q missing where the queue

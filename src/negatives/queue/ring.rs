@@ -1,8 +1,9 @@
-//! Where a queue's rows lie: a ring of slots, written in turn, whose expired and live parts are contiguous.
+//! Where a queue's rows lie: a ring of slots that are written in turn. The live slots are contiguous in the ring, and
+//! so are the expired ones.
 //!
-//! Rows come and expire in one order, so that the live ones are the last `len` slots before `next`, modulo the capacity:
-//! at most two ranges, and one where the ring is full, for the order of candidates does not matter. The host knows this
-//! without looking at the rows, wherever these are.
+//! Rows expire in the order in which they came, so the live ones are the last `len` slots before `next`, modulo the
+//! capacity. These are at most two ranges. A full ring is one range, since the order of candidates does not matter. The
+//! host computes this without reading the rows, which may be in device memory.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -32,7 +33,7 @@ impl Ring {
         Ring { capacity, max_age, next: 0, runs: VecDeque::new() }
     }
 
-    /// A ring that was saved, if it can have been one.
+    /// A ring that was saved; `None` if no ring can have this state.
     pub(crate) fn restored(capacity: usize, max_age: Option<u64>, next: usize, runs: VecDeque<usize>) -> Option<Self> {
         let ring = Ring { capacity, max_age, next, runs };
         let rows = ring.runs.iter().try_fold(0usize, |sum, &rows| sum.checked_add(rows));

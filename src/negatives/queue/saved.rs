@@ -7,7 +7,7 @@
 //! u64: checksum of all bytes before it
 //! ```
 //!
-//! Numbers are in the machine's byte order; MAGIC reads otherwise in the other one.
+//! Numbers are in the machine's byte order. On a machine of the other byte order, MAGIC does not match.
 
 use std::collections::VecDeque;
 
@@ -24,8 +24,9 @@ const ARGUMENT: &str = "bytes";
 const RULE: &str = "a NegativeQueue as to_bytes returned it, on a machine of this byte order";
 
 impl NegativeQueue {
-    /// Options, order, ages and live rows. What [`from_bytes`](NegativeQueue::from_bytes) makes of them gives bitwise the same
-    /// pools, in the same split, and goes on as this one does. In the machine's byte order.
+    /// The state as bytes, in the machine's byte order: options, order, ages and live rows. A queue that
+    /// [`from_bytes`](NegativeQueue::from_bytes) makes from them has bitwise the same pools, split alike, and goes on
+    /// as this one does.
     pub fn to_bytes(&self) -> Vec<u8> {
         let &QueueOptions { capacity, dim, dtype, ids, log_q, max_age } = &self.options;
         let dtype = DTYPES.iter().position(|&known| known == dtype).map_or(u64::MAX, |at| at as u64);
@@ -48,10 +49,10 @@ impl NegativeQueue {
     /// A queue from its bytes, with the options that it had ([`options`](NegativeQueue::options)).
     ///
     /// # Errors
-    /// [`Error::Value`] or [`Error::Shape`] where the bytes are not what `to_bytes` of a queue returned, of another version or
-    /// byte order, cut off, or damaged; where memory does not hold the queue. The queue's memory is reserved for its
-    /// whole capacity, and the system provides it as rows come in: bytes from a stranger can make it large, and not
-    /// take it.
+    /// [`Error::Value`] or [`Error::Shape`] if the bytes are not what `to_bytes` of a queue returned, are of another
+    /// version or byte order, cut off, or damaged, or if there is not enough memory. Memory is reserved for the queue's
+    /// whole capacity, but the system provides it only as rows come in. Bytes from an untrusted source can therefore
+    /// reserve much memory, but not use it up.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let mut reader = Reader { bytes };
         if reader.number()? != MAGIC {
@@ -61,7 +62,7 @@ impl NegativeQueue {
         if version != VERSION {
             return Err(value(ARGUMENT, format!("of version {version}"), format!("{RULE}, of version {VERSION}")));
         }
-        // The sum is looked at before any size is believed.
+        // The checksum is compared before any size is used.
         let Some((body, sum)) = bytes.split_last_chunk::<8>() else { return Err(cut_off(bytes.len())) };
         if u64::from_ne_bytes(*sum) != checksum(body) {
             let found = format!("of a checksum {:#x}", u64::from_ne_bytes(*sum));
@@ -124,18 +125,18 @@ impl<'a> Reader<'a> {
         let options = QueueOptions { capacity, dim, dtype, ids: arrays & 1 != 0, log_q: arrays & 2 != 0, max_age };
         options.check()?;
         let (next, count) = (self.size()?, self.size()?);
-        // The error of a number that the bytes are too few for comes before memory for as many.
+        // If the bytes are too few for this number of sizes, the error comes before memory is taken for them.
         let runs = (0..count).map(|_| self.size()).collect::<Result<VecDeque<_>>>()?;
         let ring = Ring::restored(capacity, max_age, next, runs);
         let rule = "its live rows in the order of their enqueues, as many as its capacity and none too old";
-        Ok((options, ring.ok_or_else(|| value(ARGUMENT, "in a state that none can have", rule))?))
+        Ok((options, ring.ok_or_else(|| value(ARGUMENT, "in a state that no queue can have", rule))?))
     }
 }
 
 fn cut_off(left: usize) -> Error {
     shape(
         ARGUMENT,
-        format!("{left} left where they go on"),
+        format!("only {left} bytes left where more are needed"),
         "all that NegativeQueue::to_bytes returned: they are cut off",
     )
 }

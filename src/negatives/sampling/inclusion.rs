@@ -1,4 +1,4 @@
-//! From the probability of one draw to what enters a batch as log_q.
+//! From the probability of one draw to the log_q that a batch takes.
 
 /// The event whose log-probability a candidate's log_q is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -7,8 +7,9 @@ pub(crate) enum Inclusion {
     PerDraw,
     /// The id is among this many independent draws, 1 at least: `1 − (1 − Q)^n`.
     AmongDraws(f64),
-    /// The id's first time, exponential of rate Q, is before the one that bounds the sample: `1 − exp(−Q t)`. Which that is
-    /// depends on the others alone: with k of them in the sample, the last one's; with k − 1, the next one's.
+    /// The id's first time, exponential of rate Q, is before the one that bounds the sample: `1 − exp(−Q t)`. The
+    /// bounding time depends on the other ids alone. It is the last one's if k of them are in the sample, and the next
+    /// one's if k − 1 are.
     Before { last: f64, next: f64 },
     /// The same probability for every id.
     Always(f64),

@@ -3,17 +3,17 @@
 use super::{BLOCK, Distribution, RandomStream};
 use crate::error::{Result, shape, value};
 
-/// A weighted union of distributions over the same items, with the probability of the whole at each id:
+/// A mixture of distributions over the same items. The probability of an id is that of the whole mixture,
 ///
 /// ```text
 /// Q(id) = Σ_c w_c Q_c(id)
 /// ```
 ///
-/// whichever component an id came from. For instance popular and uniform negatives in one pool (mixed negative sampling, Yang
+/// whichever component drew it. An example is popular and uniform negatives in one pool (mixed negative sampling, Yang
 /// et al., "Mixed Negative Sampling for Learning Two-tower Neural Networks in Recommendations", WWW 2020).
 ///
-/// A component is chosen by 53 random bits, so shares `w_c` are rounded to multiples of 2^-53 that sum to 1, and the
-/// probabilities are those of what is drawn.
+/// A component is chosen by 53 random bits, so the shares `w_c` are rounded to multiples of 2^-53 that sum to 1, and
+/// the probabilities are computed from the rounded shares.
 ///
 /// ```
 /// use catalog_softmax::negatives::{Distribution, Mixture, Uniform, Unigram};

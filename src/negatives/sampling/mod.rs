@@ -26,8 +26,8 @@ use crate::memory::reserved;
 
 /// A distribution Q over the items `0..N` of a catalogue, and the ways to draw negatives from it.
 ///
-/// An implementation gives the first four methods; the others follow. Ids are indices: where the catalogue's item ids are
-/// others, look them up before they go into a [`Pool`](crate::Pool).
+/// An implementation gives the first four methods; the others have defaults. Ids are indices `0..N`. If your items have
+/// other ids, translate the indices before you give them to a [`Pool`](crate::Pool).
 ///
 /// | method | draws | log_q |
 /// |---|---|---|
@@ -77,8 +77,9 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
     /// One draw: an id and its Q, the same as [`probability`](Distribution::probability) gives.
     fn draw_one(&self, random: &mut RandomStream) -> (u64, f64);
 
-    /// As many independent draws as `drawn` is long, each distributed as [`draw_one`](Distribution::draw_one). For
-    /// distributions that are faster at several together, which may use the stream's numbers in another order.
+    /// As many independent draws as `drawn` is long, each distributed as [`draw_one`](Distribution::draw_one).
+    /// Implement it if your distribution is faster at several draws together; it may use the stream's numbers in
+    /// another order.
     fn draw_into(&self, drawn: &mut [(u64, f64)], random: &mut RandomStream) {
         drawn.iter_mut().for_each(|drawn| *drawn = self.draw_one(random));
     }
@@ -91,8 +92,9 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
         ids.iter().zip(0..).map(|(&id, i)| Ok(checked_probability(self, id, i)?.ln() as f32)).collect()
     }
 
-    /// log Q of each id, per draw, and −∞ of one that is never drawn or is past N: what [`union_log_q`](crate::negatives::union_log_q) takes,
-    /// where another pool may draw it. A pool of its own takes [`log_q`](Distribution::log_q).
+    /// log Q of each id, per draw, and −∞ for an id that is never drawn or is past N. Give it to
+    /// [`union_log_q`](crate::negatives::union_log_q), where another pool may draw such an id. For a single pool take
+    /// [`log_q`](Distribution::log_q).
     ///
     /// ```
     /// use catalog_softmax::negatives::{Distribution, Uniform, Unigram, union_log_q};
@@ -122,8 +124,9 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
     /// The distinct ids among `draws` independent draws, in the order in which they first came. log_q is the logarithm of
     /// the probability to be among them, `log(1 − (1 − Q)^draws)`, exactly.
     ///
-    /// This is an expected count, of an id's appearances in the sample (0 or 1), and no probability per draw: it serves every
-    /// correction but [`CorrectedLogQ`](crate::Correction::CorrectedLogQ), which needs [`draw`](Distribution::draw).
+    /// This is the expected count of an id's appearances in the sample (0 or 1) and not a probability per draw. Every
+    /// correction takes it but [`CorrectedLogQ`](crate::Correction::CorrectedLogQ), which needs
+    /// [`draw`](Distribution::draw).
     ///
     /// # Errors
     /// `draws` past 2^32 − 1, and more distinct ids than memory holds.
@@ -140,24 +143,26 @@ pub trait Distribution: std::fmt::Debug + Send + Sync {
         Ok(sample)
     }
 
-    /// Exactly `count` distinct ids: draws until there are so many, in the order in which they came. All ids that can be drawn
-    /// come without a draw, in ascending order; [`Uniform`] shuffles them.
+    /// Exactly `count` distinct ids, in the order in which they came: it draws until there are so many. If `count` is
+    /// the number of all ids that can be drawn, they come without a draw and in ascending order; [`Uniform`] shuffles
+    /// them.
     ///
-    /// A fixed size leaves no simple inclusion probabilities. TensorFlow's candidate samplers take `1 − (1 − Q)^tries`
-    /// (`range_sampler.cc`), an approximation, since the number of tries depends on what was drawn. Here log_q is the
-    /// logarithm of a probability that corrects exactly: sums over the sample, each term divided by it, have the sum over
-    /// the catalogue as their expectation (Cohen and Kaplan, "Summarizing Data Using Bottom-k Sketches", PODC 2007, rank
-    /// conditioning). Draws come at the times of a Poisson process of rate 1, so that each id's first time is an
-    /// exponential variable of rate Q, independent of the others'. Let `t` be the first time of the id after the last one
-    /// that was taken: given the others, an id is in the sample when its own first time is before t, with the probability
-    /// `1 − exp(−Q t)`. With all ids that can be drawn it is 1. [`Uniform`] has exactly `count / N`.
+    /// For a sample of fixed size, the probability that an id is in it has no simple formula. TensorFlow's candidate
+    /// samplers take `1 − (1 − Q)^tries` (`range_sampler.cc`), which is an approximation, because the number of tries
+    /// depends on what was drawn. Here log_q is the logarithm of a probability that corrects exactly: if each term of a
+    /// sum over the sample is divided by it, the expectation is the sum over the catalogue (Cohen and Kaplan,
+    /// "Summarizing Data Using Bottom-k Sketches", PODC 2007, rank conditioning). Suppose that draws come at the times
+    /// of a Poisson process of rate 1. Each id's first time is then an exponential variable of rate Q, independent of
+    /// the others'. Let `t` be the first time of the next id after those that were taken. Given the other ids, an id is
+    /// in the sample if its own first time is before t, which has the probability `1 − exp(−Q t)`. If all ids that can
+    /// be drawn are taken, it is 1. [`Uniform`] has exactly `count / N`.
     ///
-    /// An expected count, as that of [`draw_deduplicated`](Distribution::draw_deduplicated). Takes a draw for each try, and after N
-    /// tries one pass over the catalogue.
+    /// log_q is an expected count, as that of [`draw_deduplicated`](Distribution::draw_deduplicated). The cost is a
+    /// draw for each try and, after N tries, one pass over the catalogue.
     ///
     /// # Errors
-    /// `count` past the number of ids that can be drawn, or more than memory holds; a
-    /// [`support`](Distribution::support) that is not that number, where it comes to light.
+    /// `count` past the number of ids that can be drawn, or more than memory holds; a wrong
+    /// [`support`](Distribution::support), if the sampler notices it.
     fn draw_distinct(&self, count: usize, random: &mut RandomStream) -> Result<Sample> {
         check_distinct(count, self.support())?;
         without_replacement::draw(self, count, random)

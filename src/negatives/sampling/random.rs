@@ -5,9 +5,9 @@ use chacha20::rand_core::{Rng, SeedableRng};
 
 /// A stream of random numbers, given by a seed and a stream number: the same numbers on every platform.
 ///
-/// ChaCha with 8 rounds (Bernstein, "ChaCha, a variant of Salsa20", 2008): the seed is the key, the stream number the nonce,
-/// and a counter the position. Streams of one seed never overlap and start without a jump, so that each worker (and each
-/// epoch, if you like) takes a number of its own. A stream has 2^70 bytes.
+/// ChaCha with 8 rounds (Bernstein, "ChaCha, a variant of Salsa20", 2008): the seed is the key, the stream number the
+/// nonce, and a counter the position. Streams of one seed never overlap and start at once, so give each worker (and
+/// each epoch, if you like) a stream number of its own. A stream has 2^70 bytes.
 ///
 /// ```
 /// use catalog_softmax::negatives::{Distribution, RandomStream, Uniform};
@@ -18,7 +18,8 @@ use chacha20::rand_core::{Rng, SeedableRng};
 /// # Ok::<(), catalog_softmax::Error>(())
 /// ```
 ///
-/// A clone goes on with the same numbers: it repeats draws, and is no second stream.
+/// A clone goes on with the same numbers, so it repeats the original's draws. For other numbers, take another stream
+/// number.
 #[derive(Debug)]
 pub struct RandomStream(ChaCha8Rng);
 

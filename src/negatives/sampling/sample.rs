@@ -7,12 +7,13 @@ use crate::memory::reserved;
 
 /// Ids that were drawn from a [`Distribution`], and the log_q that belongs to the way in which they were drawn.
 ///
-/// log_q per draw and log-probabilities of being in a sample are different scales: all pools of one batch take one of them.
+/// log_q per draw and log-probabilities of being in a sample are different scales. Use the same one for all pools of a
+/// batch.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Sample {
-    /// Drawn ids, indices into the catalogue: in the order in which they came. [`draw_distinct`](Distribution::draw_distinct) says
-    /// in which order all of them do.
+    /// Drawn ids, which are indices into the catalogue, in the order in which they came.
+    /// [`draw_distinct`](Distribution::draw_distinct) gives the order for a sample of all ids.
     pub ids: Vec<u64>,
     /// Natural logarithm of the sampling probability of each, for [`Pool::log_q`](crate::Pool::log_q). Finite.
     pub log_q: Vec<f32>,
@@ -20,7 +21,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// An empty one with room for `room` ids, of which the caller asked for by `argument`.
+    /// An empty sample with room for `room` ids. `argument` and `asked` are the caller's, for the error.
     pub(super) fn with_room(argument: &str, asked: usize, room: usize, inclusion: Inclusion) -> Result<Sample> {
         let made = || Some(Sample { ids: reserved(room)?, log_q: reserved(room)?, inclusion });
         made().ok_or_else(|| past_memory(argument, asked))
@@ -32,19 +33,22 @@ impl Sample {
         self.log_q.push(self.inclusion.log(probability) as f32);
     }
 
-    /// log_q of any other ids in the same terms, e.g. of the positives: log Q beside a sample with repetitions, the
-    /// probability to be in the sample beside a deduplicated one. `distribution` is the one that was drawn from.
+    /// log_q of any other ids, such as the positives, on the scale of this sample: log Q for a sample with repetitions,
+    /// the log-probability of being in the sample for a deduplicated one. `distribution` is the one that was drawn
+    /// from.
     ///
-    /// Beside distinct ids it is the conditional probability that [`draw_distinct`](Distribution::draw_distinct) describes: for an
-    /// id of the sample that of `log_q`, for any other one `1 − exp(−Q t)` with t the first time of the last id that was taken,
-    /// since it would have had to come before that one. Over samples, the mean of `exp(log_q)` is each id's probability to be in one.
+    /// For a sample of distinct ids it is the logarithm of the conditional probability that
+    /// [`draw_distinct`](Distribution::draw_distinct) describes. An id of the sample has the same value as in `log_q`.
+    /// For any other id the probability is `1 − exp(−Q t)`, with t the first time of the last id that was taken,
+    /// because the id would have had to come before that one. Averaged over samples, `exp(log_q)` is each id's
+    /// probability of being in a sample.
     ///
     /// # Errors
-    /// An id past N, and one that is never drawn or, in a sample of no draws, cannot have been: its log_q would be −∞.
+    /// An id past N, one that is never drawn, and any id if the sample has no draws: its log_q would be −∞.
     pub fn log_q_of<D: Distribution + ?Sized>(&self, distribution: &D, ids: &[u64]) -> Result<Vec<f32>> {
         let drawn: IdSet = match self.inclusion {
             Inclusion::Before { .. } => self.ids.iter().copied().collect(),
-            // Elsewhere the ids that were drawn are no exception.
+            // In other samples, ids that were drawn are treated like all others.
             _ => IdSet::default(),
         };
         let log_q = |(i, &id): (usize, &u64)| {

@@ -3,19 +3,19 @@
 use super::{BLOCK, Distribution, RandomStream, check_num_items};
 use crate::error::{Result, shape, value};
 
-/// Popularity: `Q(id) = count(id)^distortion / Σ_j count(j)^distortion`. The distortion is 1 for the counts themselves, 0.75 in
-/// word2vec (Mikolov et al. 2013, section 2.2), 0 for every item that has been seen alike. An id of count 0 is never drawn,
-/// whatever the distortion.
+/// Popularity: `Q(id) = count(id)^distortion / Σ_j count(j)^distortion`. A distortion of 1 takes the counts as they
+/// are, word2vec takes 0.75 (Mikolov et al. 2013, section 2.2), and 0 gives every item that has been seen the same Q.
+/// An id of count 0 is never drawn, whatever the distortion.
 ///
 /// An alias table (Walker 1977; Vose, "A Linear Algorithm for Generating Random Numbers with a Given Distribution", IEEE TSE
 /// 1991) of 16 bytes for each item, 160 MB for 1e7, and while it is built 8 more; a draw with its Q reads one cache line.
 ///
-/// The table is built in integers: shares of the draws are multiples of `2^-32 / N`, at least one for each count above 0, and
-/// [`probability`](Distribution::probability) is the table's own, so that log_q fits what is drawn. Cells hold it as f32, to a
-/// relative 6e-8, and below 1 where anything else can be drawn: of an item with nearly all of the draws `1 − Q` is known to 6e-8
-/// and no better.
-/// It differs from the formula by a relative `2^-33 / (N Q)`, nothing to notice unless an item is a million times rarer than
-/// the average; one unit is the least that a rarer item can have, and the most frequent item makes up for it.
+/// The table is built in integers: shares of the draws are multiples of `2^-32 / N`, at least one for each count
+/// above 0. [`probability`](Distribution::probability) returns the table's own Q, so that log_q fits what is drawn. Q
+/// is stored as f32, with a relative error of 6e-8, and never rounds to 1 unless no other item can be drawn. For an
+/// item with nearly all of the draws, `1 − Q` is therefore known to 6e-8 only. The table's Q differs from the formula
+/// by a relative `2^-33 / (N Q)`, which matters only for items a million times rarer than the average. Such an item
+/// gets at least one unit of `2^-32 / N`, and the most frequent item gets as much less.
 ///
 /// ```
 /// use catalog_softmax::negatives::{Distribution, RandomStream, Unigram};
@@ -56,7 +56,7 @@ impl Unigram {
         let units = units(weights(counts, distortion)?);
         let support = units.iter().filter(|&&units| units > 0).count() as u32;
         let share = 1.0 / (FULL as f64 * units.len() as f64);
-        // Rounding makes no item certain that is not: log(1 − Q) is part of the corrected logQ.
+        // Q must not round to 1 if another item can be drawn: the corrected logQ takes log(1 − Q).
         let most = if support == 1 { 1.0 } else { 1f32.next_down() };
         let probability = |id: usize| ((units[id] as f64 * share) as f32).min(most);
         let mut cells: Vec<Cell> = (0..units.len())
@@ -91,7 +91,7 @@ fn weights(counts: &[f64], distortion: f64) -> Result<Vec<f64>> {
         // A ratio outside f64's range may have a power well inside it.
         _ => libm::exp(distortion * (libm::log(count) - libm::log(reference))),
     };
-    // What underflows is rare beyond measure, and not never.
+    // A weight that underflows stays above 0: its item is very rare, but it can be drawn.
     let weight = |&count: &f64| if count > 0.0 { power(count).max(f64::MIN_POSITIVE) } else { 0.0 };
     Ok(counts.iter().map(weight).collect())
 }
@@ -151,7 +151,8 @@ impl Distribution for Unigram {
         self.look_up(id, bits)
     }
 
-    /// A cell is a cache miss, 100 ns that many can share. So the loop that reads them does nothing else.
+    /// Each cell is a cache miss of about 100 ns, and many of them can overlap. So the loop that reads cells does
+    /// nothing else.
     fn draw_into(&self, drawn: &mut [(u64, f64)], random: &mut RandomStream) {
         let mut places = [(0, 0); BLOCK];
         for drawn in drawn.chunks_mut(BLOCK) {

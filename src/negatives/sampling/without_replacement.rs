@@ -1,4 +1,4 @@
-//! Exactly k distinct ids from any distribution: [`Distribution::draw_distinct`] says what and why.
+//! Exactly k distinct ids from any distribution. [`Distribution::draw_distinct`] has the method and its reason.
 
 use super::{BLOCK, Distribution, Inclusion, RandomStream, Sample, past_memory};
 use crate::error::{Error, Result, shape};
@@ -68,7 +68,7 @@ fn tries<D: Distribution + ?Sized>(distribution: &D, count: usize, random: &mut 
     Ok(tries)
 }
 
-/// A distribution of the caller's own may count other ids than have a probability.
+/// A distribution of the caller's own may return a wrong `support`.
 fn other_support<D: Distribution + ?Sized>(distribution: &D, found: usize) -> Error {
     let found = format!("{found} of {} ids with a probability > 0", distribution.num_items());
     shape("distribution", found, format!("{}, as its support() says", distribution.support()))
@@ -90,9 +90,9 @@ fn all<D: Distribution + ?Sized>(distribution: &D) -> Result<Sample> {
     Ok(sample)
 }
 
-/// Adds the next `missing` ids and returns their times. The tail of a skewed distribution would take tries without
-/// end; but an exponential variable forgets that it was waited for, so each id that was not seen until `time` has its first
-/// time an exponential variable of rate Q later, and the earliest ones are next.
+/// Adds the next `missing` ids and returns their times. In the tail of a skewed distribution, tries would take too
+/// long. But an exponential variable has no memory: for each id that was not seen until `time`, the wait from there to
+/// its first time is an exponential variable of rate Q. The earliest of these first times come next.
 fn finish<D: Distribution + ?Sized>(
     distribution: &D,
     time: f64,

@@ -184,3 +184,8 @@ pub use problem::plan::Plan;
 pub use problem::pool::Pool;
 pub use problem::search::{Search, SearchBuilder, TopK};
 pub use problem::statistics::{Moments, Rank, Request, RowStatistics};
+
+/// Compiles the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadMe;

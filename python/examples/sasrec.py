@@ -97,7 +97,8 @@ def rank(model, histories, targets, args):
         block = histories[start : start + 512]
         queries = model(padded(block, args.length, model.inputs.padding_idx))[:, -1].contiguous().numpy()
         seen = np.cumsum([0] + [len(items) for items in block]), np.concatenate(block)
-        found = cs.statistics(queries, table, targets[start : start + 512], rank=True, candidate_ids=every, excluded=seen, threads=args.threads)
+        options = {"candidate_ids": every, "excluded": seen, "threads": args.threads}
+        found = cs.statistics(queries, table, targets[start : start + 512], rank=True, **options)
         of_block = cs.Ranking.of_positives(found.above, found.ties, found.lse, found.positive)
         ranking = of_block if ranking is None else ranking.append(of_block) or ranking
     model.train()

@@ -1,5 +1,8 @@
 """Forks 20 times in each way, in a Python of its own: `python forks.py`. test_tensors.py runs it.
 
+With another thread inside of calls, a child may inherit a lock that nobody lets go: a build whose locks outlived the fork hung here in
+both of two runs.
+
 PyTorch itself has two limits in forked children, which these checks keep away from; `python forks.py pytorch-alone` shows
 without this package the second of: its OpenMP threads do not survive (a child sets one thread before anything else, as PyTorch's data
 loader does); and where torch.compile or opcheck ran the parent's first backward, backward in a child is a RuntimeError.

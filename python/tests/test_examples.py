@@ -17,7 +17,8 @@ def test_sasrec_prints_a_table_and_beats_chance(tmp_path):
     # Each user walks along the items: what comes next is certain. Sequences of 4 to 11 are padded to 12.
     lines = (f"u{user},i{(7 * user + at) % 50},{at}" for user in range(240) for at in range(4 + user % 8))
     data.write_text("user,item,time\n" + "\n".join(lines) + "\n")
-    out = run("sasrec.py", "--data", str(data), "--epochs", "6", "--length", "12", "--dim", "16", "--sampled", "32", "--learning-rate", "0.02")
+    sizes = "--epochs 6 --length 12 --dim 16 --sampled 32 --learning-rate 0.02".split()
+    out = run("sasrec.py", "--data", str(data), *sizes)
     header, *rows = out.splitlines()[-4:]
     assert header.split() == ["loss", "Recall@10", "NDCG@10", "MRR"]
     assert [row.split()[0] for row in rows] == ["full", "sampled", "corrected-logq"]

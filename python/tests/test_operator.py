@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import reference
-from catalog_softmax.torch import row_statistics, softmax_loss, top_k
+from catalog_softmax.torch import _ops, row_statistics, softmax_loss, top_k
 from common import compare, embeddings, excluded, integers, log_q
 
 B, N, D = 11, 40, 8
@@ -76,6 +76,41 @@ def test_compile_of_the_whole_graph_changes_nothing():
     for eager, compiled in zip(results[:2], results[2:]):
         for found, wanted in zip(compiled, eager):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_past_the_dispatcher_and_through_it_are_the_same(reduction, monkeypatch):
+    def run():
+        batch = [x.detach().requires_grad_() if x is not None and x.is_floating_point() else x for x in one_pool()]
+        temperature, weight = torch.tensor(0.1, requires_grad=True), torch.ones(B).index_fill(0, torch.tensor([2, 5]), 0.0)
+        loss = softmax_loss(
+            batch[0], batch[1], positive_embeddings=batch[3], candidate_ids=batch[4], log_q=batch[5].detach(), positive_ids=batch[6],
+            positive_log_q=batch[7].detach(), row_weight=weight, temperature=temperature, correction="logq", reduction=reduction,
+        )
+        (loss * torch.linspace(1, 2, B)).sum().backward()
+        return [loss.detach(), batch[0].grad, batch[1].grad, batch[3].grad, temperature.grad]
+
+    names = []
+    monkeypatch.setattr(_ops._DirectLoss, "apply", lambda *args, of=_ops._DirectLoss.apply: names.append("direct") or of(*args))
+    direct = run()
+    assert names == ["direct"]
+    monkeypatch.setattr(_ops, "is_plain", lambda *values: False)
+    through = run()
+    assert names == ["direct"]
+    assert all(torch.equal(a, b) for a, b in zip(direct, through))
+
+
+def test_who_watches_the_dispatcher_sees_the_operator():
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        softmax_loss(embeddings(B, D, 1).requires_grad_(), embeddings(N, D, 2), integers(N, B, 4)).backward()
+    assert {"catalog_softmax.softmax_loss.default", "catalog_softmax.gradients.default"} <= set(seen)
 
 
 def test_double_backward_is_an_error_that_says_so():

@@ -130,16 +130,21 @@ def _child(queue):
 
 
 def test_processes_of_data_loaders():
-    """In a Python of its own: what other tests leave in PyTorch's threads does not always survive a fork."""
-    script = "import test_tensors; test_tensors.in_another_process('fork'); test_tensors.in_another_process('spawn')"
-    here = os.path.dirname(__file__)
-    subprocess.run([sys.executable, "-c", script], cwd=here, check=True, timeout=150)
+    """In a Python of its own: torch.compile and opcheck in other tests leave PyTorch in a state that refuses backward in a fork."""
+    run_alone("-c", "import test_tensors; test_tensors.in_another_process('spawn')")
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="macOS's own libraries do not survive a fork; Windows has none")
+def test_forked_processes():
+    """Of a quiet parent and of one with a thread inside of calls."""
+    run_alone("forks.py")
+
+
+def run_alone(*arguments):
+    subprocess.run([sys.executable, "-W", "ignore", *arguments], cwd=os.path.dirname(__file__), check=True, timeout=120)
 
 
 def in_another_process(method):
-    """A forked process has the thread pool's memory and none of its threads."""
-    if method == "fork" and sys.platform == "darwin":
-        return  # macOS's own libraries do not survive it
     wanted = float(step()[0])
     context = multiprocessing.get_context(method)
     queue = context.Queue()

@@ -89,11 +89,13 @@ def softmax_loss(
 
     def direction(queries, pools, positives, candidate_ids, row_weight):
         operator, pools, ids, of_pools = _operator("softmax_loss", pools, candidate_ids, log_q)
-        loss, _, _ = operator(
+        args = (
             queries, pools, positives, positive_embeddings, ids, of_pools, positive_ids, positive_log_q, offsets, excluded_ids,
             row_weight, temperature, tau, options, gradients,
         )
-        return loss
+        if isinstance(pools, Tensor) and _ops.is_plain(*args):
+            return _ops.direct_loss(*args)
+        return operator(*args)[0]
 
     loss = direction(queries, pools, positives, candidate_ids, row_weight)
     if not symmetric:

@@ -6,6 +6,8 @@ gradient of a gradient exists.
 
 Operators that have an autograd formula come twice: for one pool of candidates, and with `_pools` for lists of them. PyTorch takes
 lists of tensors apart and puts them together again at each call, which costs more than a small loss does (docs/python.md).
+
+A loss of one pool that nothing traces or watches goes past the dispatcher, by `direct_loss`, with the same forward and backward.
 """
 
 import torch
@@ -97,13 +99,7 @@ def _row_statistics_fake(queries, *args):
     return rows, queries.new_empty(queries.shape if args[-1] else (0,), dtype=torch.float32)
 
 
-@torch.library.custom_op(
-    "catalog_softmax::gradients",
-    mutates_args=(),
-    schema=f"(Tensor rows, Tensor expected, Tensor d_lse, Tensor d_positive, {_BATCH.format(**_POOLS)}, {_SCORES}, bool[] wanted) "
-    "-> Tensor[]",
-)
-def gradients(rows, expected, d_lse, d_positive, *args):
+def _gradients(rows, expected, d_lse, d_positive, *args):
     """Gradients of a function of lse and positive, given its derivatives (B) by them: of queries, positive_embeddings, temperature
     and each pool, in the type of each; empty where `wanted`, in that order, says no."""
     batch, (temperature, tau, options, wanted) = args[:_NUM_BATCH], args[_NUM_BATCH:]
@@ -133,6 +129,15 @@ def _gradient(arguments, place, found, like, wanted):
 
 def _empty():
     return torch.empty(0)
+
+
+gradients = torch.library.custom_op(
+    "catalog_softmax::gradients",
+    _gradients,
+    mutates_args=(),
+    schema=f"(Tensor rows, Tensor expected, Tensor d_lse, Tensor d_positive, {_BATCH.format(**_POOLS)}, {_SCORES}, bool[] wanted) "
+    "-> Tensor[]",
+)
 
 
 @gradients.register_fake
@@ -183,7 +188,10 @@ def _back(ctx, rows, expected, flat, d_lse, d_positive):
     for place in (1, 4, 5):
         inputs[place] = _list(inputs[place])
     wanted = [bool(w) for w in wanted]
-    found = torch.ops.catalog_softmax.gradients(rows, expected, d_lse, d_positive, *inputs, *ctx.constants, wanted)
+    # With create_graph=True gradients are enabled here, and only the operator has the error that says there are none of these.
+    direct = not torch.is_grad_enabled() and is_plain(rows, expected, d_lse, d_positive)
+    run = _gradients if direct else torch.ops.catalog_softmax.gradients
+    found = run(rows, expected, d_lse, d_positive, *inputs, *ctx.constants, wanted)
     found = [d if w else None for d, w in zip(found, wanted)]
     result[0], result[3], result[_TEMPERATURE], result[1] = found[0], found[1], found[2], found[3] if one_pool else found[3:]
     return tuple(result)
@@ -212,6 +220,42 @@ def _statistics_backward(ctx, d_rows, _d_expected):
     rows, expected, *flat = ctx.saved_tensors
     d_lse, d_positive = (None, None) if d_rows is None else (d_rows[0], d_rows[1])
     return _back(ctx, rows, expected, flat, d_lse, d_positive)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_plain(*values):
+    """Whether a call may go past PyTorch's dispatcher: nobody traces or watches it, and its tensors have memory of their own."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not any(isinstance(value, Tensor) and (type(value) not in _PLAIN or value.device.type == "meta") for value in values)
+    )
+
+
+class _DirectLoss(torch.autograd.Function):
+    """`softmax_loss` of one pool without the dispatcher, which takes longer than a small loss does (docs/python.md)."""
+
+    @staticmethod
+    def forward(ctx, *args):
+        loss, rows, expected = _softmax_loss(*args)
+        _save(ctx, args, rows, expected)
+        return loss
+
+    @staticmethod
+    def backward(ctx, d_loss):
+        return _loss_backward(ctx, d_loss, None, None)
+
+
+def direct_loss(*args):
+    """The loss alone, of the operator's arguments, which `is_plain` has seen."""
+    if args[-1]:
+        return _DirectLoss.apply(*args)
+    with torch.no_grad():
+        return _softmax_loss(*args)[0]
 
 
 def _define(name, returns, forward, fake, context, backward):

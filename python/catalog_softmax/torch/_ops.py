@@ -223,15 +223,23 @@ def _statistics_backward(ctx, d_rows, _d_expected):
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+try:
+    _WATCHERS = (
+        torch._C._len_torch_dispatch_stack,
+        torch._C._len_torch_function_stack,
+        lambda: torch._C._functorch.peek_interpreter_stack() is not None,
+    )
+    any(watching() for watching in _WATCHERS)
+except AttributeError:
+    # Another PyTorch than this was tried with (README.md): every call goes through the dispatcher.
+    _WATCHERS = (lambda: True,)
 
 
 def is_plain(*values):
     """Whether a call may go past PyTorch's dispatcher: nobody traces or watches it, and its tensors have memory of their own."""
     return (
         not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not any(watching() for watching in _WATCHERS)
         and not any(isinstance(value, Tensor) and (type(value) not in _PLAIN or value.device.type == "meta") for value in values)
     )
 

@@ -91,10 +91,10 @@ grep -Eq '^tests .*SM clock 1755 to 1980 MHz, throttled \(0x0+4\)$' "$work/table
     wrong "the table does not say clocks and throttling: $(grep '^tests ' "$work/table")"
 ps -ef | grep "[n]vidia-smi.*$work" && wrong "a watcher of clocks still runs"
 
-# Nsight Compute: the kernels of the image that its regular expressions match, and nothing else.
-# An executable has them one behind the other too.
-names=$(strings -n 8 "$bundle/bin/measure" | sed 's/stream_/\n&/g' |
-    grep -oP '^stream_[a-z0-9_]*?_(tf32|bf16|f32|f16)' | sort -u)
+# Nsight Compute: the kernels that its regular expressions match, and nothing else. The names are those of the images that
+# this checkout has built, since an executable holds its images compressed.
+names=$(find target -path '*/build/catalog-softmax-*/out/*.fatbin' -size +0 -exec .cuda/nvidia/cu13/bin/cuobjdump -ptx {} \; |
+    grep -oP '\.entry \Kstream_\w+' | sort -u) || wrong "no kernel of a stream is in target/"
 profiled() { sed -n "s|.*--kernel-name regex:\([^ ]*\) .*--export $out/ncu_$1 .*|\1|p" "$calls/ncu"; }
 # matches NAME KERNEL...: the expression of that profile matches these, and every match is one of them with another
 # number or type.

@@ -15,7 +15,6 @@ to 1e-5. Prints a row of a markdown table for each mode and implementation, for 
 """
 
 import argparse
-import ctypes
 import datetime
 import json
 import math
@@ -36,8 +35,8 @@ import torch
 import torch.nn.functional as F
 
 from common import MODES, build_examples, hits_by_sorting, make_inputs, processor, write_golden
+from memory import forget_peak, keep_freed_memory, status
 
-LIBC = ctypes.CDLL(None)
 
 
 def arguments():
@@ -132,26 +131,6 @@ class Ours:
         report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         self.memory = report["peak_resident_bytes"] - report["input_bytes"]
         return report["total"], report["seconds"]
-
-
-def status(field):
-    """Bytes of a field of /proc/self/status."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
-
-
-def forget_peak():
-    """Gives back what is free, starts the peak afresh and returns what is resident."""
-    LIBC.malloc_trim(0)
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-    return status("VmRSS")
-
-
-def keep_freed_memory():
-    """Tells glibc to keep what is freed for the next step, as PyTorch's own allocator does on a GPU."""
-    m_trim_threshold, m_mmap_max = -1, -4
-    LIBC.mallopt(m_mmap_max, 0)
-    LIBC.mallopt(m_trim_threshold, -1)
 
 
 def check_agreement(totals, implementations, references):

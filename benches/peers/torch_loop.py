@@ -9,16 +9,14 @@ cosine similarity over a temperature and softmax cross-entropy, of the same numb
 linear_cross_entropy has no place for.
 
 Milliseconds are medians of alternating rounds: of the loss and its backward alone, and of the whole step. Memory is the peak of the
-loss and its backward beside what was resident before. PyTorch runs as it comes; with --kept-memory all get huge pages and memory that is kept between
-steps. --overhead compares the operator with the Rust call alone, on the same tensors and threads.
+loss and its backward beside what was resident before. PyTorch runs as it comes; with --kept-memory all get huge pages and memory that
+is kept between steps. --overhead compares the operator with the Rust call alone, on the same tensors and threads.
 """
 
 import argparse
-import ctypes
 import datetime
 import math
 import os
-import pathlib
 import statistics
 import sys
 import time
@@ -34,8 +32,8 @@ from catalog_softmax import _core
 from catalog_softmax.torch import softmax_loss
 from catalog_softmax.torch._arguments import Arguments
 from common import processor
+from memory import forget_peak, keep_freed_memory, status
 
-LIBC = ctypes.CDLL(None)
 TAU = 0.05
 SHAPES = "512:in-batch:64 512:in-batch:128 4096:in-batch:128 512:sampled:128 512:full:64 512:full:128"
 NUM_CANDIDATES = {"sampled": 32_768, "full": 100_000}
@@ -122,25 +120,6 @@ class Step:
         before = forget_peak()
         self.loss(q, c, self.positives, self.log_q).backward()
         return status("VmHWM") - before
-
-
-def status(field):
-    """Bytes of a field of /proc/self/status."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
-
-
-def forget_peak():
-    """Gives back what is free, starts the peak afresh and returns what is resident."""
-    LIBC.malloc_trim(0)
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-    return status("VmRSS")
-
-
-def keep_freed_memory():
-    m_trim_threshold, m_mmap_max = -1, -4
-    LIBC.mallopt(m_mmap_max, 0)
-    LIBC.mallopt(m_trim_threshold, -1)
 
 
 def compare(shape, args):

@@ -28,6 +28,7 @@ from ._queue import NegativeQueue, Queued
 
 __all__ = [
     "CountMin", "DeviceUnavailable", "Distribution", "ExactCounts", "GapEstimator", "Gradients", "LogUniform", "Mixture",
-    "NegativeQueue", "Output", "Queued", "RandomStream", "Ranking", "Recommended", "Sample", "Statistics", "TemperatureSchedule", "TopK", "Uniform", "Unigram",
+    "NegativeQueue", "Output", "Queued", "RandomStream", "Ranking", "Recommended", "Sample", "Statistics",
+    "TemperatureSchedule", "TopK", "Uniform", "Unigram",
     "gradients", "statistics", "top_k", "union_gradient_weight", "union_log_q", "value_and_grad",
 ]

@@ -32,7 +32,8 @@ def views(rows, seed):
 def test_views_are_their_contiguous_copies(dtype):
     positives = torch.arange(B) * 3
     for (name, queries), (_, candidates) in zip(views(B, 1), views(N, 2)):
-        queries, candidates = (x.detach().to(dtype=dtype) if dtype == torch.float32 else _same_strides(x, dtype) for x in (queries, candidates))
+        convert = (lambda x: x.detach().to(dtype=dtype)) if dtype == torch.float32 else (lambda x: _same_strides(x, dtype))
+        queries, candidates = convert(queries), convert(candidates)
         results = []
         for q, c in ((queries, candidates), (queries.contiguous().clone(), candidates.contiguous().clone())):
             q, c = q.detach().requires_grad_(), c.detach().requires_grad_()

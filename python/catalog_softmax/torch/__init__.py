@@ -5,5 +5,6 @@ from ._modules import FullSoftmaxLoss, InfoNCELoss, SampledSoftmaxLoss
 from ._queue import NegativeQueue
 
 __all__ = [
-    "FullSoftmaxLoss", "InfoNCELoss", "NegativeQueue", "RowStatistics", "SampledSoftmaxLoss", "TopK", "row_statistics", "softmax_loss", "top_k",
+    "FullSoftmaxLoss", "InfoNCELoss", "NegativeQueue", "RowStatistics", "SampledSoftmaxLoss",
+    "TopK", "row_statistics", "softmax_loss", "top_k",
 ]

@@ -70,15 +70,13 @@ impl Cuda {
     /// ```no_run
     /// use catalog_softmax::cuda::{Cuda, DeviceBatch, DeviceOutput};
     /// # use catalog_softmax::Loss;
-    /// # struct Memory;
-    /// # impl Memory {
-    /// #     fn batch(&self) -> DeviceBatch<'_> { unimplemented!() }
-    /// #     fn output(&mut self) -> DeviceOutput<'_> { unimplemented!() }
-    /// #     fn fill_from_towers(&mut self) {}
+    /// # trait Memory {
+    /// #     fn batch(&self) -> DeviceBatch<'_>;
+    /// #     fn output(&mut self) -> DeviceOutput<'_>;
+    /// #     fn fill_from_towers(&mut self);
     /// # }
-    /// # fn example(
-    /// #     mut cuda: Cuda, loss: Loss,
-    /// #     mut training: Memory, mut results: Memory, validation: Memory, mut scores: Memory,
+    /// # fn example<M: Memory>(
+    /// #     mut cuda: Cuda, loss: Loss, mut training: M, mut results: M, validation: M, mut scores: M,
     /// # ) -> Result<(), catalog_softmax::Error> {
     /// let graph = cuda.capture(&training.batch(), &loss, &mut results.output())?;
     /// for step in 0..10_000 {

@@ -36,7 +36,8 @@ struct TileMask {
         return mine;
     }
 
-    // Columns that are handed out one by one; with more, rows are, of which there are 16 however many columns are hit.
+    // Up to so many hit columns are handed out one by one. With more, the 16 rows are, which costs the same for any number of
+    // columns.
     static constexpr int FEW = 3;
 
     // All lanes take their bits of the columns that are hit. Lane i has the rows that reject column base + i.

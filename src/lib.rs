@@ -178,12 +178,14 @@ pub use problem::batch::Batch;
 pub use problem::batch_builder::BatchBuilder;
 pub use problem::embeddings::{DType, Elements, Embeddings, Matrix, Real};
 pub use problem::epilogue::Epilogue;
+pub use problem::filter::FalseNegativeFilter;
 pub use problem::loss::{Correction, Loss, Reduction, Similarity};
-pub use problem::output::{Gradients, Output};
+pub use problem::output::{Gradients, Output, RowSparse, TableGradient};
 pub use problem::plan::Plan;
 pub use problem::pool::Pool;
 pub use problem::search::{Search, SearchBuilder, TopK};
 pub use problem::statistics::{Moments, Rank, Request, RowStatistics};
+pub use problem::table::{RowNegatives, Table};
 
 /// Compiles the examples of the README.
 #[cfg(doctest)]

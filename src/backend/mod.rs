@@ -12,10 +12,14 @@ pub(crate) mod reference;
 pub(crate) mod stream;
 
 use crate::error::{Result, does_not_apply, missing, shape};
+use crate::problem::arrays::check_len;
 use crate::problem::batch::Batch;
+use crate::problem::embeddings::Real;
+use crate::problem::hardest::Negatives;
 use crate::problem::loss::{Loss, Similarity};
 use crate::problem::output::{Gradients, Output};
 use crate::problem::plan::Plan;
+use crate::problem::positives::Positives;
 use crate::problem::search::{Search, TopK};
 use crate::problem::statistics::{Request, RowStatistics};
 use stream::{CheckedBatch, CheckedSearch, Stream};
@@ -43,7 +47,7 @@ pub trait Backend: Stream {
     /// # Errors
     /// As [`compute`](Backend::compute).
     fn plan(&self, batch: &Batch<'_>, loss: &Loss, request: Request) -> Result<Plan> {
-        Ok(self.plan_stream(CheckedBatch::new(batch, loss)?, request))
+        Ok(self.plan_stream(checked(self, batch, loss)?, request))
     }
 
     /// Writes the loss, the statistics and whatever else `request` names into `output` and `gradients`, whose memory is
@@ -60,12 +64,14 @@ pub trait Backend: Stream {
         output: &mut Output<Self::Real>,
         mut gradients: Option<&mut Gradients<Self::Real>>,
     ) -> Result<()> {
-        match (request.gradients, &gradients) {
-            (true, None) => return Err(missing("gradients", "the request is for gradients: say where they go")),
-            (false, Some(_)) => return Err(does_not_apply("gradients", "the request is for none")),
-            _ => {}
+        check_request(batch, request, gradients.as_deref())?;
+        if let (true, true, Some(gradients)) = (loss.symmetric, request.accumulate, gradients.as_deref_mut()) {
+            let mut fresh = Gradients::default();
+            self.compute(batch, loss, Request { accumulate: false, ..request }, output, Some(&mut fresh))?;
+            gradients.add(&fresh);
+            return Ok(());
         }
-        one_direction(self, CheckedBatch::new(batch, loss)?, request, output, gradients.as_deref_mut())?;
+        one_direction(self, checked(self, batch, loss)?, request, output, gradients.as_deref_mut())?;
         if loss.symmetric {
             let swapped = batch.swapped()?;
             let (mut other, mut other_gradients) = (Output::default(), gradients.is_some().then(Gradients::default));
@@ -112,12 +118,12 @@ pub trait Backend: Stream {
     /// As [`compute`](Backend::compute).
     fn statistics(&mut self, batch: &Batch<'_>, loss: &Loss, request: Request) -> Result<RowStatistics<Self::Real>> {
         let mut statistics = RowStatistics::default();
-        self.stream(CheckedBatch::new(batch, loss)?, request, &mut statistics)?;
+        self.stream(checked(self, batch, loss)?, request, &mut statistics)?;
         Ok(statistics)
     }
 
     /// Runs the backward pass alone: gradients of any function of the rows' `lse` and `positive`, given its derivatives
-    /// by these two, `d_lse` and `d_positive`. Multiply row weights and the reduction into them yourself.
+    /// by these two, `d_lse` (B) and `d_positive` (P). Multiply row weights and the reduction into them yourself.
     ///
     /// A z-loss beside the softmax loss, for example, adds `2 c lse` to each row's `d_lse`:
     ///
@@ -148,11 +154,32 @@ pub trait Backend: Stream {
         d_lse: &[f64],
         d_positive: &[f64],
     ) -> Result<Gradients<Self::Real>> {
-        let checked = CheckedBatch::new(batch, loss)?;
+        let checked = checked(self, batch, loss)?;
         check_upstream(checked, statistics, d_lse, d_positive)?;
         let mut gradients = Gradients::default();
-        self.stream_back(checked, statistics, d_lse, d_positive, &mut gradients)?;
+        self.stream_back(checked, Request::value_and_grad(), statistics, d_lse, d_positive, &mut gradients)?;
         Ok(gradients)
+    }
+
+    /// The same into gradients that the caller keeps, in the form that `request` names.
+    ///
+    /// # Errors
+    /// As [`gradients`](Backend::gradients) and [`compute`](Backend::compute).
+    #[expect(clippy::too_many_arguments, reason = "each is one array of the step")]
+    fn gradients_into(
+        &mut self,
+        batch: &Batch<'_>,
+        loss: &Loss,
+        request: Request,
+        statistics: &RowStatistics<Self::Real>,
+        d_lse: &[f64],
+        d_positive: &[f64],
+        gradients: &mut Gradients<Self::Real>,
+    ) -> Result<()> {
+        let checked = checked(self, batch, loss)?;
+        check_request(batch, request, Some(gradients))?;
+        check_upstream(checked, statistics, d_lse, d_positive)?;
+        self.stream_back(checked, request, statistics, d_lse, d_positive, gradients)
     }
 
     /// The `k` candidates that are most similar to each query, exactly: no approximation and no B x N scores. Ids that
@@ -168,6 +195,35 @@ pub trait Backend: Stream {
         self.search(CheckedSearch::new(search, similarity, k)?)
     }
 
+    /// The `k` negatives of each row that are most similar to its query, among the candidates of the pools: the hardest
+    /// in-batch negatives where the pool is the batch's own items. Positives, accidental hits and excluded ids are left
+    /// out. Of equal similarities the smaller index comes first.
+    ///
+    /// With a table they become negatives of the rows' own in a next step: [`TopK::through`] turns indices of candidates
+    /// into rows of the table.
+    ///
+    /// ```
+    /// use catalog_softmax::{Backend, Batch, Cpu, Embeddings, Loss, Pool, RowNegatives, Similarity};
+    /// # let table: Vec<f32> = (0..50 * 4).map(|i| (i as f32).sin()).collect();
+    /// # let queries: Vec<f32> = (0..3 * 4).map(|i| (i as f32).cos()).collect();
+    /// let positives = [7u32, 30, 12];
+    /// let over_table = || Batch::of_table(Embeddings::new(&queries, 3, 4), Embeddings::new(&table, 50, 4));
+    /// let in_batch = over_table().positives(&positives).pool(Pool::rows(&positives)).build()?;
+    /// let hardest = Cpu::new().hardest_negatives(&in_batch, Similarity::Cosine, 2)?.through(&positives);
+    /// let step = over_table().positives(&positives).row_negatives(RowNegatives::new(&hardest, 2)).build()?;
+    /// assert_eq!(Cpu::new().value(&step, &Loss::softmax(Similarity::Cosine, 0.1))?.statistics.num_negatives, [2, 2, 2]);
+    /// # Ok::<(), catalog_softmax::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`top_k`](Backend::top_k); a batch without pools.
+    fn hardest_negatives(&mut self, batch: &Batch<'_>, similarity: Similarity, k: usize) -> Result<TopK<Self::Real>> {
+        batch.check_table_is_here()?;
+        self.check_support(batch, None)?;
+        let negatives = Negatives::of_batch(batch)?;
+        self.search(CheckedSearch::new(&negatives.search(batch), similarity, k)?)
+    }
+
     /// What [`top_k`](Backend::top_k) would allocate beside its result.
     ///
     /// # Errors
@@ -175,6 +231,30 @@ pub trait Backend: Stream {
     fn plan_top_k(&self, search: &Search<'_>, similarity: Similarity, k: usize) -> Result<Plan> {
         Ok(self.plan_search(CheckedSearch::new(search, similarity, k)?))
     }
+}
+
+/// A batch and a loss that fit each other and that the backend computes.
+fn checked<'a, S: Stream + ?Sized>(stream: &S, batch: &'a Batch<'a>, loss: &'a Loss) -> Result<CheckedBatch<'a>> {
+    let checked = CheckedBatch::new(batch, loss)?;
+    stream.check_support(batch, Some(loss))?;
+    Ok(checked)
+}
+
+/// Whether there is a place for gradients if and only if they are asked for, and whether options of gradients apply.
+fn check_request<T: Real>(batch: &Batch<'_>, request: Request, gradients: Option<&Gradients<T>>) -> Result<()> {
+    match (request.gradients, gradients) {
+        (true, None) => return Err(missing("gradients", "the request is for gradients: say where they go")),
+        (false, Some(_)) => return Err(does_not_apply("gradients", "the request is for none")),
+        (true, Some(gradients)) if request.accumulate => gradients.check_shapes(batch, request)?,
+        (false, None) if request.accumulate => {
+            return Err(does_not_apply("request.accumulate", "the request is for no gradients"));
+        }
+        _ => {}
+    }
+    if request.row_sparse && batch.matrix.table.is_none() {
+        return Err(does_not_apply("request.row_sparse", "a batch over a table has row-sparse gradients"));
+    }
+    Ok(())
 }
 
 fn one_direction<S: Stream + ?Sized>(
@@ -187,7 +267,7 @@ fn one_direction<S: Stream + ?Sized>(
     stream.stream(checked, request, &mut output.statistics)?;
     let epilogue = checked.loss.checked_epilogue(checked.batch, &output.statistics);
     if let Some(gradients) = gradients {
-        stream.stream_back(checked, &output.statistics, &epilogue.d_lse, &epilogue.d_positive, gradients)?;
+        stream.stream_back(checked, request, &output.statistics, &epilogue.d_lse, &epilogue.d_positive, gradients)?;
     }
     output.total = epilogue.total;
     output.loss = epilogue.loss;
@@ -197,7 +277,7 @@ fn one_direction<S: Stream + ?Sized>(
 
 /// The mean over both directions: candidate `positives[i]` is row i of the swapped batch's query i.
 fn average_directions<T: crate::Real>(batch: &Batch<'_>, output: &mut Output<T>, swapped: &Output<T>) {
-    let crate::problem::batch::Positives::Index(positives) = &batch.positives else { return };
+    let Positives::Index(positives) = &batch.positives else { return };
     for (row, &positive) in positives.iter().enumerate() {
         output.loss[row] = 0.5 * (output.loss[row] + swapped.loss[positive as usize]);
         output.probability[row] = 0.5 * (output.probability[row] + swapped.probability[positive as usize]);
@@ -214,18 +294,14 @@ fn check_upstream<T>(
     if loss.symmetric {
         return Err(does_not_apply("symmetric", "an epilogue of your own sees one direction; call it for each"));
     }
-    let b = batch.num_queries();
-    for (argument, len) in [
-        ("d_lse", d_lse.len()),
-        ("d_positive", d_positive.len()),
-        ("statistics.lse", statistics.lse.len()),
-        ("statistics.positive", statistics.positive.len()),
-        ("statistics.num_negatives", statistics.num_negatives.len()),
-    ] {
-        if len != b {
-            return Err(shape(argument, format!("length {len}"), format!("length {b}, the number of queries")));
-        }
-    }
+    let (b, pairs) = (batch.num_queries(), batch.num_positives());
+    const QUERIES: &str = "the number of queries";
+    const POSITIVES: &str = "the number of positives";
+    check_len("d_lse", d_lse.len(), b, QUERIES)?;
+    check_len("d_positive", d_positive.len(), pairs, POSITIVES)?;
+    check_len("statistics.lse", statistics.lse.len(), b, QUERIES)?;
+    check_len("statistics.positive", statistics.positive.len(), pairs, POSITIVES)?;
+    check_len("statistics.num_negatives", statistics.num_negatives.len(), b, QUERIES)?;
     const REQUEST: &str = "gradients need statistics of a request with gradients, Request::value_and_grad()";
     match &statistics.expected_negative {
         None => Err(missing("statistics.expected_negative", REQUEST)),

@@ -6,11 +6,13 @@
 use crate::backend::Backend;
 use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};
 use crate::error::Result;
-use crate::problem::batch::{Batch, Positives};
+use crate::problem::batch::Batch;
 use crate::problem::embeddings::{Embeddings, Matrix};
 use crate::problem::loss::{Loss, Similarity};
-use crate::problem::output::Gradients;
+use crate::problem::output::{Gradients, TableGradient};
 use crate::problem::plan::Plan;
+use crate::problem::pool::Pool;
+use crate::problem::positives::Positives;
 use crate::problem::score_matrix::ScoreMatrix;
 use crate::problem::search::TopK;
 use crate::problem::statistics::{Moments, Rank, Request, RowStatistics};
@@ -28,13 +30,31 @@ impl Reference {
 
 impl Backend for Reference {}
 
-/// A negative of a row: its pool, its place there, s and z.
-type Negative = (usize, usize, f64, f64);
+/// A negative of a row.
+#[derive(Debug, Clone, Copy)]
+struct Negative {
+    at: At,
+    /// The score `s`.
+    s: f64,
+    /// `z = s − log_q`.
+    z: f64,
+}
+
+/// Where a negative's embedding is, and where its gradient goes.
+#[derive(Debug, Clone, Copy)]
+enum At {
+    /// Row of a pool of embeddings.
+    Pool(usize, usize),
+    /// Row of the table, and whether this use of it has a gradient.
+    Table(usize, bool),
+}
 
 fn plan(matrix: &ScoreMatrix<'_>, symmetric: bool) -> Plan {
     let (b, n, dim) = (matrix.num_queries(), matrix.num_candidates(), matrix.dim());
-    let widened = (2 * b + n) * (dim + 1) * size_of::<f64>();
-    let one_row = n * size_of::<Negative>();
+    let own = matrix.row_negatives.map_or(0, |negatives| negatives.per_row);
+    let table = matrix.table.as_ref().map_or(0, |table| table.shape.rows);
+    let widened = (2 * b + n + table) * (dim + 1) * size_of::<f64>();
+    let one_row = (n + own) * size_of::<Negative>();
     // Statistics that were not asked for are computed all the same; the epilogue has two derivatives for each row.
     let per_row = b * (dim + 6) * size_of::<f64>();
     // A symmetric loss holds the other direction's indices, weights and output while it computes that direction.
@@ -88,47 +108,85 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// A score matrix in float64, its pools one after the other.
+/// A score matrix in float64.
 struct Scores<'a> {
     matrix: &'a ScoreMatrix<'a>,
     /// Of a batch; a search has no positives.
     batch: Option<&'a Batch<'a>>,
     scale: f64,
     queries: Side,
-    pools: Vec<Side>,
+    /// `None` for pools that name rows of the table.
+    pools: Vec<Option<Side>>,
+    table: Option<Side>,
 }
 
 impl<'a> Scores<'a> {
     fn new(matrix: &'a ScoreMatrix<'a>, batch: Option<&'a Batch<'a>>, similarity: Similarity, scale: f64) -> Self {
-        let side = |embeddings: &Embeddings<'_>| Side::new(embeddings, similarity);
-        let (queries, pools) =
-            (side(&matrix.queries), matrix.pools.iter().map(|pool| side(&pool.candidates)).collect());
-        Scores { matrix, batch, scale, queries, pools }
+        let side = |embeddings: Embeddings<'_>| Side::new(&embeddings, similarity);
+        Scores {
+            matrix,
+            batch,
+            scale,
+            queries: side(matrix.queries),
+            pools: matrix.pools.iter().map(|pool| pool.candidates().map(side)).collect(),
+            table: matrix.table.as_ref().and_then(|table| table.embeddings).map(side),
+        }
+    }
+
+    /// ĉ of a negative.
+    fn embedding(&self, at: At) -> &[f64] {
+        let (side, row) = match at {
+            At::Pool(pool, row) => (&self.pools[pool], row),
+            At::Table(row, _) => (&self.table, row),
+        };
+        side.as_ref().expect("a pool without a matrix names rows of the table").row(row)
     }
 
     /// Whether candidate `candidate`, of that id, is a negative of the row: in a search, whether it may be returned.
-    fn is_negative(&self, row: usize, candidate: usize, id: Option<u64>) -> bool {
-        let excluded = self.matrix.excluded.as_ref();
-        let hit = id.is_some_and(|id| {
-            let positive_ids = self.batch.and_then(|batch| batch.positive_ids.as_ref());
-            positive_ids.is_some_and(|ids| ids[row] == id)
-                || excluded.is_some_and(|excluded| excluded.row(row).contains(&id))
+    /// Negatives of a row's own have no index among the candidates.
+    fn is_negative(&self, row: usize, candidate: Option<usize>, id: Option<u64>) -> bool {
+        let excluded =
+            self.matrix.excluded.as_ref().is_some_and(|excluded| id.is_some_and(|id| excluded.row(row).contains(&id)));
+        let positive = self.batch.is_some_and(|batch| {
+            batch.pairs.of_row(row).any(|pair| {
+                let by_id = batch.positive_ids.as_ref().is_some_and(|ids| id == Some(ids[pair]));
+                let by_index = match &batch.positives {
+                    Positives::Index(positives) => candidate == Some(positives[pair] as usize),
+                    Positives::Separate(_) | Positives::Rows(_) => false,
+                };
+                by_id || by_index
+            })
         });
-        let positives = self.batch.map(|batch| &batch.positives);
-        let is_positive =
-            matches!(positives, Some(Positives::Index(positives)) if positives[row] as usize == candidate);
-        !is_positive && !hit
+        !positive && !excluded
     }
 
-    /// Calls `visit(pool, row in the pool, s, z)` for each negative of a row, in order.
-    fn for_each_negative(&self, row: usize, mut visit: impl FnMut(usize, usize, f64, f64)) {
+    /// Calls `visit` for each negative of a row, in order: the pools', then the row's own. Those that score above `bound`
+    /// are left out; a NaN is not above it.
+    fn for_each_negative(&self, row: usize, bound: f64, mut visit: impl FnMut(usize, Negative)) {
+        let mut score = |index: usize, at: At, log_q: Option<f32>| {
+            let s = self.scale * dot(self.queries.row(row), self.embedding(at));
+            if !(s > bound) {
+                visit(index, Negative { at, s, z: s - log_q.map_or(0.0, f64::from) });
+            }
+        };
         for (p, (start, pool)) in self.matrix.pools_with_start().enumerate() {
-            for j in 0..pool.candidates.rows() {
-                if self.is_negative(row, start + j, pool.ids_slice().map(|ids| ids[j])) {
-                    let s = self.scale * dot(self.queries.row(row), self.pools[p].row(j));
-                    let log_q = pool.log_q.map_or(0.0, |log_q| f64::from(log_q[j]));
-                    visit(p, j, s, s - log_q);
+            let candidates = self.matrix.candidates(p);
+            for j in 0..candidates.len() {
+                if self.is_negative(row, Some(start + j), self.matrix.candidate_id(p, j)) {
+                    let at = match self.pools[p] {
+                        Some(_) => At::Pool(p, j),
+                        None => At::Table(candidates.row(j), pool.gradient),
+                    };
+                    score(start + j, at, pool.log_q.map(|log_q| log_q[j]));
                 }
+            }
+        }
+        let (Some(negatives), Some(table)) = (&self.matrix.row_negatives, &self.matrix.table) else { return };
+        for k in 0..negatives.per_row {
+            let Some(at) = negatives.at(row, k) else { continue };
+            if self.is_negative(row, None, Some(table.id(at))) {
+                let log_q = negatives.log_q.map(|log_q| log_q[row * negatives.per_row + k]);
+                score(self.matrix.num_candidates() + k, At::Table(at, true), log_q);
             }
         }
     }
@@ -137,37 +195,54 @@ impl<'a> Scores<'a> {
 /// A batch in float64.
 struct WidenedBatch<'a> {
     batch: &'a Batch<'a>,
+    loss: &'a Loss,
     scores: Scores<'a>,
     positive_embeddings: Option<Side>,
 }
 
 impl<'a> WidenedBatch<'a> {
-    fn new(batch: &'a Batch<'a>, loss: &Loss) -> Self {
+    fn new(batch: &'a Batch<'a>, loss: &'a Loss) -> Self {
         WidenedBatch {
             batch,
+            loss,
             scores: Scores::new(&batch.matrix, Some(batch), loss.similarity, loss.scale()),
             positive_embeddings: match &batch.positives {
                 Positives::Separate(embeddings) => Some(Side::new(embeddings, loss.similarity)),
-                Positives::Index(_) => None,
+                Positives::Index(_) | Positives::Rows(_) => None,
             },
         }
     }
 
-    /// p̂ of a row.
-    fn positive(&self, row: usize) -> &[f64] {
-        match (&self.batch.positives, &self.positive_embeddings) {
-            (Positives::Index(positives), _) => {
-                let (pool, at) = self.batch.locate(positives[row] as usize);
-                self.scores.pools[pool].row(at)
+    /// Where a positive is among candidates and rows; `None` for a separate one.
+    fn positive_at(&self, pair: usize) -> Option<At> {
+        match &self.batch.positives {
+            Positives::Index(positives) => {
+                let (pool, at) = self.batch.matrix.locate(positives[pair] as usize);
+                Some(At::Pool(pool, at))
             }
-            (_, Some(side)) => side.row(row),
-            (Positives::Separate(_), None) => unreachable!("made together in new"),
+            Positives::Rows(rows) => Some(At::Table(rows[pair] as usize, true)),
+            Positives::Separate(_) => None,
+        }
+    }
+
+    /// p̂ of a pair.
+    fn positive(&self, pair: usize) -> &[f64] {
+        match (self.positive_at(pair), &self.positive_embeddings) {
+            (Some(at), _) => self.scores.embedding(at),
+            (None, Some(side)) => side.row(pair),
+            (None, None) => unreachable!("made together in new"),
         }
     }
 
     /// γ q̂·p̂
-    fn positive_score(&self, row: usize) -> f64 {
-        self.scores.scale * dot(self.scores.queries.row(row), self.positive(row))
+    fn positive_score(&self, row: usize, pair: usize) -> f64 {
+        self.scores.scale * dot(self.scores.queries.row(row), self.positive(pair))
+    }
+
+    /// The score above which the row's candidates are no negatives.
+    fn bound(&self, row: usize) -> f64 {
+        let scores = self.batch.pairs.of_row(row).map(|pair| self.positive_score(row, pair));
+        self.loss.false_negatives.map_or(f64::INFINITY, |filter| filter.bound(scores))
     }
 }
 
@@ -190,35 +265,38 @@ impl Stream for Reference {
         let mut expected_negative = Matrix { values: vec![0.0; b * dim], rows: b, dim };
         let numbers = || Vec::with_capacity(b);
         let mut moments = Moments { expected_score: numbers(), entropy: numbers() };
-        let mut rank = Rank { above: Vec::with_capacity(b), ties: Vec::with_capacity(b) };
-        statistics.clear(request, batch.num_queries());
+        let counts = || Vec::with_capacity(batch.num_positives());
+        let mut rank = Rank { above: counts(), ties: counts() };
+        statistics.clear(request, b, batch.num_positives());
         let mut negatives: Vec<Negative> = Vec::with_capacity(batch.num_candidates());
         for row in 0..b {
             negatives.clear();
-            scores.for_each_negative(row, |pool, j, s, z| negatives.push((pool, j, s, z)));
-            let positive = problem.positive_score(row);
-            let max = negatives.iter().fold(f64::NEG_INFINITY, |max, &(_, _, _, z)| max.max(z));
+            scores.for_each_negative(row, problem.bound(row), |_, negative| negatives.push(negative));
+            let max = negatives.iter().fold(f64::NEG_INFINITY, |max, negative| max.max(negative.z));
             // An infinite maximum is no shift: −∞ with nothing to sum, and what is not finite shall show.
             let shift = if max.is_finite() { max } else { 0.0 };
-            let sum: f64 = negatives.iter().map(|&(_, _, _, z)| (z - shift).exp()).sum();
+            let sum: f64 = negatives.iter().map(|negative| (negative.z - shift).exp()).sum();
             let lse = if negatives.is_empty() { f64::NEG_INFINITY } else { shift + sum.ln() };
             let (mut expected_score, mut entropy) = (0.0, 0.0);
             let o = &mut expected_negative.values[row * dim..(row + 1) * dim];
-            for &(pool, j, s, z) in &negatives {
+            for &Negative { at, s, z } in &negatives {
                 let q = (z - lse).exp();
-                for (o, c) in o.iter_mut().zip(scores.pools[pool].row(j)) {
+                for (o, c) in o.iter_mut().zip(scores.embedding(at)) {
                     *o += q * c;
                 }
                 expected_score += q * s;
                 entropy += q * (lse - z);
             }
             statistics.lse.push(lse);
-            statistics.positive.push(positive);
             statistics.num_negatives.push(negatives.len() as u64);
             moments.expected_score.push(expected_score);
             moments.entropy.push(entropy);
-            rank.above.push(negatives.iter().filter(|&&(_, _, s, _)| s > positive).count() as u64);
-            rank.ties.push(negatives.iter().filter(|&&(_, _, s, _)| s == positive).count() as u64);
+            for pair in batch.pairs.of_row(row) {
+                let positive = problem.positive_score(row, pair);
+                statistics.positive.push(positive);
+                rank.above.push(negatives.iter().filter(|negative| negative.s > positive).count() as u64);
+                rank.ties.push(negatives.iter().filter(|negative| negative.s == positive).count() as u64);
+            }
         }
         statistics.moments = request.moments.then_some(moments);
         statistics.rank = request.rank.then_some(rank);
@@ -229,6 +307,7 @@ impl Stream for Reference {
     fn stream_back(
         &mut self,
         CheckedBatch { batch, loss }: CheckedBatch<'_>,
+        request: Request,
         statistics: &RowStatistics<f64>,
         d_lse: &[f64],
         d_positive: &[f64],
@@ -239,43 +318,43 @@ impl Stream for Reference {
         let scores = &problem.scores;
         let (b, dim, gamma) = (batch.num_queries(), batch.dim(), loss.scale());
         let mut d_queries = vec![0.0; b * dim];
-        let mut d_pools: Vec<Vec<f64>> = scores.pools.iter().map(|pool| vec![0.0; pool.unit.len()]).collect();
-        let mut d_positives = vec![0.0; b * dim];
+        let mut d_units = UnitGradients::zeros(&problem);
         let mut d_gamma = 0.0;
         for row in 0..b {
             let q = scores.queries.row(row);
-            let p = problem.positive(row);
-            // ∂L/∂q̂ = γ (d_lse O + d_positive p̂)
             let d_q = &mut d_queries[row * dim..(row + 1) * dim];
+            // ∂L/∂q̂ = γ (d_lse O + Σ_p d_positive p̂)
             add(d_q, gamma * d_lse[row], o.row(row));
-            add(d_q, gamma * d_positive[row], p);
             // ∂L/∂ĉ_j = γ Σ_i d_lse q_ij q̂_i
-            scores.for_each_negative(row, |pool, j, _, z| {
+            scores.for_each_negative(row, problem.bound(row), |_, Negative { at, z, .. }| {
                 let coefficient = times(gamma * d_lse[row], (z - statistics.lse[row]).exp());
-                add(&mut d_pools[pool][j * dim..(j + 1) * dim], coefficient, q);
+                d_units.add(at, coefficient, q);
             });
-            // ∂L/∂p̂ = γ d_positive q̂, to the candidate that is the positive, or to the separate one.
-            let d_p = match &batch.positives {
-                Positives::Index(positives) => {
-                    let (pool, j) = batch.locate(positives[row] as usize);
-                    &mut d_pools[pool][j * dim..(j + 1) * dim]
+            // ∂L/∂γ = Σ d_lse q̂·O + Σ_p d_positive sim₊
+            d_gamma += times(d_lse[row], dot(q, o.row(row)));
+            for pair in batch.pairs.of_row(row) {
+                let p = problem.positive(pair);
+                add(d_q, gamma * d_positive[pair], p);
+                d_gamma += times(d_positive[pair], dot(q, p));
+                // ∂L/∂p̂ = γ d_positive q̂, to the candidate or row that is the positive, or to the separate one.
+                match problem.positive_at(pair) {
+                    Some(at) => d_units.add(at, gamma * d_positive[pair], q),
+                    None => add(&mut d_units.positives[pair * dim..(pair + 1) * dim], gamma * d_positive[pair], q),
                 }
-                Positives::Separate(_) => &mut d_positives[row * dim..(row + 1) * dim],
-            };
-            add(d_p, gamma * d_positive[row], q);
-            // ∂L/∂γ = Σ d_lse q̂·O + d_positive sim₊
-            d_gamma += times(d_lse[row], dot(q, o.row(row))) + times(d_positive[row], dot(q, p));
+            }
         }
-        let chain_rule = |side: &Side, d_unit: &[f64]| chain_rule_all(side, loss.similarity, d_unit);
-        gradients.d_queries = chain_rule(&scores.queries, &d_queries);
-        gradients.d_candidates = (batch.matrix.pools.iter().zip(&scores.pools).zip(&d_pools))
-            .map(|((pool, side), d)| if pool.gradient { chain_rule(side, d) } else { Matrix::default() })
-            .collect();
-        gradients.d_positive_embeddings =
-            problem.positive_embeddings.as_ref().map(|side| chain_rule(side, &d_positives));
-        // ∂L/∂τ = −γ² ∂L/∂γ
-        gradients.d_temperature = -gamma * gamma * d_gamma;
-        gradients.d_log_temperature = -gamma * d_gamma;
+        let fresh = Gradients {
+            d_queries: chain_rule_all(&scores.queries, loss.similarity, &d_queries),
+            // ∂L/∂τ = −γ² ∂L/∂γ
+            d_temperature: -gamma * gamma * d_gamma,
+            d_log_temperature: -gamma * d_gamma,
+            ..d_units.gradients(&problem, request)
+        };
+        if request.accumulate {
+            gradients.add(&fresh);
+        } else {
+            *gradients = fresh;
+        }
         Ok(())
     }
 
@@ -286,12 +365,11 @@ impl Stream for Reference {
     fn search(&mut self, CheckedSearch { search, similarity, k }: CheckedSearch<'_>) -> Result<TopK<f64>> {
         // Scores at temperature 1 are similarities; a search has no positives, so its negatives are what is not excluded.
         let scores = Scores::new(&search.matrix, None, similarity, 1.0);
-        let starts: Vec<usize> = search.matrix.pools_with_start().map(|(start, _)| start).collect();
         let mut top = TopK::empty(search.num_queries(), k);
         let mut scored = Vec::with_capacity(search.num_candidates());
         for row in 0..search.num_queries() {
             scored.clear();
-            scores.for_each_negative(row, |pool, j, s, _| scored.push((s, (starts[pool] + j) as u32)));
+            scores.for_each_negative(row, f64::INFINITY, |index, negative| scored.push((negative.s, index as u32)));
             // In float64 only a row that is not finite itself has such a score.
             scored.retain(|(s, _)| s.is_finite());
             scored.sort_by(|a, b| b.0.partial_cmp(&a.0).expect("finite").then(a.1.cmp(&b.1)));
@@ -301,6 +379,58 @@ impl Stream for Reference {
             }
         }
         Ok(top)
+    }
+}
+
+/// Gradients by unit vectors, in float64, before the chain rule turns them into those of the embeddings.
+struct UnitGradients {
+    /// Empty for pools without a matrix of their own.
+    pools: Vec<Vec<f64>>,
+    positives: Vec<f64>,
+    table: Vec<f64>,
+    dim: usize,
+}
+
+impl UnitGradients {
+    fn zeros(problem: &WidenedBatch<'_>) -> Self {
+        let zeros = |side: &Option<Side>| side.as_ref().map_or(Vec::new(), |side| vec![0.0; side.unit.len()]);
+        UnitGradients {
+            pools: problem.scores.pools.iter().map(zeros).collect(),
+            positives: zeros(&problem.positive_embeddings),
+            table: zeros(&problem.scores.table),
+            dim: problem.batch.dim(),
+        }
+    }
+
+    fn add(&mut self, at: At, coefficient: f64, q: &[f64]) {
+        let (to, row) = match at {
+            At::Pool(pool, row) => (&mut self.pools[pool], row),
+            At::Table(row, true) => (&mut self.table, row),
+            At::Table(_, false) => return,
+        };
+        add(&mut to[row * self.dim..(row + 1) * self.dim], coefficient, q);
+    }
+
+    fn gradients(&self, problem: &WidenedBatch<'_>, request: Request) -> Gradients<f64> {
+        let (batch, scores) = (problem.batch, &problem.scores);
+        let chain_rule = |side: &Side, d_unit: &[f64]| chain_rule_all(side, problem.loss.similarity, d_unit);
+        let of_pool = |(pool, (side, d)): (&Pool<'_>, (&Option<Side>, &Vec<f64>))| match side {
+            Some(side) if pool.gradient => chain_rule(side, d),
+            _ => Matrix::default(),
+        };
+        let with_gradient = batch.matrix.table.as_ref().is_some_and(|table| table.gradient);
+        let d_table = scores.table.as_ref().filter(|_| with_gradient).map(|side| chain_rule(side, &self.table));
+        let named = if with_gradient { batch.rows_with_gradient() } else { Vec::new() };
+        Gradients {
+            d_candidates: batch.matrix.pools.iter().zip(scores.pools.iter().zip(&self.pools)).map(of_pool).collect(),
+            d_positive_embeddings: problem.positive_embeddings.as_ref().map(|side| chain_rule(side, &self.positives)),
+            // The chain rule of a row that nobody names is not computed: it would spread a NaN that nobody reads.
+            d_table: d_table.map(|d| match request.row_sparse {
+                true => TableGradient::RowSparse(d.rows_of(&named)),
+                false => TableGradient::Dense(d.rows_of(&named).dense(d.rows)),
+            }),
+            ..Gradients::default()
+        }
     }
 }
 

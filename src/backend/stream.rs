@@ -21,6 +21,7 @@ pub struct CheckedBatch<'a> {
 
 impl<'a> CheckedBatch<'a> {
     pub(crate) fn new(batch: &'a Batch<'a>, loss: &'a Loss) -> Result<Self> {
+        batch.check_table_is_here()?;
         loss.check(batch)?;
         Ok(CheckedBatch { batch, loss })
     }
@@ -63,6 +64,12 @@ pub trait Stream {
     /// The type of gradients.
     type Real: Real;
 
+    /// Fails where the backend does not compute a batch, or a loss of it, that is right in itself.
+    #[doc(hidden)]
+    fn check_support(&self, _batch: &Batch<'_>, _loss: Option<&Loss>) -> Result<()> {
+        Ok(())
+    }
+
     /// Tiles, splits and workspace of both passes.
     #[doc(hidden)]
     fn plan_stream(&self, checked: CheckedBatch<'_>, request: Request) -> Plan;
@@ -76,11 +83,13 @@ pub trait Stream {
         statistics: &mut RowStatistics<Self::Real>,
     ) -> Result<()>;
 
-    /// Gradients, given each row's derivatives by `lse` and `positive`. Writes every element of `gradients`.
+    /// Gradients, given each row's derivatives by `lse` and each pair's by `positive`. Writes every element of `gradients`,
+    /// or adds to it where the request says so.
     #[doc(hidden)]
     fn stream_back(
         &mut self,
         checked: CheckedBatch<'_>,
+        request: Request,
         statistics: &RowStatistics<Self::Real>,
         d_lse: &[f64],
         d_positive: &[f64],

@@ -15,14 +15,47 @@ use crate::error::{Argument, Result, shape, value};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ids<'a>(pub(crate) Cow<'a, [u64]>);
 
-/// Index of each row's positive, counted over the candidates of all pools in the order of the pools.
+/// Indices of candidates, or of a table's rows.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Indices<'a> {
-    /// (B) indices.
+    /// Unsigned, of 32 bits.
     U32(&'a [u32]),
-    /// (B) indices, none negative.
+    /// Signed, of 64 bits, as PyTorch has them.
     I64(&'a [i64]),
+}
+
+impl Indices<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Indices::U32(indices) => indices.len(),
+            Indices::I64(indices) => indices.len(),
+        }
+    }
+
+    /// The index at a place. A negative one is larger than any length.
+    pub(crate) fn at(&self, place: usize) -> usize {
+        match self {
+            Indices::U32(indices) => indices[place] as usize,
+            Indices::I64(indices) => indices[place] as usize,
+        }
+    }
+
+    /// The place of the first index that is negative or not less than `limit`.
+    pub(crate) fn first_not_below(&self, limit: usize) -> Option<usize> {
+        match self {
+            Indices::U32(indices) => indices.iter().position(|&index| index as usize >= limit),
+            Indices::I64(indices) => indices.iter().position(|&index| index as usize >= limit),
+        }
+    }
+
+    /// The index at a place as an error shows it.
+    pub(crate) fn shown(&self, place: usize) -> String {
+        match self {
+            Indices::U32(indices) => indices[place].to_string(),
+            Indices::I64(indices) => indices[place].to_string(),
+        }
+    }
 }
 
 /// `From` slices, vectors and arrays of an element type.

@@ -2,22 +2,23 @@
 //!
 //! The formulas are in the table of [`Loss`].
 
+use super::arrays::check_len;
 use super::batch::Batch;
 use super::loss::{Correction, Loss, Reduction};
 use super::statistics::RowStatistics;
 use crate::error::{Result, shape};
 
-/// Per-row losses and what they send back into the stream, each (B).
+/// Per-row losses and what they send back into the stream.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Epilogue {
-    /// The loss of each row, before weights.
+    /// (B): the loss of each row, before row weights. Positives of the row are weighted in it.
     pub loss: Vec<f64>,
-    /// P(positive) = 1 − a: the probability that the model gives to the positive among its candidates.
+    /// (P): P(positive) = 1 − a, the probability that the model gives to the positive among the row's negatives and it.
     pub probability: Vec<f64>,
-    /// Derivative of the total by each row's `lse`, row weight and reduction folded in.
+    /// (B): derivative of the total by each row's `lse`, row weight and reduction folded in.
     pub d_lse: Vec<f64>,
-    /// Derivative of the total by each row's `positive`, row weight and reduction folded in.
+    /// (P): derivative of the total by each `positive`, row weight and reduction folded in.
     pub d_positive: Vec<f64>,
     /// The reduced loss.
     pub total: f64,
@@ -36,28 +37,34 @@ impl Loss {
     pub fn epilogue<T>(&self, batch: &Batch<'_>, statistics: &RowStatistics<T>) -> Result<Epilogue> {
         self.check(batch)?;
         let b = batch.num_queries();
-        if [statistics.lse.len(), statistics.positive.len(), statistics.num_negatives.len()] != [b; 3] {
+        if [statistics.lse.len(), statistics.num_negatives.len()] != [b; 2] {
             let found = format!("length {}", statistics.lse.len());
             return Err(shape("statistics", found, format!("{b} rows, as many as queries")));
         }
+        check_len("statistics.positive", statistics.positive.len(), batch.num_positives(), "the number of positives")?;
         Ok(self.checked_epilogue(batch, statistics))
     }
 
     pub(crate) fn checked_epilogue<T>(&self, batch: &Batch<'_>, statistics: &RowStatistics<T>) -> Epilogue {
         let upstream = self.upstream(batch);
         let rows = || Vec::with_capacity(batch.num_queries());
-        let (loss, probability, d_lse, d_positive) = (rows(), rows(), rows(), rows());
+        let pairs = || Vec::with_capacity(batch.num_positives());
+        let (loss, probability, d_lse, d_positive) = (rows(), pairs(), rows(), pairs());
         let mut out = Epilogue { loss, probability, d_lse, d_positive, ..Epilogue::default() };
         for row in 0..batch.num_queries() {
-            let RowLoss { loss, coefficient } = self.row(batch, statistics, row);
-            let weight = batch.weight(row);
-            out.loss.push(loss);
-            out.probability.push(1.0 - coefficient);
-            // A row of weight 0 is absent, whatever its loss: 0 * NaN must not enter a sum.
-            let weighted = |x: f64| if weight == 0.0 { 0.0 } else { weight * upstream * x };
-            out.d_lse.push(weighted(coefficient));
-            out.d_positive.push(weighted(-coefficient));
-            out.total += weighted(loss);
+            let row_weight = batch.weight(row);
+            let (mut row_loss, mut row_coefficient) = (0.0, 0.0);
+            for pair in batch.pairs.of_row(row) {
+                let PairLoss { loss, coefficient } = self.pair(batch, statistics, row, pair);
+                let weight = batch.pairs.weight(row, pair);
+                row_loss += times(weight, loss);
+                row_coefficient += times(weight, coefficient);
+                out.probability.push(1.0 - coefficient);
+                out.d_positive.push(times(row_weight * weight * upstream, -coefficient));
+            }
+            out.loss.push(row_loss);
+            out.d_lse.push(times(row_weight * upstream, row_coefficient));
+            out.total += times(row_weight * upstream, row_loss);
         }
         out
     }
@@ -71,31 +78,38 @@ impl Loss {
         }
     }
 
-    fn row<T>(&self, batch: &Batch<'_>, statistics: &RowStatistics<T>, row: usize) -> RowLoss {
+    fn pair<T>(&self, batch: &Batch<'_>, statistics: &RowStatistics<T>, row: usize, pair: usize) -> PairLoss {
         let n = statistics.num_negatives[row];
         if n == 0 {
-            return RowLoss { loss: 0.0, coefficient: 0.0 };
+            return PairLoss { loss: 0.0, coefficient: 0.0 };
         }
-        let positive_log_q = || batch.positive_log_q.as_ref().map_or(0.0, |log_q| f64::from(log_q[row]));
+        let positive_log_q = || batch.positive_log_q.as_ref().map_or(0.0, |log_q| f64::from(log_q[pair]));
         let shift = match self.correction {
             Correction::None | Correction::LogQNegativesOnly => 0.0,
             Correction::LogQ => positive_log_q(),
             Correction::CorrectedLogQ => log1m_exp(positive_log_q()),
         };
-        let margin = statistics.lse[row] + shift - statistics.positive[row];
+        let margin = statistics.lse[row] + shift - statistics.positive[pair];
         if self.correction == Correction::CorrectedLogQ {
             // The weight is a constant of the step (stop-gradient): 1 − P(positive), the denominator's full sum over
             // the catalogue being estimated by the mean over n draws.
             let weight = sigmoid(margin - (n as f64).ln());
-            return RowLoss { loss: if weight == 0.0 { 0.0 } else { weight * margin }, coefficient: weight };
+            return PairLoss { loss: times(weight, margin), coefficient: weight };
         }
-        RowLoss { loss: softplus(margin), coefficient: sigmoid(margin) }
+        PairLoss { loss: softplus(margin), coefficient: sigmoid(margin) }
     }
 }
 
-struct RowLoss {
+/// The loss of a row with one of its positives, and the coefficient `a`.
+struct PairLoss {
     loss: f64,
     coefficient: f64,
+}
+
+/// `weight · x`, and 0 where the weight is 0: what has no weight is absent, whatever its value. 0 · NaN must not enter a
+/// sum.
+fn times(weight: f64, x: f64) -> f64 {
+    if weight == 0.0 { 0.0 } else { weight * x }
 }
 
 /// `log(1 + exp(x))`, exact to rounding on both sides: the loss of a row with margin x.

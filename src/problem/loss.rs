@@ -3,7 +3,9 @@
 //! A loss never touches the B x N scores. It is a function of each row's log-sum-exp over negatives and of its
 //! positive's score, and its gradient is one coefficient for each of the two.
 
-use super::batch::{Batch, Positives};
+use super::batch::Batch;
+use super::filter::FalseNegativeFilter;
+use super::positives::Positives;
 use crate::error::{Result, does_not_apply, missing, value};
 
 /// How a query and a candidate are compared.
@@ -92,21 +94,31 @@ pub struct Loss {
     pub reduction: Reduction,
     /// Whether the loss is the mean over both directions, queries against candidates and candidates against queries.
     pub symmetric: bool,
+    /// Which candidates score too well to be taken for negatives; `None` leaves none out.
+    pub false_negatives: Option<FalseNegativeFilter>,
 }
 
-/// Which optional arrays of a batch are present. Positives that are candidates have their candidates' log_q.
+/// Which optional arrays of a batch are present. Positives that are candidates by index have their candidates' log_q;
+/// others are given theirs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GivenArrays {
     pub(crate) log_q: bool,
     pub(crate) positive_log_q: bool,
-    pub(crate) separate_positives: bool,
+    pub(crate) positives_by_index: bool,
     pub(crate) row_weight: bool,
 }
 
 impl Loss {
     /// Softmax cross-entropy of the positive against the negatives, uncorrected, reduced by the mean.
     pub fn softmax(similarity: Similarity, temperature: f64) -> Self {
-        Loss { similarity, temperature, correction: Correction::None, reduction: Reduction::Mean, symmetric: false }
+        Loss {
+            similarity,
+            temperature,
+            correction: Correction::None,
+            reduction: Reduction::Mean,
+            symmetric: false,
+            false_negatives: None,
+        }
     }
 
     /// Sets the correction for the sampling probability.
@@ -128,6 +140,20 @@ impl Loss {
         self
     }
 
+    /// Leaves out candidates whose score lies more than `margin` above that of the row's positive:
+    /// [`FalseNegativeFilter::Margin`].
+    pub fn false_negative_margin(mut self, margin: f64) -> Self {
+        self.false_negatives = Some(FalseNegativeFilter::Margin(margin));
+        self
+    }
+
+    /// Leaves out candidates whose score is above `ratio` times that of the row's positive, for cosine:
+    /// [`FalseNegativeFilter::Ratio`].
+    pub fn false_negative_ratio(mut self, ratio: f64) -> Self {
+        self.false_negatives = Some(FalseNegativeFilter::Ratio(ratio));
+        self
+    }
+
     /// `gamma = 1 / temperature`.
     pub fn scale(&self) -> f64 {
         1.0 / self.temperature
@@ -141,9 +167,10 @@ impl Loss {
     /// Checks the options, and that batch and loss fit each other.
     pub(crate) fn check(&self, batch: &Batch<'_>) -> Result<()> {
         self.check_options(&GivenArrays {
-            log_q: batch.matrix.pools.iter().any(|pool| pool.log_q.is_some()),
+            log_q: batch.matrix.pools.iter().any(|pool| pool.log_q.is_some())
+                || batch.matrix.row_negatives.is_some_and(|negatives| negatives.log_q.is_some()),
             positive_log_q: batch.positive_log_q.is_some(),
-            separate_positives: matches!(batch.positives, Positives::Separate(_)),
+            positives_by_index: matches!(batch.positives, Positives::Index(_)),
             row_weight: batch.row_weight.is_some(),
         })?;
         if let (Correction::CorrectedLogQ, Some(log_q)) = (self.correction, &batch.positive_log_q)
@@ -171,6 +198,7 @@ impl Loss {
             let rule = "finite and > 0, with log2(e) / temperature a normal number of single precision";
             return Err(value("temperature", self.temperature, rule));
         }
+        self.false_negatives.map_or(Ok(()), |filter| filter.check(self.similarity))?;
         if self.reduction == Reduction::WeightedMean && !given.row_weight {
             return Err(missing("row_weight", "Reduction::WeightedMean divides by its sum"));
         }
@@ -195,9 +223,12 @@ impl Loss {
         }
         let uses_positive = self.correction != Correction::LogQNegativesOnly;
         if uses_positive && !given.positive_log_q {
-            return Err(missing("positive_log_q", "this correction needs it for separate positives"));
+            return Err(missing(
+                "positive_log_q",
+                "this correction needs it for positives that are not candidates by index",
+            ));
         }
-        if given.separate_positives && given.positive_log_q && !uses_positive {
+        if !given.positives_by_index && given.positive_log_q && !uses_positive {
             let rule = "Correction::LogQNegativesOnly leaves the positive as it is";
             return Err(does_not_apply("positive_log_q", rule));
         }

@@ -132,6 +132,16 @@ impl<T: Real> TopK<T> {
         TopK { k, indices: vec![TopK::NONE; b * k], scores }
     }
 
+    /// The lists through an array: what stands at each index, such as the rows of a table that a pool's candidates are.
+    /// [`TopK::NONE`] stays, which [`RowNegatives`](crate::RowNegatives) understand.
+    ///
+    /// # Panics
+    /// If an index of the lists is not one of the array.
+    pub fn through(&self, candidate_rows: &[u32]) -> Vec<u32> {
+        let at = |&index: &u32| if index == TopK::NONE { TopK::NONE } else { candidate_rows[index as usize] };
+        self.indices.iter().map(at).collect()
+    }
+
     /// B, the number of queries; 0 if K is 0.
     pub fn num_rows(&self) -> usize {
         self.indices.len() / self.k.max(1)

@@ -2,7 +2,8 @@
 
 use crate::problem::embeddings::Matrix;
 
-/// Statistics of each row's scores over its negatives. Everything has length B unless said otherwise.
+/// Statistics of each row's scores over its negatives. Everything has length B unless said otherwise; what belongs to a
+/// positive has length P, and P is B unless rows have several.
 ///
 /// With `s` the score, `z = s − log_q` and `q_j = exp(z_j − lse)` the distribution over the row's negatives:
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -10,13 +11,13 @@ use crate::problem::embeddings::Matrix;
 pub struct RowStatistics<T = f32> {
     /// `log Σ exp(z)`; −∞ with no negatives.
     pub lse: Vec<f64>,
-    /// Score `s` of the positive, with no log_q.
+    /// (P) score `s` of each positive, with no log_q.
     pub positive: Vec<f64>,
     /// Number of negatives.
     pub num_negatives: Vec<u64>,
     /// Expected score and entropy, where [`Request::with_moments`] asked for them.
     pub moments: Option<Moments>,
-    /// Rank of the positive, where [`Request::with_rank`] asked for it.
+    /// Rank of each positive, where [`Request::with_rank`] asked for it.
     pub rank: Option<Rank>,
     /// (B, D) `O = Σ q_j ĉ_j`, the mean of the negatives under q, each normalised first under cosine: `∂lse/∂q̂ = O /
     /// temperature`.
@@ -39,9 +40,9 @@ pub struct Moments {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Rank {
-    /// Negatives that score strictly above the positive: its best possible place, counted from 0.
+    /// (P) negatives of the row that score strictly above the positive: its best possible place, counted from 0.
     pub above: Vec<u64>,
-    /// Negatives that score exactly as the positive does. `above + ties` is its worst possible place, which
+    /// (P) negatives of the row that score exactly as the positive does. `above + ties` is its worst possible place, which
     /// [`evaluation`](crate::evaluation) counts. Recall@K counts rows with `above + ties < K`.
     pub ties: Vec<u64>,
 }
@@ -64,6 +65,10 @@ pub struct Request {
     pub moments: bool,
     /// [`RowStatistics::rank`].
     pub rank: bool,
+    /// The gradient of a table as its rows that have one, and not as a matrix of the table's shape.
+    pub row_sparse: bool,
+    /// Gradients are added to what the caller's hold.
+    pub accumulate: bool,
 }
 
 impl Request {
@@ -75,6 +80,20 @@ impl Request {
     /// The same with gradients.
     pub fn value_and_grad() -> Self {
         Request { gradients: true, ..Request::default() }
+    }
+
+    /// The gradient of a table is [`TableGradient::RowSparse`](crate::TableGradient): the rows that a batch names, and not
+    /// (M, D) numbers that are mostly 0.
+    pub fn row_sparse(mut self) -> Self {
+        self.row_sparse = true;
+        self
+    }
+
+    /// Adds the gradients to those that [`Gradients`](crate::Gradients) holds, which must have the batch's shapes, as
+    /// after an earlier batch of the same step.
+    pub fn accumulate(mut self) -> Self {
+        self.accumulate = true;
+        self
     }
 
     /// Adds the rank of each positive.
@@ -105,13 +124,11 @@ pub(crate) struct Partial {
     /// `Σ exp(z − max) (z − max)`, from which the entropy follows without cancellation.
     pub(crate) sum_z: f64,
     pub(crate) num_negatives: u64,
-    pub(crate) above: u64,
-    pub(crate) ties: u64,
 }
 
 impl Partial {
     pub(crate) const EMPTY: Partial =
-        Partial { max: f64::NEG_INFINITY, sum: 0.0, sum_score: 0.0, sum_z: 0.0, num_negatives: 0, above: 0, ties: 0 };
+        Partial { max: f64::NEG_INFINITY, sum: 0.0, sum_score: 0.0, sum_z: 0.0, num_negatives: 0 };
 
     /// Merges partials in the order in which they come.
     pub(crate) fn merge_all(parts: impl IntoIterator<Item = Partial>) -> Partial {
@@ -128,8 +145,6 @@ impl Partial {
             sum_score: a.sum_score + b.sum_score,
             sum_z: a.sum_z + b.sum_z,
             num_negatives: a.num_negatives + b.num_negatives,
-            above: a.above + b.above,
-            ties: a.ties + b.ties,
         }
     }
 
@@ -160,36 +175,32 @@ impl Partial {
 }
 
 impl<T> RowStatistics<T> {
-    /// Makes room for `rows` rows, which are then pushed; `request` says which optional fields there are.
-    pub(crate) fn clear(&mut self, request: Request, rows: usize) {
+    /// Makes room for `rows` rows and `pairs` positives, which are then pushed; `request` says which optional fields there
+    /// are.
+    pub(crate) fn clear(&mut self, request: Request, rows: usize, pairs: usize) {
         self.lse.clear();
         self.lse.reserve_exact(rows);
         self.positive.clear();
-        self.positive.reserve_exact(rows);
+        self.positive.reserve_exact(pairs);
         self.num_negatives.clear();
         self.num_negatives.reserve_exact(rows);
         let numbers = || Vec::with_capacity(rows);
         self.moments = request.moments.then(|| Moments { expected_score: numbers(), entropy: numbers() });
-        let counts = || Vec::with_capacity(rows);
+        let counts = || Vec::with_capacity(pairs);
         self.rank = request.rank.then(|| Rank { above: counts(), ties: counts() });
         if !request.gradients {
             self.expected_negative = None;
         }
     }
 
-    pub(crate) fn push(&mut self, row: &Partial, positive: f64) {
+    pub(crate) fn push(&mut self, row: &Partial) {
         let empty = row.num_negatives == 0;
         let lse = if empty { f64::NEG_INFINITY } else { row.lse() };
         self.lse.push(lse);
-        self.positive.push(positive);
         self.num_negatives.push(row.num_negatives);
         if let Some(moments) = &mut self.moments {
             moments.expected_score.push(if empty { 0.0 } else { row.sum_score / row.sum });
             moments.entropy.push(if empty { 0.0 } else { row.sum.ln() - row.sum_z / row.sum });
-        }
-        if let Some(rank) = &mut self.rank {
-            rank.above.push(row.above);
-            rank.ties.push(row.ties);
         }
     }
 }

@@ -4,6 +4,7 @@
 use pulp::NullaryFnOnce;
 
 use crate::problem::loss::Similarity;
+use crate::problem::positives::Pairs;
 use crate::problem::statistics::Partial;
 
 /// Columns that a loop handles at a time; rows of a score tile are padded to a multiple.
@@ -59,13 +60,11 @@ pub(super) struct RowState {
     pub(super) sum_score: f64,
     pub(super) sum_z: f64,
     pub(super) num_negatives: u64,
-    pub(super) above: u64,
-    pub(super) ties: u64,
 }
 
 impl RowState {
     pub(super) const EMPTY: RowState =
-        RowState { max: f32::NEG_INFINITY, sum: 0.0, sum_score: 0.0, sum_z: 0.0, num_negatives: 0, above: 0, ties: 0 };
+        RowState { max: f32::NEG_INFINITY, sum: 0.0, sum_score: 0.0, sum_z: 0.0, num_negatives: 0 };
 
     /// In natural units. `gamma` turns similarities into scores.
     pub(super) fn partial(&self, gamma: f64) -> Partial {
@@ -76,8 +75,6 @@ impl RowState {
             sum_score: self.sum_score * gamma,
             sum_z: self.sum_z * LN_2,
             num_negatives: self.num_negatives,
-            above: self.above,
-            ties: self.ties,
         }
     }
 }
@@ -141,12 +138,11 @@ fn sum_lanes(lanes: [f32; LANES]) -> f64 {
     sum
 }
 
-/// Adds a row's moments and the rank of its positive.
+/// Adds a row's moments.
 #[inline(always)]
-fn sum_detail(row: &[f32], score: Score<'_>, state: &mut RowState, positive: f32) {
+fn sum_moments(row: &[f32], score: Score<'_>, state: &mut RowState) {
     let shift = shift(state.max);
     let (mut sum_score, mut sum_z) = ([0.0f32; LANES], [0.0f32; LANES]);
-    let (mut above, mut ties) = ([0u32; LANES], [0u32; LANES]);
     for (sims, bias) in lane_chunks(row, score.bias) {
         for k in 0..LANES {
             let dz = z(sims[k], score.scale, bias[k]) - shift;
@@ -154,15 +150,47 @@ fn sum_detail(row: &[f32], score: Score<'_>, state: &mut RowState, positive: f32
             // A masked score is −∞: its probability is 0, and 0 · ∞ must not enter.
             sum_score[k] += if p == 0.0 { 0.0 } else { p * sims[k] };
             sum_z[k] += if p == 0.0 { 0.0 } else { p * dz };
-            above[k] += u32::from(sims[k] > positive);
-            ties[k] += u32::from(sims[k] == positive);
         }
     }
     state.sum_score += sum_lanes(sum_score);
     state.sum_z += sum_lanes(sum_z);
+}
+
+/// How many negatives of a row score above one of its positives, and how many score the same.
+pub(super) type Place = [u64; 2];
+
+/// Counts the row's negatives against one positive.
+#[inline(always)]
+fn count_place(row: &[f32], positive: f32, place: &mut Place) {
+    let (mut above, mut ties) = ([0u32; LANES], [0u32; LANES]);
+    for sims in row.as_chunks::<LANES>().0 {
+        for k in 0..LANES {
+            above[k] += u32::from(sims[k] > positive);
+            ties[k] += u32::from(sims[k] == positive);
+        }
+    }
     for k in 0..LANES {
-        state.above += u64::from(above[k]);
-        state.ties += u64::from(ties[k]);
+        place[0] += u64::from(above[k]);
+        place[1] += u64::from(ties[k]);
+    }
+}
+
+/// The places of the positives of a block of rows.
+pub(super) struct Places<'a> {
+    pub(super) pairs: Pairs<'a>,
+    pub(super) first_row: usize,
+    /// Similarity of each positive, from the first row's on.
+    pub(super) sims: &'a [f32],
+    pub(super) counts: &'a mut [Place],
+}
+
+impl Places<'_> {
+    #[inline(always)]
+    fn count(&mut self, r: usize, row: &[f32]) {
+        let first = self.pairs.of_row(self.first_row).start;
+        for pair in self.pairs.of_row(self.first_row + r) {
+            count_place(row, self.sims[pair - first], &mut self.counts[pair - first]);
+        }
     }
 }
 
@@ -176,13 +204,13 @@ pub(super) struct Tile<'a> {
 // between it and the dispatch is not inlined, so its body would be compiled for the baseline, with `mul_add` as a
 // library call.
 
-/// Takes a tile into its rows' states: log-sum-exp, and with `positives` (similarity of each row's positive) moments
-/// and ranks. With `keep`, the tile holds `2^(z − max)` afterwards, and `keep` the factors of [`advance_max`].
+/// Takes a tile into its rows' states: log-sum-exp, on request moments, and into `places`. With `keep`, the tile holds `2^(z − max)` afterwards, and `keep` the factors of [`advance_max`].
 pub(super) struct Statistics<'a> {
     pub(super) tile: Tile<'a>,
     pub(super) score: Score<'a>,
     pub(super) states: &'a mut [RowState],
-    pub(super) positives: Option<&'a [f32]>,
+    pub(super) moments: bool,
+    pub(super) places: Option<Places<'a>>,
     pub(super) keep: Option<&'a mut [f32]>,
 }
 
@@ -193,8 +221,11 @@ impl NullaryFnOnce for Statistics<'_> {
     fn call(mut self) {
         for (r, (row, state)) in self.tile.sims.chunks_exact_mut(self.tile.width).zip(self.states).enumerate() {
             let factor = advance_max(row, self.score, state);
-            if let Some(positives) = self.positives {
-                sum_detail(row, self.score, state, positives[r]);
+            if self.moments {
+                sum_moments(row, self.score, state);
+            }
+            if let Some(places) = &mut self.places {
+                places.count(r, row);
             }
             match &mut self.keep {
                 Some(factors) => {
@@ -207,7 +238,34 @@ impl NullaryFnOnce for Statistics<'_> {
     }
 }
 
-/// Turns a tile of similarities into coefficients `d_lse · 2^(z − lse)`: 0 where masked.
+/// Makes the similarities above each row's bound −∞ and takes them off the row's negatives. A NaN stays.
+pub(super) struct Filter<'a> {
+    pub(super) tile: Tile<'a>,
+    pub(super) bounds: &'a [f32],
+    pub(super) states: &'a mut [RowState],
+}
+
+impl NullaryFnOnce for Filter<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let rows = self.tile.sims.chunks_exact_mut(self.tile.width).zip(self.bounds);
+        for ((row, &bound), state) in rows.zip(self.states) {
+            let mut left_out = [0u32; LANES];
+            for sims in row.as_chunks_mut::<LANES>().0 {
+                for k in 0..LANES {
+                    let above = sims[k] > bound;
+                    left_out[k] += u32::from(above);
+                    sims[k] = if above { f32::NEG_INFINITY } else { sims[k] };
+                }
+            }
+            state.num_negatives -= left_out.iter().map(|&count| u64::from(count)).sum::<u64>();
+        }
+    }
+}
+
+/// Turns a tile of similarities into coefficients `d_lse · 2^(z − lse)`: 0 where masked or above the row's bound.
 ///
 /// `lse` is in units of log 2. A row whose `d_lse` is 0 has coefficients 0 whatever its scores.
 pub(super) struct Coefficients<'a> {
@@ -215,6 +273,7 @@ pub(super) struct Coefficients<'a> {
     pub(super) score: Score<'a>,
     pub(super) lse: &'a [f32],
     pub(super) d_lse: &'a [f32],
+    pub(super) bounds: Option<&'a [f32]>,
 }
 
 impl NullaryFnOnce for Coefficients<'_> {
@@ -222,20 +281,82 @@ impl NullaryFnOnce for Coefficients<'_> {
 
     #[inline(always)]
     fn call(self) {
-        for (row, (&lse, &d_lse)) in
-            self.tile.sims.chunks_exact_mut(self.tile.width).zip(self.lse.iter().zip(self.d_lse))
-        {
+        for (r, row) in self.tile.sims.chunks_exact_mut(self.tile.width).enumerate() {
+            let (lse, d_lse) = (self.lse[r], self.d_lse[r]);
             if d_lse == 0.0 {
                 row.fill(0.0);
                 continue;
             }
-            let chunks = row.as_chunks_mut::<LANES>().0.iter_mut();
-            for (sims, bias) in chunks.zip(self.score.bias.as_chunks::<LANES>().0) {
-                for k in 0..LANES {
-                    sims[k] = d_lse * exp2(z(sims[k], self.score.scale, bias[k]) - lse);
-                }
+            match self.bounds {
+                None => coefficients::<false>(row, self.score, lse, d_lse, f32::INFINITY),
+                Some(bounds) => coefficients::<true>(row, self.score, lse, d_lse, bounds[r]),
             }
         }
+    }
+}
+
+#[inline(always)]
+fn coefficients<const FILTERED: bool>(row: &mut [f32], score: Score<'_>, lse: f32, d_lse: f32, bound: f32) {
+    for (sims, bias) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(score.bias.as_chunks::<LANES>().0) {
+        for k in 0..LANES {
+            let coefficient = d_lse * exp2(z(sims[k], score.scale, bias[k]) - lse);
+            sims[k] = if FILTERED && sims[k] > bound { 0.0 } else { coefficient };
+        }
+    }
+}
+
+/// The coefficient of one pair of a query and a negative of its own, by the arithmetic of [`Coefficients`].
+#[inline(always)]
+pub(super) fn coefficient(sim: f32, scale: f32, bias: f32, lse: f32, d_lse: f32, bound: f32) -> f32 {
+    if d_lse == 0.0 || sim > bound { 0.0 } else { d_lse * exp2(z(sim, scale, bias) - lse) }
+}
+
+/// `a · b` in one fixed order of sums. Both passes score a row's own negatives by it.
+#[inline(always)]
+pub(super) fn row_dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let ((chunks_a, rest_a), (chunks_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in chunks_a.iter().zip(chunks_b) {
+        for k in 0..LANES {
+            lanes[k] = a[k].mul_add(b[k], lanes[k]);
+        }
+    }
+    for (lane, (a, b)) in lanes.iter_mut().zip(rest_a.iter().zip(rest_b)) {
+        *lane = a.mul_add(*b, *lane);
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for k in 0..half {
+            lanes[k] += lanes[k + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// `to[k] = query · rows[k]`
+pub(super) struct Dots<'a> {
+    pub(super) query: &'a [f32],
+    pub(super) rows: &'a [f32],
+    pub(super) to: &'a mut [f32],
+}
+
+impl NullaryFnOnce for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (to, row) in self.to.iter_mut().zip(self.rows.chunks_exact(self.query.len())) {
+            *to = row_dot(self.query, row);
+        }
+    }
+}
+
+/// `to += factor · x`
+#[inline(always)]
+pub(super) fn add_scaled(to: &mut [f32], factor: f32, x: &[f32]) {
+    for (to, &x) in to.iter_mut().zip(x) {
+        *to = factor.mul_add(x, *to);
     }
 }
 

@@ -4,7 +4,8 @@
 //! O(B + excluded ids), independent of N.
 
 use crate::hash::IdMap;
-use crate::problem::batch::{Batch, Positives};
+use crate::problem::batch::Batch;
+use crate::problem::positives::Positives;
 use crate::problem::score_matrix::ScoreMatrix;
 
 /// Rows by rejected key. A candidate's key is its id; without ids, its index over all pools.
@@ -22,13 +23,14 @@ impl Masks {
     /// Resolves a batch: its positives (by id, else by index) and its excluded ids.
     pub(super) fn of_batch(&mut self, batch: &Batch<'_>) {
         self.pairs.clear();
+        let rows = batch.pairs.rows(batch.num_queries());
         match (&batch.positive_ids, &batch.positives) {
-            // The positive's own index has its id, so the id covers it.
-            (Some(ids), _) => self.pairs.extend(ids.iter().zip(0..).map(|(&id, row)| (id, row))),
+            // A positive's own index has its id, so the id covers it.
+            (Some(ids), _) => self.pairs.extend(ids.iter().copied().zip(rows)),
             (None, Positives::Index(positives)) => {
-                self.pairs.extend(positives.iter().zip(0..).map(|(&index, row)| (u64::from(index), row)));
+                self.pairs.extend(positives.iter().map(|&index| u64::from(index)).zip(rows));
             }
-            (None, Positives::Separate(_)) => {}
+            (None, Positives::Separate(_) | Positives::Rows(_)) => {}
         }
         self.resolve(&batch.matrix);
     }
@@ -58,35 +60,35 @@ impl Masks {
         }
     }
 
-    /// Calls `hit(row, column)` for each masked pair of rows `rows` and of a tile's candidates, both counted from the
-    /// range's start. `start` is the index over all pools of the tile's first candidate, `ids` the tile's ids.
+    /// The rows that reject a candidate of that key, ascending.
+    pub(super) fn rejecting(&self, key: u64) -> &[u32] {
+        self.spans.get(&key).map_or(&[], |&(first, len)| &self.rows[first as usize..(first + len) as usize])
+    }
+
+    /// Calls `hit(row, column)` for each masked pair of rows `rows`, counted from the range's start, and of a tile's
+    /// candidates, whose keys `keys` returns in order.
     pub(super) fn for_each_hit(
         &self,
         rows: std::ops::Range<usize>,
-        start: usize,
-        len: usize,
-        ids: Option<&[u64]>,
+        keys: impl Iterator<Item = u64>,
         mut hit: impl FnMut(usize, usize),
     ) {
         if self.spans.is_empty() {
             return;
         }
-        for column in 0..len {
-            let key = ids.map_or((start + column) as u64, |ids| ids[column]);
-            if let Some(&(first, len)) = self.spans.get(&key) {
-                let rejecting = &self.rows[first as usize..(first + len) as usize];
-                let from = rejecting.partition_point(|&row| (row as usize) < rows.start);
-                for &row in rejecting[from..].iter().take_while(|&&row| (row as usize) < rows.end) {
-                    hit(row as usize - rows.start, column);
-                }
+        for (column, key) in keys.enumerate() {
+            let rejecting = self.rejecting(key);
+            let from = rejecting.partition_point(|&row| (row as usize) < rows.start);
+            for &row in rejecting[from..].iter().take_while(|&&row| (row as usize) < rows.end) {
+                hit(row as usize - rows.start, column);
             }
         }
     }
 
-    /// Bytes that masks take.
-    pub(super) fn bytes(matrix: &ScoreMatrix<'_>) -> usize {
+    /// Bytes that the masks of that many positives and of a matrix's exclusions take.
+    pub(super) fn bytes(matrix: &ScoreMatrix<'_>, positives: usize) -> usize {
         let excluded = matrix.excluded.as_ref().map_or(0, |excluded| excluded.ids.0.len());
         // A hash table is at most 7/8 full and doubles: up to 16/7 slots and control bytes for an entry.
-        (matrix.num_queries() + excluded) * (4 + 16 + 16 * 25 / 7)
+        (positives + excluded) * (4 + 16 + 16 * 25 / 7)
     }
 }

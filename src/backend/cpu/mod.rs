@@ -8,6 +8,8 @@
 //!                for each block of queries: S again, P = d_lse·exp(z − lse), dĈ += Pᵀ Q̂
 //! ```
 //!
+//! Negatives of a row's own are tiles of one row, gathered from the table. The gradient of a table is in `table.rs`.
+//!
 //! The cut into blocks, tiles and splits depends on the problem alone, every sum has one order, and threads share no
 //! sums: results are bitwise the same for any number of threads.
 
@@ -15,8 +17,11 @@ mod best;
 mod kernels;
 mod masks;
 mod matmul;
+mod pairs;
 mod plan;
+mod rows;
 mod search;
+mod table;
 mod tile;
 
 use std::sync::Mutex;
@@ -27,16 +32,20 @@ use rayon::prelude::*;
 use crate::backend::Backend;
 use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};
 use crate::error::Result;
-use crate::problem::batch::{Batch, Positives};
+use crate::problem::batch::Batch;
 use crate::problem::embeddings::Matrix;
-use crate::problem::loss::{Loss, Similarity};
+use crate::problem::loss::Loss;
 use crate::problem::output::Gradients;
 use crate::problem::plan::Plan;
+use crate::problem::positives::Positives;
 use crate::problem::search::TopK;
 use crate::problem::statistics::{Partial, Request, RowStatistics};
-use kernels::ChainRule;
+use kernels::Place;
 use masks::Masks;
-use tile::{Scratch, TileJob, Units};
+use pairs::PairData;
+use rows::{RowTasks, write_or_add};
+use table::{TableOut, TableUses};
+use tile::{BackInputs, CandidateTile, Columns, PartOut, Scratch, TileJob, Units};
 
 /// The CPU backend. Runs on the current rayon pool and keeps its workspace between calls.
 ///
@@ -52,20 +61,19 @@ pub struct Cpu {
 struct Workspace {
     masks: Masks,
     queries: Units,
-    positives: Units,
-    /// (positive, row), ascending: which positives a tile of candidates holds.
-    positives_by_candidate: Vec<(u32, u32)>,
-    /// q̂·p̂ of each row.
-    positive_sims: Vec<f32>,
-    /// One per split and row.
+    pairs: PairData,
+    /// One per part and row. Parts are the splits of the pools and, last, the negatives of the rows' own.
     partials: Vec<Partial>,
-    /// (D) per split and row: `Σ exp(z − max) ĉ`.
+    /// (D) per part and row: `Σ exp(z − max) ĉ`.
     partial_expected: Vec<f32>,
+    /// One per part and pair.
+    partial_places: Vec<Place>,
     /// One per row.
     merged: Vec<Partial>,
     /// Per row: what the stream back multiplies by and shifts by.
     coefficients: Vec<f32>,
     lse: Vec<f32>,
+    table_uses: TableUses,
     scratch: Mutex<Vec<Scratch>>,
     /// (K) per split and row: what a search found there.
     found: Vec<best::Key>,
@@ -94,7 +102,7 @@ impl Stream for Cpu {
     type Real = f32;
 
     fn plan_stream(&self, CheckedBatch { batch, loss }: CheckedBatch<'_>, request: Request) -> Plan {
-        plan::plan(&batch.matrix, loss.symmetric, request)
+        plan::plan(batch, loss.symmetric, request)
     }
 
     fn stream(
@@ -103,80 +111,44 @@ impl Stream for Cpu {
         request: Request,
         statistics: &mut RowStatistics<f32>,
     ) -> Result<()> {
-        let plan = plan::plan(&batch.matrix, loss.symmetric, request);
+        let plan = plan::plan(batch, loss.symmetric, request);
         self.prepare(batch, loss);
-        let (matrix, b, dim) = (&batch.matrix, batch.num_queries(), batch.dim());
-        let Workspace { masks, queries, positive_sims, partials, partial_expected, scratch, .. } = &mut self.workspace;
-        partials.clear();
-        partials.resize(plan.splits * b, Partial::EMPTY);
-        let expected_len = if request.gradients { plan.splits * b * dim } else { 0 };
-        resize(partial_expected, expected_len);
-
-        let job =
-            TileJob { arch: self.arch, matrix, similarity: loss.similarity, scale: scale(loss), plan, masks, queries };
-        let detail = (request.moments || request.rank).then_some(positive_sims.as_slice());
-        // A unit is one block of queries in one split; its slots are contiguous in the order (split, row).
-        let mut units = Vec::with_capacity(plan.splits * b.div_ceil(plan.block_b));
-        let mut expected = partial_expected.as_mut_slice();
-        let mut slots = partials.as_mut_slice();
-        for split in 0..plan.splits {
-            for start in (0..b).step_by(plan.block_b) {
-                let rows = start..(start + plan.block_b).min(b);
-                let slot = split_off(&mut slots, rows.len());
-                let expected_slot = request.gradients.then(|| split_off(&mut expected, rows.len() * dim));
-                units.push((split, rows, slot, expected_slot));
-            }
-        }
-        units.into_par_iter().for_each_init(
-            || Borrowed::take(scratch),
-            |scratch, (split, rows, slots, expected)| {
-                let positives = detail.map(|sims| &sims[rows.clone()]);
-                job.stream_split(&mut scratch.0, rows, split, positives, slots, expected);
-            },
-        );
-        self.merge(batch, loss, request, plan.splits, statistics);
+        let parts = plan::parts(batch, &plan);
+        let (b, pairs, dim) = (batch.num_queries(), batch.num_positives(), batch.dim());
+        let workspace = &mut self.workspace;
+        workspace.partials.clear();
+        workspace.partials.resize(parts * b, Partial::EMPTY);
+        resize(&mut workspace.partial_expected, if request.gradients { parts * b * dim } else { 0 });
+        workspace.partial_places.clear();
+        workspace.partial_places.resize(if request.rank { parts * pairs } else { 0 }, Place::default());
+        self.stream_parts(batch, loss, plan, request);
+        self.merge(batch, loss, request, parts, statistics);
         Ok(())
     }
 
     fn stream_back(
         &mut self,
         CheckedBatch { batch, loss }: CheckedBatch<'_>,
+        request: Request,
         statistics: &RowStatistics<f32>,
         d_lse: &[f64],
         d_positive: &[f64],
         gradients: &mut Gradients<f32>,
     ) -> Result<()> {
-        let Some(expected_negative) = &statistics.expected_negative else { return Ok(()) };
-        let plan = plan::plan(&batch.matrix, loss.symmetric, Request::value_and_grad());
-        self.prepare(batch, loss);
-        self.fold_lse(statistics, d_lse);
-        let (_, gamma) = scale(loss);
-        let upstream = Upstream { d_lse, d_positive, gamma };
-        let d_gamma = self.row_gradients(batch, loss, expected_negative, &upstream, gradients);
-        gradients.d_temperature = -gamma * gamma * d_gamma;
-        gradients.d_log_temperature = -gamma * d_gamma;
-
-        let matrix = &batch.matrix;
-        let Workspace { masks, queries, positives_by_candidate, coefficients, lse, scratch, .. } = &mut self.workspace;
-        let job =
-            TileJob { arch: self.arch, matrix, similarity: loss.similarity, scale: scale(loss), plan, masks, queries };
-        let back = tile::BackInputs { coefficients, lse, d_positive, positives_by_candidate };
-        gradients.d_candidates.resize_with(matrix.pools.len(), Matrix::default);
-        for (p, (start, pool)) in matrix.pools_with_start().enumerate() {
-            let d_pool = &mut gradients.d_candidates[p];
-            if !pool.gradient {
-                *d_pool = Matrix::default();
-                continue;
-            }
-            d_pool.set_shape(pool.candidates.rows(), batch.dim());
-            d_pool.values.par_chunks_mut(plan.block_n * batch.dim()).enumerate().for_each_init(
-                || Borrowed::take(scratch),
-                |scratch, (tile, d_tile)| {
-                    let first = tile * plan.block_n;
-                    job.back_tile(&mut scratch.0, pool, start, first, &back, d_tile);
-                },
-            );
+        if statistics.expected_negative.is_none() {
+            return Ok(());
         }
+        self.prepare(batch, loss);
+        let upstream = Upstream { d_lse, d_positive, gamma: scale(loss).1 };
+        self.row_gradients(batch, loss, request, statistics, &upstream, gradients);
+        self.pool_gradients(batch, loss, request, d_positive, gradients);
+        if batch.matrix.table.as_ref().is_none_or(|table| !table.gradient) {
+            gradients.d_table = None;
+            return Ok(());
+        }
+        self.workspace.table_uses.gather(batch);
+        let out = TableOut::Gradient { to: &mut gradients.d_table, request };
+        self.table_gradient(batch, loss, d_positive, out);
         Ok(())
     }
 
@@ -199,46 +171,74 @@ struct Upstream<'a> {
 impl Cpu {
     /// Queries, positives and masks, as both passes use them.
     fn prepare(&mut self, batch: &Batch<'_>, loss: &Loss) {
-        let arch = self.arch;
-        let workspace = &mut self.workspace;
-        workspace.masks.of_batch(batch);
-        workspace.queries.load(arch, &batch.matrix.queries, loss.similarity);
-        workspace.positives_by_candidate.clear();
-        match &batch.positives {
-            Positives::Separate(embeddings) => workspace.positives.load(arch, embeddings, loss.similarity),
-            Positives::Index(positives) => {
-                let at = |row: usize| {
-                    let (pool, at) = batch.locate(positives[row] as usize);
-                    (batch.matrix.pools[pool].candidates, at)
-                };
-                workspace.positives.gather(arch, positives.len(), batch.dim(), loss.similarity, at);
-                workspace.positives_by_candidate.extend(positives.iter().copied().zip(0..));
-                workspace.positives_by_candidate.sort_unstable();
-            }
-        }
-        tile::paired_sims(&workspace.queries, &workspace.positives, &mut workspace.positive_sims);
+        let Workspace { masks, queries, pairs, .. } = &mut self.workspace;
+        masks.of_batch(batch);
+        queries.load(self.arch, &batch.matrix.queries, loss.similarity);
+        pairs.prepare(self.arch, batch, loss, queries, scale(loss).1);
     }
 
-    /// Merges the splits of each row in order.
+    /// Streams every part past every block of queries. Slots of parts are in the order (part, row).
+    fn stream_parts(&mut self, batch: &Batch<'_>, loss: &Loss, plan: Plan, request: Request) {
+        let (matrix, b, dim) = (&batch.matrix, batch.num_queries(), batch.dim());
+        let Workspace { masks, queries, pairs, partials, partial_expected, partial_places, scratch, .. } =
+            &mut self.workspace;
+        let job =
+            TileJob { arch: self.arch, matrix, similarity: loss.similarity, scale: scale(loss), plan, masks, queries };
+        let [of_pools, of_own] = pairs.detail(batch.pairs, request.moments);
+        let mut units = Vec::with_capacity(plan::units(batch, &plan));
+        let mut expected = partial_expected.as_mut_slice();
+        let mut places = partial_places.as_mut_slice();
+        let mut slots = partials.as_mut_slice();
+        for part in 0..plan::parts(batch, &plan) {
+            // A unit is one block of queries in one part.
+            let block = if part < plan.splits { plan.block_b } else { ROWS_PER_TASK };
+            for start in (0..b).step_by(block) {
+                let rows = start..(start + block).min(b);
+                let num_pairs = batch.pairs.of_row(rows.end - 1).end - batch.pairs.of_row(start).start;
+                let out = PartOut {
+                    slots: split_off(&mut slots, rows.len()),
+                    expected: request.gradients.then(|| split_off(&mut expected, rows.len() * dim)),
+                    places: request.rank.then(|| split_off(&mut places, num_pairs)),
+                };
+                units.push((part, rows, out));
+            }
+        }
+        units.into_par_iter().for_each_init(
+            || Borrowed::take(scratch),
+            |Borrowed(scratch, _), (part, rows, out)| match part < plan.splits {
+                true => job.stream_tiles(scratch, rows, job.tiles(part), &of_pools, out),
+                false => job.stream_own(scratch, rows, &of_own, out),
+            },
+        );
+    }
+
+    /// Merges the parts of each row in order.
     fn merge(
         &mut self,
         batch: &Batch<'_>,
         loss: &Loss,
         request: Request,
-        splits: usize,
+        parts: usize,
         statistics: &mut RowStatistics<f32>,
     ) {
         let (b, dim, (_, gamma)) = (batch.num_queries(), batch.dim(), scale(loss));
-        let Workspace { partials, partial_expected, positive_sims, merged, .. } = &mut self.workspace;
-        let slots = |row: usize| (0..splits).map(move |split| split * b + row);
+        let Workspace { partials, partial_expected, partial_places, pairs, merged, .. } = &mut self.workspace;
+        let slots = |row: usize| (0..parts).map(move |part| part * b + row);
         (0..b)
             .into_par_iter()
             .map(|row| Partial::merge_all(slots(row).map(|slot| partials[slot])))
             .collect_into_vec(merged);
 
-        statistics.clear(request, b);
-        for (row, &positive_sim) in merged.iter().zip(positive_sims.iter()) {
-            statistics.push(row, gamma * f64::from(positive_sim));
+        statistics.clear(request, b, pairs.sims.len());
+        merged.iter().for_each(|row| statistics.push(row));
+        statistics.positive.extend(pairs.sims.iter().map(|&sim| gamma * f64::from(sim)));
+        if let Some(rank) = &mut statistics.rank {
+            for pair in 0..pairs.sims.len() {
+                let places = partial_places.iter().skip(pair).step_by(pairs.sims.len());
+                let [above, ties] = places.fold([0; 2], |sum, place| [sum[0] + place[0], sum[1] + place[1]]);
+                rank.above.push(above);
+                rank.ties.push(ties);
+            }
         }
         if !request.gradients {
             return;
@@ -278,66 +278,116 @@ impl Cpu {
         }
     }
 
-    /// Gradients of queries and separate positives, row by row. Returns `∂L/∂γ`.
+    /// Gradients of queries, separate positives and temperature, row by row.
     fn row_gradients(
-        &self,
+        &mut self,
         batch: &Batch<'_>,
         loss: &Loss,
-        expected_negative: &Matrix<f32>,
+        request: Request,
+        statistics: &RowStatistics<f32>,
         upstream: &Upstream<'_>,
         gradients: &mut Gradients<f32>,
-    ) -> f64 {
-        let (b, dim) = (batch.num_queries(), batch.dim());
-        let Workspace { queries, positives, positive_sims, .. } = &self.workspace;
+    ) {
+        let Some(expected_negative) = &statistics.expected_negative else { return };
+        self.fold_lse(statistics, upstream.d_lse);
+        let Workspace { queries, pairs, scratch, .. } = &self.workspace;
         let Upstream { d_lse, d_positive, gamma } = *upstream;
+        let tasks =
+            RowTasks { arch: self.arch, similarity: loss.similarity, gamma, accumulate: request.accumulate, scratch };
 
-        // ∂L/∂q̂ = γ (d_lse O + d_positive p̂)
-        gradients.d_queries.set_shape(b, dim);
-        gradients.d_queries.values.par_chunks_mut(dim).enumerate().for_each(|(row, d)| {
-            for (d, (&o, &p)) in d.iter_mut().zip(expected_negative.row(row).iter().zip(positives.row(row))) {
-                *d = (gamma * (times(d_lse[row], o) + times(d_positive[row], p))) as f32;
+        // ∂L/∂q̂ = γ (d_lse O + Σ_p d_positive p̂)
+        tasks.write(&mut gradients.d_queries, queries, batch.num_queries(), |row, sum| {
+            for (sum, &o) in sum.iter_mut().zip(expected_negative.row(row)) {
+                *sum = times(d_lse[row], o);
+            }
+            for pair in batch.pairs.of_row(row) {
+                for (sum, &p) in sum.iter_mut().zip(pairs.units.row(pair)) {
+                    *sum += times(d_positive[pair], p);
+                }
             }
         });
         // ∂L/∂p̂ = γ d_positive q̂
         if matches!(batch.positives, Positives::Separate(_)) {
-            let d_positives = gradients.d_positive_embeddings.get_or_insert_default();
-            d_positives.set_shape(b, dim);
-            d_positives.values.par_chunks_mut(dim).enumerate().for_each(|(row, d)| {
-                for (d, &q) in d.iter_mut().zip(queries.row(row)) {
-                    *d = (gamma * times(d_positive[row], q)) as f32;
+            let to = gradients.d_positive_embeddings.get_or_insert_default();
+            tasks.write(to, &pairs.units, pairs.rows.len(), |pair, sum| {
+                for (sum, &q) in sum.iter_mut().zip(queries.row(pairs.rows[pair] as usize)) {
+                    *sum = times(d_positive[pair], q);
                 }
             });
         } else {
             gradients.d_positive_embeddings = None;
         }
-        if loss.similarity == Similarity::Cosine {
-            chain_rule(self.arch, &mut gradients.d_queries, queries);
-            if let Some(d_positives) = &mut gradients.d_positive_embeddings {
-                chain_rule(self.arch, d_positives, positives);
-            }
-        }
-        // ∂L/∂γ = Σ d_lse q̂·O + d_positive sim₊, summed in the order of the rows.
+        // ∂L/∂γ = Σ d_lse q̂·O + Σ_p d_positive sim₊, summed in the order of the rows. ∂L/∂τ = −γ² ∂L/∂γ.
         let row_d_gamma = |row: usize| {
-            let pairs = queries.row(row).iter().zip(expected_negative.row(row));
-            let q_dot_o: f64 = pairs.map(|(&q, &o)| f64::from(q) * f64::from(o)).sum();
+            let products = queries.row(row).iter().zip(expected_negative.row(row));
+            let q_dot_o: f64 = products.map(|(&q, &o)| f64::from(q) * f64::from(o)).sum();
             let negative = if d_lse[row] == 0.0 { 0.0 } else { d_lse[row] * q_dot_o };
-            negative + times(d_positive[row], positive_sims[row])
+            batch.pairs.of_row(row).fold(negative, |sum, pair| sum + times(d_positive[pair], pairs.sims[pair]))
         };
-        (0..b).map(row_d_gamma).sum()
+        let d_gamma: f64 = (0..batch.num_queries()).map(row_d_gamma).sum();
+        let before = if request.accumulate { [gradients.d_temperature, gradients.d_log_temperature] } else { [0.0; 2] };
+        gradients.d_temperature = before[0] - gamma * gamma * d_gamma;
+        gradients.d_log_temperature = before[1] - gamma * d_gamma;
+    }
+
+    /// Gradients of the pools that have embeddings of their own.
+    fn pool_gradients(
+        &mut self,
+        batch: &Batch<'_>,
+        loss: &Loss,
+        request: Request,
+        d_positive: &[f64],
+        gradients: &mut Gradients<f32>,
+    ) {
+        let (matrix, dim) = (&batch.matrix, batch.dim());
+        let plan = plan::plan(batch, loss.symmetric, Request::value_and_grad());
+        let (job, back, scratch) = self.workspace.back(self.arch, batch, loss, plan, d_positive);
+        gradients.d_candidates.resize_with(matrix.pools.len(), Matrix::default);
+        for (p, (start, pool)) in matrix.pools_with_start().enumerate() {
+            let d_pool = &mut gradients.d_candidates[p];
+            let Some(candidates) = pool.candidates().filter(|_| pool.gradient) else {
+                *d_pool = Matrix::default();
+                continue;
+            };
+            if !request.accumulate {
+                d_pool.set_shape(candidates.rows(), dim);
+            }
+            d_pool.values.par_chunks_mut(plan.block_n * dim).enumerate().for_each_init(
+                || Borrowed::take(scratch),
+                |Borrowed(scratch, _), (tile, d_tile)| {
+                    let (first, len) = (tile * plan.block_n, d_tile.len() / dim);
+                    let tile = CandidateTile::new(Columns::Pool { pool: p, first, len, start: start + first });
+                    let mut spare = std::mem::take(&mut scratch.spare);
+                    write_or_add(d_tile, request.accumulate, &mut spare, |d| job.back_tile(scratch, &tile, &back, d));
+                    scratch.spare = spare;
+                },
+            );
+        }
+    }
+}
+
+impl Workspace {
+    /// What tiles of the backward pass read.
+    fn back<'w>(
+        &'w self,
+        arch: Arch,
+        batch: &'w Batch<'_>,
+        loss: &Loss,
+        plan: Plan,
+        d_positive: &'w [f64],
+    ) -> (TileJob<'w>, BackInputs<'w>, &'w Mutex<Vec<Scratch>>) {
+        let Workspace { masks, queries, pairs, coefficients, lse, scratch, .. } = self;
+        let (matrix, scale) = (&batch.matrix, scale(loss));
+        let job = TileJob { arch, matrix, similarity: loss.similarity, scale, plan, masks, queries };
+        let bounds = (!pairs.bounds.is_empty()).then_some(pairs.bounds.as_slice());
+        let positives_by_candidate = &pairs.by_candidate;
+        (job, BackInputs { coefficients, lse, bounds, d_positive, positives_by_candidate }, scratch)
     }
 }
 
 /// `d · x`, and 0 where d is 0: a row without weight is absent, whatever its values.
 fn times(d: f64, x: f32) -> f64 {
     if d == 0.0 { 0.0 } else { d * f64::from(x) }
-}
-
-/// The cosine's chain rule on the gradient of one side.
-fn chain_rule(arch: Arch, d: &mut Matrix<f32>, side: &Units) {
-    d.values.par_chunks_mut(ROWS_PER_TASK * d.dim).enumerate().for_each(|(chunk, d)| {
-        let (unit, inverse_norm) = side.rows_from(chunk * ROWS_PER_TASK);
-        arch.dispatch(ChainRule { d, unit, dim: side.dim(), inverse_norm });
-    });
 }
 
 /// Takes the first `len` elements off a slice.

@@ -3,10 +3,14 @@
 //! The cut depends on the problem alone, so that results do not depend on the machine or on the number of threads. The
 //! memory depends on both: each thread has buffers, and the matmul library packs into buffers of the size of a cache.
 
-use super::kernels::LANES;
+use super::ROWS_PER_TASK;
+use super::kernels::{LANES, Place};
 use super::masks::Masks;
 use super::matmul;
+use super::pairs::PairData;
+use super::table::{TableScratch, TableUses};
 use super::tile::{MIN_HEIGHT, MIN_WIDTH, Scratch, Units};
+use crate::problem::batch::Batch;
 use crate::problem::plan::Plan;
 use crate::problem::score_matrix::ScoreMatrix;
 use crate::problem::statistics::{Partial, Request};
@@ -38,7 +42,7 @@ impl Cut {
     pub(super) fn new(matrix: &ScoreMatrix<'_>) -> Self {
         let (b, block_n) = (matrix.num_queries(), tile_width(matrix.dim()));
         let block_b = BLOCK_B.min(b);
-        let tiles = matrix.pools.iter().map(|pool| pool.candidates.rows().div_ceil(block_n)).sum();
+        let tiles = (0..matrix.pools.len()).map(|pool| matrix.candidates(pool).len().div_ceil(block_n)).sum();
         Cut { block_b, block_n, tiles, blocks: b.div_ceil(block_b) }
     }
 
@@ -62,22 +66,60 @@ fn tile_width(dim: usize) -> usize {
     (BLOCK_N * 256 / dim.max(256)).next_multiple_of(LANES).max(MIN_WIDTH)
 }
 
+/// Parts into which a row's negatives are cut: the splits of the pools, and the row's own.
+pub(super) fn parts(batch: &Batch<'_>, plan: &Plan) -> usize {
+    plan.splits + usize::from(batch.matrix.row_negatives.is_some())
+}
+
+/// Units of work of the streaming pass: a block of queries in each split, and tasks of queries with negatives of their
+/// own.
+pub(super) fn units(batch: &Batch<'_>, plan: &Plan) -> usize {
+    let b = batch.num_queries();
+    plan.splits * b.div_ceil(plan.block_b) + (parts(batch, plan) - plan.splits) * b.div_ceil(ROWS_PER_TASK)
+}
+
 /// The plan of both passes. Its bytes are an upper bound on every processor, but for the few KiB of rayon's own queues.
-pub(super) fn plan(matrix: &ScoreMatrix<'_>, symmetric: bool, request: Request) -> Plan {
-    let (b, dim) = (matrix.num_queries(), matrix.dim());
+pub(super) fn plan(batch: &Batch<'_>, symmetric: bool, request: Request) -> Plan {
+    let matrix = &batch.matrix;
+    let (b, pairs, dim) = (matrix.num_queries(), batch.num_positives(), matrix.dim());
     let cut = Cut::new(matrix);
     let row_bytes = b * dim * size_of::<f32>();
     let splits = UNITS.div_ceil(cut.blocks).min((MAX_PARTIAL_BYTES / row_bytes).max(1)).min(cut.tiles);
-    let partials = splits * b * (size_of::<Partial>() + if request.gradients { dim * size_of::<f32>() } else { 0 });
-    // Merged partials; the positives' places and similarities; lse and coefficients of the stream back; the epilogue's
-    // derivatives. A thread that merges a row holds a sum for each element.
-    let per_row = b * (size_of::<Partial>() + 2 * size_of::<f64>() + 5 * size_of::<f32>());
+    let mut plan = Plan { block_b: cut.block_b, block_n: cut.block_n, splits, workspace_bytes: 0 };
+    let parts = parts(batch, &plan);
+    let expected = if request.gradients { b * dim * size_of::<f32>() } else { 0 };
+    let places = if request.rank { pairs * size_of::<Place>() } else { 0 };
+    let partials = parts * (b * size_of::<Partial>() + expected + places);
+    // Merged partials; lse and coefficients of the stream back; the epilogue's derivatives by lse and by positives.
+    let per_row = b * (size_of::<Partial>() + size_of::<f64>() + 2 * size_of::<f32>()) + pairs * size_of::<f64>();
+    // A thread that merges a row holds a sum for each element.
     let merging = dim * size_of::<f64>() * rayon::current_num_threads();
-    let sides = 2 * Units::bytes(b, dim);
+    let sides = Units::bytes(b, dim) + PairData::bytes(batch);
     let other = if symmetric { other_direction_bytes(b, dim, request) } else { 0 };
-    let workspace_bytes =
-        Masks::bytes(matrix) + sides + per_row + merging + partials + cut.scratch_bytes(dim, splits) + other;
-    Plan { block_b: cut.block_b, block_n: cut.block_n, splits, workspace_bytes }
+    plan.workspace_bytes = Masks::bytes(matrix, pairs)
+        + sides
+        + per_row
+        + merging
+        + partials
+        + cut.scratch_bytes(dim, splits)
+        + units(batch, &plan) * UNIT_BYTES
+        + table_bytes(batch, &cut, request)
+        + other;
+    plan
+}
+
+/// What the gradient of a table and negatives of a row's own take: lists of who names which row, each thread's stretch of
+/// rows and its list of one row's negatives, the stretches themselves, and a stretch that is added to the caller's
+/// gradients.
+fn table_bytes(batch: &Batch<'_>, cut: &Cut, request: Request) -> usize {
+    let dim = batch.dim();
+    let spare = if request.accumulate { cut.block_n.max(ROWS_PER_TASK) * dim * size_of::<f32>() } else { 0 };
+    let threads = rayon::current_num_threads();
+    let Some(table) = &batch.matrix.table else { return threads * spare };
+    let own = batch.matrix.row_negatives.map_or(0, |negatives| 2 * negatives.per_row * size_of::<u32>());
+    let stretches = table.shape.rows.div_ceil(cut.block_n) * UNIT_BYTES;
+    let back = if request.gradients { TableUses::bytes(batch) + stretches } else { 0 };
+    threads * (spare + own + TableScratch::bytes(cut.block_n, dim)) + back
 }
 
 /// What a symmetric loss keeps beside the output: the swapped batch's indices and weights, twice while they are checked,

@@ -34,7 +34,7 @@ pub(super) fn plan(search: &Search<'_>, k: usize) -> Plan {
     // A thread that merges a row holds what its splits found.
     let per_thread = Best::bytes(cut.block_b, k) + splits * k * size_of::<Key>();
     let scratch = cut.scratch_bytes(dim, splits) + per_thread * threads;
-    let workspace_bytes = Masks::bytes(matrix) + Units::bytes(b, dim) + found + scratch;
+    let workspace_bytes = Masks::bytes(matrix, 0) + Units::bytes(b, dim) + found + scratch;
     Plan { block_b: cut.block_b, block_n: cut.block_n, splits, workspace_bytes }
 }
 
@@ -68,7 +68,8 @@ pub(super) fn search(cpu: &mut Cpu, search: &Search<'_>, similarity: Similarity,
                 job.score(scratch, &tile, rows.clone());
                 job.mask(scratch, &tile, rows.clone());
                 let sims = &mut scratch.sims[..rows.len() * tile.width];
-                let (tile, first) = (Tile { sims, width: tile.width }, tile.start as u32);
+                let first = tile.start().map_or(0, |start| start as u32);
+                let tile = Tile { sims, width: tile.width };
                 arch.dispatch(Collect { tile, first, best: &mut scratch.best });
             }
             scratch.best.write(slot);

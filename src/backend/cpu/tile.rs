@@ -7,13 +7,16 @@ use rayon::prelude::*;
 
 use super::ROWS_PER_TASK;
 use super::best::Best;
-use super::kernels::{self, ChainRule, Coefficients, LANES, Normalize, RowState, Score, Statistics, Tile};
+use super::kernels::{
+    self, ChainRule, Coefficients, Dots, Filter, LANES, Normalize, Place, Places, RowState, Score, Statistics, Tile,
+};
 use super::masks::Masks;
 use super::matmul;
+use super::table::TableScratch;
 use crate::problem::embeddings::Embeddings;
 use crate::problem::loss::Similarity;
 use crate::problem::plan::Plan;
-use crate::problem::pool::Pool;
+use crate::problem::positives::Pairs;
 use crate::problem::score_matrix::ScoreMatrix;
 use crate::problem::statistics::Partial;
 
@@ -75,29 +78,19 @@ impl Units {
         self.dim
     }
 
+    /// 1 / length of a row; NaN where it is not finite.
+    pub(super) fn inverse_norm(&self, row: usize) -> f64 {
+        self.inverse_norm[row]
+    }
+
     /// Rows from `row` on and their inverse norms.
     pub(super) fn rows_from(&self, row: usize) -> (&[f32], &[f64]) {
         (&self.values[row * self.dim..self.rows * self.dim], &self.inverse_norm[row..])
     }
 
     /// `height` rows from `start`, those past the end zero (or, within the padding, a following block's).
-    fn padded(&self, start: usize, height: usize) -> &[f32] {
+    pub(super) fn padded(&self, start: usize, height: usize) -> &[f32] {
         &self.values[start * self.dim..(start + height) * self.dim]
-    }
-}
-
-/// `similarities[i] = a_i · b_i`, by the matmul that the stream uses.
-pub(super) fn paired_sims(a: &Units, b: &Units, similarities: &mut Vec<f32>) {
-    similarities.clear();
-    similarities.reserve_exact(a.rows);
-    let (a_norms, b_norms) = (&a.inverse_norm, &b.inverse_norm);
-    let mut block = [0.0f32; MIN_WIDTH * MIN_WIDTH];
-    for start in (0..a.rows).step_by(MIN_WIDTH) {
-        let rows = MIN_WIDTH.min(a.rows - start);
-        let (a, b) = (a.padded(start, MIN_WIDTH), b.padded(start, MIN_WIDTH));
-        matmul::similarities(a, b, &mut block, MIN_WIDTH, MIN_WIDTH);
-        let spoiled = |i: usize| a_norms[start + i].is_nan() || b_norms[start + i].is_nan();
-        similarities.extend((0..rows).map(|i| if spoiled(i) { f32::NAN } else { block[i * MIN_WIDTH + i] }));
     }
 }
 
@@ -115,6 +108,14 @@ pub(super) struct Scratch {
     pub(super) sims: Vec<f32>,
     states: Vec<RowState>,
     rescale: Vec<f32>,
+    /// Negatives of one query's own that there are, as places in the (B, K) array.
+    pub(super) own: Vec<u32>,
+    /// A stretch of gradients before they are added to the caller's.
+    pub(super) spare: Vec<f32>,
+    /// One row's sums.
+    pub(super) sums: Vec<f64>,
+    /// Rows of a table with their gradients.
+    pub(super) table: TableScratch,
 }
 
 impl Scratch {
@@ -123,7 +124,8 @@ impl Scratch {
         let height = block_b.max(MIN_HEIGHT);
         let candidates = block_n * (dim * size_of::<f32>() + size_of::<f64>() + size_of::<f32>());
         let rows = height * (block_n * size_of::<f32>() + size_of::<RowState>() + size_of::<f32>());
-        size_of::<Scratch>() + candidates + rows
+        let sums = dim * size_of::<f64>();
+        size_of::<Scratch>() + candidates + rows + sums
     }
 }
 
@@ -139,105 +141,216 @@ pub(super) struct TileJob<'a> {
     pub(super) queries: &'a Units,
 }
 
+/// What the streaming pass knows beside: each row's bound, and what it counts beside the log-sum-exp.
+#[derive(Clone, Copy)]
+pub(super) struct Detail<'a> {
+    /// (B), of the false-negative filter, if there is one.
+    pub(super) bounds: Option<&'a [f32]>,
+    pub(super) moments: bool,
+    pub(super) pairs: Pairs<'a>,
+    /// (P) similarities of the positives.
+    pub(super) positive_sims: &'a [f32],
+}
+
+/// Where one part of one block of rows writes.
+pub(super) struct PartOut<'o> {
+    pub(super) slots: &'o mut [Partial],
+    /// (rows, D): `Σ P ĉ`.
+    pub(super) expected: Option<&'o mut [f32]>,
+    /// The rows' pairs.
+    pub(super) places: Option<&'o mut [Place]>,
+}
+
 /// What the stream back knows beside.
 #[derive(Clone, Copy)]
 pub(super) struct BackInputs<'a> {
     pub(super) coefficients: &'a [f32],
     pub(super) lse: &'a [f32],
+    pub(super) bounds: Option<&'a [f32]>,
+    /// (P)
     pub(super) d_positive: &'a [f64],
-    pub(super) positives_by_candidate: &'a [(u32, u32)],
+    /// (candidate, row, pair), ascending: which positives a tile of candidates holds.
+    pub(super) positives_by_candidate: &'a [(u32, u32, u32)],
 }
 
-/// A tile of candidates: a stretch of a pool.
+/// A tile of candidates: the columns of a tile of scores.
+#[derive(Clone, Copy)]
 pub(super) struct CandidateTile<'a> {
-    pool: &'a Pool<'a>,
-    /// Index of the tile's first candidate over all pools.
-    pub(super) start: usize,
-    /// Rows of the pool.
-    pub(super) range: Range<usize>,
+    pub(super) columns: Columns<'a>,
     /// Columns of the score tile, padding included.
     pub(super) width: usize,
 }
 
+/// Which candidates a tile holds.
+#[derive(Clone, Copy)]
+pub(super) enum Columns<'a> {
+    /// `len` candidates of a pool, from `first` on; `start` is the first one's index over all pools.
+    Pool { pool: usize, first: usize, len: usize, start: usize },
+    /// Candidates of pools by reference, in the order of the table's rows: the row in the upper 32 bits, the index over
+    /// all pools in the lower ones.
+    ByRow(&'a [u64]),
+    /// Negatives of one query's own, as places in the (B, K) array.
+    Own(&'a [u32]),
+}
+
+impl<'a> CandidateTile<'a> {
+    pub(super) fn new(columns: Columns<'a>) -> Self {
+        let len = match columns {
+            Columns::Pool { len, .. } => len,
+            Columns::ByRow(candidates) => candidates.len(),
+            Columns::Own(places) => places.len(),
+        };
+        CandidateTile { columns, width: width(len) }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match self.columns {
+            Columns::Pool { len, .. } => len,
+            Columns::ByRow(candidates) => candidates.len(),
+            Columns::Own(places) => places.len(),
+        }
+    }
+
+    /// The index over all pools of the first candidate, of a tile of a pool's stretch.
+    pub(super) fn start(&self) -> Option<usize> {
+        match self.columns {
+            Columns::Pool { start, .. } => Some(start),
+            Columns::ByRow(_) | Columns::Own(_) => None,
+        }
+    }
+}
+
 impl<'a> TileJob<'a> {
-    /// Streams one split past one block of queries: into `slots` a partial for each row, into `expected` `Σ P ĉ`.
-    pub(super) fn stream_split(
+    /// Streams tiles past one block of queries.
+    pub(super) fn stream_tiles<'t>(
         &self,
         scratch: &mut Scratch,
         rows: Range<usize>,
-        split: usize,
-        positives: Option<&[f32]>,
-        slots: &mut [Partial],
-        mut expected: Option<&mut [f32]>,
+        tiles: impl Iterator<Item = CandidateTile<'t>>,
+        detail: &Detail<'_>,
+        mut out: PartOut<'_>,
     ) {
-        let dim = self.matrix.dim();
         scratch.states.clear();
         scratch.states.resize(rows.len(), RowState::EMPTY);
         super::resize(&mut scratch.rescale, rows.len());
-        for (t, tile) in self.tiles(split).enumerate() {
+        for (t, tile) in tiles.enumerate() {
             self.load(scratch, &tile);
             self.score(scratch, &tile, rows.clone());
-            for state in &mut scratch.states {
-                state.num_negatives += tile.range.len() as u64;
-            }
-            let (sims, states) = (&mut scratch.sims, &mut scratch.states);
-            self.masks.for_each_hit(rows.clone(), tile.start, tile.range.len(), self.ids(&tile), |r, column| {
-                sims[r * tile.width + column] = f32::NEG_INFINITY;
-                states[r].num_negatives -= 1;
+            self.leave_out(scratch, &tile, rows.clone(), detail.bounds);
+            let first_pair = detail.pairs.of_row(rows.start).start;
+            let places = out.places.as_deref_mut().map(|counts| Places {
+                pairs: detail.pairs,
+                first_row: rows.start,
+                sims: &detail.positive_sims[first_pair..],
+                counts,
             });
-            let score = Score { scale: self.scale.0, bias: &scratch.bias[..tile.width] };
             self.arch.dispatch(Statistics {
                 tile: Tile { sims: &mut scratch.sims[..rows.len() * tile.width], width: tile.width },
-                score,
+                score: Score { scale: self.scale.0, bias: &scratch.bias[..tile.width] },
                 states: &mut scratch.states,
-                positives,
-                keep: expected.is_some().then_some(&mut scratch.rescale),
+                moments: detail.moments,
+                places,
+                keep: out.expected.is_some().then_some(&mut scratch.rescale),
             });
-            if let Some(o) = &mut expected {
-                for (o, &factor) in o.chunks_exact_mut(dim).zip(&scratch.rescale) {
-                    if factor != 1.0 && t > 0 {
-                        kernels::scale_row(o, factor);
-                    }
-                }
-                let shape = (rows.len(), dim, tile.range.len());
-                matmul::accumulate(shape, &scratch.sims, [tile.width, 1], &scratch.candidates, o, t > 0, 1.0);
+            if let Some(o) = &mut out.expected {
+                self.add_expected(scratch, &tile, rows.len(), o, t == 0);
             }
         }
-        for (slot, state) in slots.iter_mut().zip(&scratch.states) {
+        for (slot, state) in out.slots.iter_mut().zip(&scratch.states) {
             *slot = state.partial(self.scale.1);
         }
     }
 
-    /// The gradient of one tile of a pool's candidates, starting at row `first` of the pool, into `d_tile`.
-    pub(super) fn back_tile(
-        &self,
-        scratch: &mut Scratch,
-        pool: &'a Pool<'a>,
-        pool_start: usize,
-        first: usize,
-        back: &BackInputs<'_>,
-        d_tile: &mut [f32],
-    ) {
+    /// Streams each row's own negatives past it.
+    pub(super) fn stream_own(&self, scratch: &mut Scratch, rows: Range<usize>, detail: &Detail<'_>, out: PartOut<'_>) {
+        let Some(negatives) = &self.matrix.row_negatives else { return };
         let dim = self.matrix.dim();
-        let range = first..first + d_tile.len() / dim;
-        let tile = CandidateTile { pool, start: pool_start + first, width: width(range.len()), range };
-        self.load(scratch, &tile);
-        let b = self.matrix.num_queries();
-        for start in (0..b).step_by(self.plan.block_b) {
-            let rows = start..(start + self.plan.block_b).min(b);
-            self.score(scratch, &tile, rows.clone());
-            self.coefficients(scratch, &tile, rows.clone(), back);
-            let queries = self.queries.padded(start, rows.len());
-            let shape = (tile.range.len(), dim, rows.len());
-            matmul::accumulate(shape, &scratch.sims, [1, tile.width], queries, d_tile, start > 0, self.scale.1 as f32);
+        let first_pair = detail.pairs.of_row(rows.start).start;
+        let PartOut { slots, mut expected, mut places } = out;
+        let mut present = std::mem::take(&mut scratch.own);
+        for (r, slot) in slots.iter_mut().enumerate() {
+            let row = rows.start + r;
+            let all = (row * negatives.per_row) as u32..((row + 1) * negatives.per_row) as u32;
+            present.clear();
+            present.extend(all.filter(|&place| negatives.by_index(place as usize).is_some()));
+            let pairs = detail.pairs.of_row(row);
+            let out = PartOut {
+                slots: std::slice::from_mut(slot),
+                expected: expected.as_deref_mut().map(|o| &mut o[r * dim..(r + 1) * dim]),
+                places: places.as_deref_mut().map(|p| &mut p[pairs.start - first_pair..pairs.end - first_pair]),
+            };
+            let tiles = present.chunks(self.plan.block_n).map(|places| CandidateTile::new(Columns::Own(places)));
+            self.stream_tiles(scratch, row..row + 1, tiles, detail, out);
         }
-        if self.similarity == Similarity::Cosine {
-            let (unit, inverse_norm) = (&scratch.candidates, &scratch.inverse_norm);
-            self.arch.dispatch(ChainRule { d: d_tile, unit, dim, inverse_norm });
+        scratch.own = present;
+    }
+
+    /// Takes masked candidates, and those above the rows' bounds, off the rows' negatives.
+    fn leave_out(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>, rows: Range<usize>, bounds: Option<&[f32]>) {
+        let (sims, states) = (&mut scratch.sims, &mut scratch.states);
+        for state in &mut *states {
+            state.num_negatives += tile.len() as u64;
+        }
+        self.masks.for_each_hit(rows.clone(), self.keys(tile), |r, column| {
+            sims[r * tile.width + column] = f32::NEG_INFINITY;
+            states[r].num_negatives -= 1;
+        });
+        if let Some(bounds) = bounds {
+            let tile = Tile { sims: &mut sims[..rows.len() * tile.width], width: tile.width };
+            self.arch.dispatch(Filter { tile, bounds: &bounds[rows], states });
         }
     }
 
-    /// Replaces a tile of similarities by coefficients: `d_lse q_ij`, 0 where masked, `d_positive` at the positive.
+    /// `O = O · rescale + P Ĉ`; the first tile writes.
+    fn add_expected(&self, scratch: &Scratch, tile: &CandidateTile<'_>, rows: usize, o: &mut [f32], first: bool) {
+        let dim = self.matrix.dim();
+        for (o, &factor) in o.chunks_exact_mut(dim).zip(&scratch.rescale) {
+            if factor != 1.0 && !first {
+                kernels::scale_row(o, factor);
+            }
+        }
+        let shape = (rows, dim, tile.len());
+        matmul::accumulate(shape, &scratch.sims, [tile.width, 1], &scratch.candidates, o, !first, 1.0);
+    }
+
+    /// The gradient of one tile's candidates into `d_tile`.
+    pub(super) fn back_tile(
+        &self,
+        scratch: &mut Scratch,
+        tile: &CandidateTile<'_>,
+        back: &BackInputs<'_>,
+        d_tile: &mut [f32],
+    ) {
+        self.load(scratch, tile);
+        self.back_loaded(scratch, tile, back, d_tile, false);
+        if self.similarity == Similarity::Cosine {
+            let (unit, inverse_norm) = (&scratch.candidates, &scratch.inverse_norm);
+            self.arch.dispatch(ChainRule { d: d_tile, unit, dim: self.matrix.dim(), inverse_norm });
+        }
+    }
+
+    /// The gradient by the unit vectors of a tile that is loaded, into `d_tile` or added to it.
+    pub(super) fn back_loaded(
+        &self,
+        scratch: &mut Scratch,
+        tile: &CandidateTile<'_>,
+        back: &BackInputs<'_>,
+        d_tile: &mut [f32],
+        add: bool,
+    ) {
+        let (b, dim) = (self.matrix.num_queries(), self.matrix.dim());
+        for start in (0..b).step_by(self.plan.block_b) {
+            let rows = start..(start + self.plan.block_b).min(b);
+            self.score(scratch, tile, rows.clone());
+            self.coefficients(scratch, tile, rows.clone(), back);
+            let queries = self.queries.padded(start, rows.len());
+            let shape = (tile.len(), dim, rows.len());
+            let add = add || start > 0;
+            matmul::accumulate(shape, &scratch.sims, [1, tile.width], queries, d_tile, add, self.scale.1 as f32);
+        }
+    }
+
+    /// Replaces a tile of similarities by coefficients: `d_lse q_ij`, 0 where masked, `d_positive` at the positives.
     fn coefficients(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>, rows: Range<usize>, back: &BackInputs<'_>) {
         let sims = &mut scratch.sims;
         let score = Score { scale: self.scale.0, bias: &scratch.bias[..tile.width] };
@@ -246,19 +359,22 @@ impl<'a> TileJob<'a> {
             score,
             lse: &back.lse[rows.clone()],
             d_lse: &back.coefficients[rows.clone()],
+            bounds: back.bounds.map(|bounds| &bounds[rows.clone()]),
         });
         // After the exponentials, so that a row whose lse is NaN does not affect the candidates that it masks.
-        self.masks.for_each_hit(rows.clone(), tile.start, tile.range.len(), self.ids(tile), |r, column| {
+        self.masks.for_each_hit(rows.clone(), self.keys(tile), |r, column| {
             sims[r * tile.width + column] = 0.0;
         });
-        let from = back.positives_by_candidate.partition_point(|&(candidate, _)| (candidate as usize) < tile.start);
-        for &(candidate, row) in &back.positives_by_candidate[from..] {
-            let column = candidate as usize - tile.start;
-            if column >= tile.range.len() {
+        let Some(first) = tile.start() else { return };
+        let from = back.positives_by_candidate.partition_point(|&(candidate, ..)| (candidate as usize) < first);
+        for &(candidate, row, pair) in &back.positives_by_candidate[from..] {
+            let column = candidate as usize - first;
+            if column >= tile.len() {
                 break;
             }
             if rows.contains(&(row as usize)) {
-                sims[(row as usize - rows.start) * tile.width + column] = back.d_positive[row as usize] as f32;
+                // A positive is masked, so 0 stands here, or another pair of the row and this item.
+                sims[(row as usize - rows.start) * tile.width + column] += back.d_positive[pair as usize] as f32;
             }
         }
     }
@@ -266,73 +382,141 @@ impl<'a> TileJob<'a> {
     /// The tiles of a split, in order. Tiles do not cross pools.
     pub(super) fn tiles(&self, split: usize) -> impl Iterator<Item = CandidateTile<'a>> + use<'a> {
         let (matrix, block_n) = (self.matrix, self.plan.block_n);
-        let count: usize = matrix.pools.iter().map(|pool| pool.candidates.rows().div_ceil(block_n)).sum();
+        let lens = move || (0..matrix.pools.len()).map(move |pool| matrix.candidates(pool).len());
+        let count: usize = lens().map(|len| len.div_ceil(block_n)).sum();
         let first = split * count / self.plan.splits;
         let last = (split + 1) * count / self.plan.splits;
-        let all = matrix.pools_with_start().flat_map(move |(start, pool)| {
-            let n = pool.candidates.rows();
-            (0..n).step_by(block_n).map(move |row| {
-                let range = row..(row + block_n).min(n);
-                CandidateTile { pool, start: start + row, width: width(range.len()), range }
+        let starts = lens().scan(0, |start, len| Some(std::mem::replace(start, *start + len)));
+        let all = lens().zip(starts).enumerate().flat_map(move |(pool, (n, start))| {
+            (0..n).step_by(block_n).map(move |first| {
+                let len = block_n.min(n - first);
+                CandidateTile::new(Columns::Pool { pool, first, len, start: start + first })
             })
         });
         all.skip(first).take(last - first)
     }
 
-    fn ids(&self, tile: &CandidateTile<'a>) -> Option<&'a [u64]> {
-        tile.pool.ids_slice().map(|ids| &ids[tile.range.clone()])
+    /// The keys by which masks tell a tile's candidates apart: their ids, else their indices over all pools.
+    fn keys<'t>(&self, tile: &'t CandidateTile<'_>) -> impl Iterator<Item = u64> + use<'t, 'a> {
+        let matrix = self.matrix;
+        let of_row = move |row: usize| matrix.table.as_ref().map_or(row as u64, |table| table.id(row));
+        let columns = tile.columns;
+        (0..tile.len()).map(move |column| match columns {
+            Columns::Pool { pool, first, start, .. } => {
+                matrix.candidate_id(pool, first + column).unwrap_or((start + column) as u64)
+            }
+            Columns::ByRow(candidates) => of_row((candidates[column] >> 32) as usize),
+            Columns::Own(places) => of_row(own_row(matrix, places[column])),
+        })
+    }
+
+    fn log_q(&self, tile: &CandidateTile<'_>, column: usize) -> Option<f32> {
+        let of_pool = |pool: usize, candidate: usize| self.matrix.pools[pool].log_q.map(|log_q| log_q[candidate]);
+        match tile.columns {
+            Columns::Pool { pool, first, .. } => of_pool(pool, first + column),
+            Columns::ByRow(candidates) => {
+                let (pool, candidate) = self.matrix.locate(candidates[column] as u32 as usize);
+                of_pool(pool, candidate)
+            }
+            Columns::Own(places) => self.matrix.row_negatives?.log_q.map(|log_q| log_q[places[column] as usize]),
+        }
+    }
+
+    /// Copies the embedding of one candidate, widened.
+    fn widen(&self, tile: &CandidateTile<'_>, column: usize, to: &mut [f32]) {
+        let row = match tile.columns {
+            Columns::Pool { pool, first, .. } => return self.matrix.candidates(pool).widen(first + column, to),
+            Columns::ByRow(candidates) => (candidates[column] >> 32) as usize,
+            Columns::Own(places) => own_row(self.matrix, places[column]),
+        };
+        let table = self.matrix.table.as_ref().and_then(|table| table.embeddings);
+        table.expect("a streamed batch has its table").widen_row(row, to);
     }
 
     /// Brings a tile's candidates, inverse norms and biases into the scratch.
     pub(super) fn load(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>) {
-        let (dim, len) = (self.matrix.dim(), tile.range.len());
+        self.load_candidates(scratch, tile, |column, to| self.widen(tile, column, to));
+        let x = &mut scratch.candidates[..tile.len() * self.matrix.dim()];
+        let inverse_norm = &mut scratch.inverse_norm;
+        self.arch.dispatch(Normalize { x, dim: self.matrix.dim(), similarity: self.similarity, inverse_norm });
+    }
+
+    /// The same with candidates that are of unit length already: `unit(column)` and its inverse norm.
+    pub(super) fn load_units<'u>(
+        &self,
+        scratch: &mut Scratch,
+        tile: &CandidateTile<'_>,
+        mut unit: impl FnMut(usize) -> (&'u [f32], f64),
+    ) {
+        self.load_candidates(scratch, tile, |_, _| ());
+        let rows = scratch.candidates.chunks_exact_mut(self.matrix.dim());
+        for (column, (to, norm)) in rows.zip(&mut scratch.inverse_norm).take(tile.len()).enumerate() {
+            let (from, inverse_norm) = unit(column);
+            to.copy_from_slice(from);
+            *norm = inverse_norm;
+        }
+    }
+
+    fn load_candidates(
+        &self,
+        scratch: &mut Scratch,
+        tile: &CandidateTile<'_>,
+        mut write: impl FnMut(usize, &mut [f32]),
+    ) {
+        let (dim, len) = (self.matrix.dim(), tile.len());
         super::resize(&mut scratch.candidates, self.plan.block_n.max(tile.width) * dim);
         super::resize(&mut scratch.inverse_norm, self.plan.block_n);
         super::resize(&mut scratch.bias, self.plan.block_n.max(tile.width));
-        for (row, to) in tile.range.clone().zip(scratch.candidates.chunks_exact_mut(dim)) {
-            tile.pool.candidates.widen_row(row, to);
+        for (column, to) in scratch.candidates.chunks_exact_mut(dim).take(len).enumerate() {
+            write(column, to);
         }
         scratch.candidates[len * dim..tile.width * dim].fill(0.0);
-        let x = &mut scratch.candidates[..len * dim];
-        let inverse_norm = &mut scratch.inverse_norm;
-        self.arch.dispatch(Normalize { x, dim, similarity: self.similarity, inverse_norm });
-        scratch.bias.fill(0.0);
-        if let Some(log_q) = tile.pool.log_q {
-            for (bias, log_q) in scratch.bias.iter_mut().zip(&log_q[tile.range.clone()]) {
-                *bias = -log_q * std::f32::consts::LOG2_E;
-            }
+        for (column, bias) in scratch.bias.iter_mut().enumerate() {
+            let log_q = if column < len { self.log_q(tile, column) } else { None };
+            *bias = log_q.map_or(0.0, |log_q| -log_q * std::f32::consts::LOG2_E);
         }
     }
 
     /// Makes the similarities of excluded pairs −∞.
     pub(super) fn mask(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>, rows: Range<usize>) {
         let sims = &mut scratch.sims;
-        self.masks.for_each_hit(rows, tile.start, tile.range.len(), self.ids(tile), |r, column| {
+        self.masks.for_each_hit(rows, self.keys(tile), |r, column| {
             sims[r * tile.width + column] = f32::NEG_INFINITY;
         });
     }
 
     /// `S = Q̂ Ĉᵀ` for one block of queries; padded columns become −∞, those of spoiled embeddings NaN.
     pub(super) fn score(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>, rows: Range<usize>) {
-        let height = rows.len().max(MIN_HEIGHT);
+        let (len, height) = (tile.len(), rows.len().max(MIN_HEIGHT));
         let needed = self.plan.block_b.max(MIN_HEIGHT) * self.plan.block_n.max(tile.width);
         super::resize(&mut scratch.sims, needed);
-        let queries = self.queries.padded(rows.start, height);
-        matmul::similarities(queries, &scratch.candidates, &mut scratch.sims, height, tile.width);
+        if let Columns::Own(_) = tile.columns {
+            let (query, to) = (self.queries.row(rows.start), &mut scratch.sims[..len]);
+            self.arch.dispatch(Dots { query, rows: &scratch.candidates, to });
+        } else {
+            let queries = self.queries.padded(rows.start, height);
+            matmul::similarities(queries, &scratch.candidates, &mut scratch.sims, height, tile.width);
+        }
         let row_norms = &self.queries.inverse_norm[rows.clone()];
         for (row, _) in row_norms.iter().enumerate().filter(|(_, inverse)| inverse.is_nan()) {
-            scratch.sims[row * tile.width..][..tile.range.len()].fill(f32::NAN);
+            scratch.sims[row * tile.width..][..len].fill(f32::NAN);
         }
-        let column_norms = &scratch.inverse_norm[..tile.range.len()];
+        let column_norms = &scratch.inverse_norm[..len];
         for (column, _) in column_norms.iter().enumerate().filter(|(_, inverse)| inverse.is_nan()) {
             scratch.sims[column..].iter_mut().step_by(tile.width).take(rows.len()).for_each(|sim| *sim = f32::NAN);
         }
-        if tile.width > tile.range.len() {
+        if tile.width > len {
             for row in scratch.sims[..rows.len() * tile.width].chunks_exact_mut(tile.width) {
-                row[tile.range.len()..].fill(f32::NEG_INFINITY);
+                row[len..].fill(f32::NEG_INFINITY);
             }
         }
     }
+}
+
+/// The table's row of a negative of a query's own that there is.
+pub(super) fn own_row(matrix: &ScoreMatrix<'_>, place: u32) -> usize {
+    let row = matrix.row_negatives.and_then(|negatives| negatives.by_index(place as usize));
+    row.expect("only negatives that there are have a column")
 }
 
 /// Columns of a score tile for that many candidates.

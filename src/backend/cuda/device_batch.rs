@@ -4,7 +4,7 @@ use super::device_search::{DevicePool, DeviceSearch};
 use super::problem::{Problem, ProblemPositives};
 use super::uses::Uses;
 use super::view::{DeviceEmbeddings, DeviceSlice};
-use crate::error::{Result, value};
+use crate::error::{Result, does_not_apply, value};
 use crate::problem::loss::{GivenArrays, Loss};
 use crate::problem::shape::{BatchShape, PositivesShape, check_batch, check_symmetric, given_positives};
 
@@ -114,13 +114,14 @@ impl<'a> DeviceBatch<'a> {
 impl<'a> DeviceBatch<'a> {
     /// Checks the batch and returns its addresses.
     pub(super) fn checked(&self, loss: &Loss, tf32: bool, uses: &mut Uses<'a>) -> Result<Problem> {
+        check_filter(loss)?;
         let have_log_q = self.search.pools[0].log_q.is_some();
         let positives = given_positives(self.positives, self.positives_given_twice)?;
         let separate = matches!(positives, Positives::Separate(_));
         loss.check_options(&GivenArrays {
             log_q: have_log_q,
             positive_log_q: if separate { self.positive_log_q.is_some() } else { have_log_q },
-            separate_positives: separate,
+            positives_by_index: !separate,
             row_weight: self.row_weight.is_some(),
         })?;
         self.search.check_views()?;
@@ -186,6 +187,17 @@ impl<'a> BatchShape for Described<'_, 'a> {
         self.batch.row_weight.map(|weights| weights.len())
     }
 }
+
+/// The false-negative filter has no kernels yet.
+pub(super) fn check_filter(loss: &Loss) -> Result<()> {
+    match loss.false_negatives {
+        Some(_) => Err(does_not_apply("loss.false_negatives", NOT_ON_CUDA)),
+        None => Ok(()),
+    }
+}
+
+/// The rule of arguments that have no kernels yet.
+pub(super) const NOT_ON_CUDA: &str = "the CUDA backend has no kernels for it yet: use the CPU backend";
 
 fn checked_bounds(batch: &DeviceBatch<'_>) -> Result<Option<(f32, f32)>> {
     match batch.log_q_bounds {

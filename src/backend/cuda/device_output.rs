@@ -116,7 +116,12 @@ impl<'a> DeviceOutput<'a> {
 
     /// The request that this output has places for.
     pub fn request(&self) -> Request {
-        Request { gradients: self.gradients.is_some(), moments: self.moments.is_some(), rank: self.rank.is_some() }
+        Request {
+            gradients: self.gradients.is_some(),
+            moments: self.moments.is_some(),
+            rank: self.rank.is_some(),
+            ..Request::default()
+        }
     }
 }
 

@@ -181,6 +181,7 @@ impl ScoreMatrixShape for DeviceSearch<'_> {
         let pool = &self.pools[index];
         PoolShape {
             candidates: pool.candidates.shape(),
+            of_table: false,
             ids: pool.ids.map(|ids| ids.len()),
             log_q: pool.log_q.map(|log_q| log_q.len()),
             gradient: pool.gradient,

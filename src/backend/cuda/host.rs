@@ -3,17 +3,19 @@
 use bytemuck::NoUninit;
 
 use super::Cuda;
+use super::device_batch::{NOT_ON_CUDA, check_filter};
 use super::finish::{Back, StatisticsOut, Totals, Upstream};
 use super::memory::{Layout, Part};
 use super::problem::{Problem, ProblemPool, ProblemPositives, Rows};
 use super::workspace::Workspace;
 use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};
-use crate::error::Result;
-use crate::problem::batch::{Batch, Positives};
+use crate::error::{Result, does_not_apply};
+use crate::problem::batch::Batch;
 use crate::problem::embeddings::{Embeddings, Matrix};
 use crate::problem::loss::{Loss, Similarity};
 use crate::problem::output::Gradients;
 use crate::problem::plan::Plan;
+use crate::problem::positives::Positives;
 use crate::problem::score_matrix::ScoreMatrix;
 use crate::problem::search::TopK;
 use crate::problem::statistics::{Moments, Rank, Request, RowStatistics};
@@ -66,9 +68,10 @@ struct Outputs {
 impl SearchInputs {
     pub(super) fn lay_out(layout: &mut Layout, matrix: &ScoreMatrix<'_>) -> Self {
         let pool = |layout: &mut Layout, pool: &crate::Pool<'_>| {
-            let n = pool.candidates.rows();
+            let candidates = own_candidates(pool);
+            let n = candidates.rows();
             PoolInputs {
-                candidates: rows_part(layout, &pool.candidates),
+                candidates: rows_part(layout, &candidates),
                 ids: layout.part_if(pool.ids.is_some(), n, 8),
                 log_q: layout.part_if(pool.log_q.is_some(), n, 4),
             }
@@ -91,11 +94,19 @@ impl Inputs {
             positives: match &batch.positives {
                 Positives::Index(_) => layout.part(b, 4),
                 Positives::Separate(embeddings) => rows_part(layout, embeddings),
+                Positives::Rows(_) => unreachable!("{CHECKED}"),
             },
             positive_ids: layout.part_if(separate && batch.positive_ids.is_some(), b, 8),
         }
     }
 }
+
+/// The embeddings of a pool of a batch that `check_support` has let through.
+fn own_candidates<'a>(pool: &crate::Pool<'a>) -> Embeddings<'a> {
+    pool.candidates().unwrap_or_else(|| unreachable!("{CHECKED}"))
+}
+
+const CHECKED: &str = "check_support lets no batch over a table through";
 
 fn rows_part(layout: &mut Layout, embeddings: &Embeddings<'_>) -> Part {
     layout.part(embeddings.bytes().len(), 1)
@@ -124,7 +135,7 @@ impl Outputs {
                 .matrix
                 .pools
                 .iter()
-                .map(|pool| layout.part_if(back && pool.gradient, pool.candidates.rows() * dim, 4))
+                .map(|pool| layout.part_if(back && pool.gradient, own_candidates(pool).rows() * dim, 4))
                 .collect(),
         }
     }
@@ -157,6 +168,7 @@ impl Cuda {
             positives: match &batch.positives {
                 Positives::Index(_) => ProblemPositives::Index(at(inputs.positives)),
                 Positives::Separate(rows) => ProblemPositives::Separate(self.rows(rows, inputs.positives)),
+                Positives::Rows(_) => unreachable!("{CHECKED}"),
             },
             positive_ids: at(inputs.positive_ids),
             log_q_range: Some(log_q_range(batch)),
@@ -174,7 +186,7 @@ impl Cuda {
     ) -> Problem {
         let at = |part: Part| self.arena.address(part);
         let pools = matrix.pools_with_start().zip(&inputs.pools).map(|((start, pool), parts)| ProblemPool {
-            candidates: self.rows(&pool.candidates, parts.candidates),
+            candidates: self.rows(&own_candidates(pool), parts.candidates),
             start,
             ids: at(parts.ids),
             log_q: at(parts.log_q),
@@ -213,6 +225,7 @@ impl Cuda {
                 self.up(inputs.positives, embeddings.bytes())?;
                 self.up(inputs.positive_ids, batch.positive_ids.as_deref().unwrap_or_default())
             }
+            Positives::Rows(_) => unreachable!("{CHECKED}"),
         }
     }
 
@@ -226,7 +239,7 @@ impl Cuda {
         self.arena.reserve(&self.driver, layout)?;
         self.up(inputs.queries, matrix.queries.bytes())?;
         for (pool, parts) in matrix.pools.iter().zip(&inputs.pools) {
-            self.up(parts.candidates, pool.candidates.bytes())?;
+            self.up(parts.candidates, own_candidates(pool).bytes())?;
             self.up(parts.ids, pool.ids_slice().unwrap_or_default())?;
             self.up(parts.log_q, pool.log_q.unwrap_or_default())?;
         }
@@ -265,6 +278,16 @@ fn log_q_range(batch: &Batch<'_>) -> (f32, f32) {
 
 impl Stream for Cuda {
     type Real = f32;
+
+    fn check_support(&self, batch: &Batch<'_>, loss: Option<&Loss>) -> Result<()> {
+        if batch.matrix.table.is_some() {
+            return Err(does_not_apply("table", NOT_ON_CUDA));
+        }
+        if batch.pairs.offsets.is_some() {
+            return Err(does_not_apply("positive_offsets", NOT_ON_CUDA));
+        }
+        loss.map_or(Ok(()), check_filter)
+    }
 
     fn plan_stream(&self, CheckedBatch { batch, loss }: CheckedBatch<'_>, request: Request) -> Plan {
         let memory = self.lay_out(batch, loss, request);
@@ -328,12 +351,20 @@ impl Stream for Cuda {
 
     fn stream_back(
         &mut self,
-        CheckedBatch { batch, loss }: CheckedBatch<'_>,
+        checked: CheckedBatch<'_>,
+        request: Request,
         statistics: &RowStatistics<f32>,
         d_lse: &[f64],
         d_positive: &[f64],
         gradients: &mut Gradients<f32>,
     ) -> Result<()> {
+        if request.accumulate {
+            let (request, mut fresh) = (Request { accumulate: false, ..request }, Gradients::default());
+            self.stream_back(checked, request, statistics, d_lse, d_positive, &mut fresh)?;
+            gradients.add(&fresh);
+            return Ok(());
+        }
+        let CheckedBatch { batch, loss } = checked;
         let Some(expected_negative) = &statistics.expected_negative else { return Ok(()) };
         let memory = self.lay_out(batch, loss, Request::value_and_grad());
         self.problem(batch, loss, &memory.inputs).check_pairs()?;
@@ -372,13 +403,13 @@ impl Stream for Cuda {
                 self.down_matrix(out.d_positive_embeddings, b, dim, &mut d)?;
                 Some(d)
             }
-            Positives::Index(_) => None,
+            Positives::Index(_) | Positives::Rows(_) => None,
         };
         gradients.d_candidates.resize_with(batch.matrix.pools.len(), Matrix::default);
         for ((pool, &part), d_pool) in batch.matrix.pools.iter().zip(&out.d_candidates).zip(&mut gradients.d_candidates)
         {
             match pool.gradient {
-                true => self.down_matrix(part, pool.candidates.rows(), dim, d_pool)?,
+                true => self.down_matrix(part, own_candidates(pool).rows(), dim, d_pool)?,
                 false => *d_pool = Matrix::default(),
             }
         }

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::error::{Result, missing, shape, value};
+use crate::error::{Result, does_not_apply, missing, shape, value};
 use crate::memory::zeroed;
 use crate::problem::arrays::check_len;
 use crate::problem::embeddings::{DType, Elements, Embeddings};
@@ -326,7 +326,10 @@ impl NegativeQueue {
     /// keeps them, log_q that is not finite. The queue is then as it was.
     pub fn enqueue(&mut self, rows: &Pool<'_>) -> Result<()> {
         let ids = rows.ids_slice().filter(|_| self.options.ids);
-        let (candidates, log_q) = (rows.candidates, rows.log_q.filter(|_| self.options.log_q));
+        let Some(candidates) = rows.candidates() else {
+            return Err(does_not_apply("candidate_rows", "a queue copies embeddings: give them by Pool::new"));
+        };
+        let log_q = rows.log_q.filter(|_| self.options.log_q);
         candidates.check("candidates")?;
         self.options.check_rows(candidates.dim(), candidates.dtype(), ids.is_some(), log_q.is_some())?;
         let lengths = [("candidate_ids", ids.map(<[u64]>::len)), ("log_q", log_q.map(<[f32]>::len))];

@@ -10,6 +10,11 @@ use super::{NegativeQueue, QueueOptions};
 use crate::problem::embeddings::{DType, Elements, Embeddings};
 use crate::problem::pool::Pool;
 
+/// Rows of a queue's pool.
+fn rows(pool: &Pool<'_>) -> usize {
+    pool.candidates().expect("a matrix").rows()
+}
+
 const DIM: usize = 3;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -100,9 +105,9 @@ fn contents(queue: &NegativeQueue, model: &[Row]) -> Vec<Row> {
     let (mut ids, mut log_q) = (Vec::new(), Vec::new());
     for pool in queue.pools() {
         assert!(!pool.gradient, "a queue has no gradient");
-        for row in 0..pool.candidates.rows() {
+        for row in 0..rows(&pool) {
             let mut embedding = [0f32; DIM];
-            pool.candidates.widen_row(row, &mut embedding);
+            pool.candidates().expect("a matrix").widen_row(row, &mut embedding);
             embeddings.push(embedding);
         }
         assert_eq!((pool.ids.is_some(), pool.log_q.is_some()), (queue.options.ids, queue.options.log_q));
@@ -152,9 +157,9 @@ proptest! {
                     enqueue(&mut queue, &rows, padding);
                 }
                 Action::SaveAndRestore => {
-                    let split: Vec<usize> = queue.pools().map(|pool| pool.candidates.rows()).collect();
+                    let split: Vec<usize> = queue.pools().map(|pool| rows(&pool)).collect();
                     queue = NegativeQueue::from_bytes(&queue.to_bytes()).expect("saved a moment ago");
-                    prop_assert_eq!(split, queue.pools().map(|pool| pool.candidates.rows()).collect::<Vec<_>>());
+                    prop_assert_eq!(split, queue.pools().map(|pool| rows(&pool)).collect::<Vec<_>>());
                 }
                 Action::Clear => {
                     model.rows.clear();

@@ -1,0 +1,121 @@
+//! The positives of a step: their embeddings, their similarities with their queries, and the bounds of the filter.
+
+use pulp::Arch;
+
+use super::kernels::Dots;
+use super::matmul;
+use super::tile::{Detail, MIN_HEIGHT, MIN_WIDTH, Units};
+use crate::problem::batch::Batch;
+use crate::problem::loss::Loss;
+use crate::problem::positives::{Pairs, Positives};
+
+/// What the passes know about the P positives.
+#[derive(Debug, Default)]
+pub(super) struct PairData {
+    /// p̂ of each pair.
+    pub(super) units: Units,
+    /// (P): the row of each pair.
+    pub(super) rows: Vec<u32>,
+    /// (P): q̂·p̂ by the matmul that scores the pools, so that ranks see ties with candidates.
+    pub(super) sims: Vec<f32>,
+    /// (P): the same by the sums that score negatives of a row's own; empty where there are none.
+    pub(super) own_sims: Vec<f32>,
+    /// (B): similarities above which a row's candidates are no negatives, for pools and for negatives of a row's own.
+    /// Empty where nothing is filtered.
+    pub(super) bounds: Vec<f32>,
+    pub(super) own_bounds: Vec<f32>,
+    /// (candidate, row, pair), ascending: which positives a tile of candidates holds.
+    pub(super) by_candidate: Vec<(u32, u32, u32)>,
+}
+
+impl PairData {
+    /// Bytes for that many rows and pairs.
+    pub(super) fn bytes(batch: &Batch<'_>) -> usize {
+        let (b, pairs) = (batch.num_queries(), batch.num_positives());
+        let per_pair = size_of::<u32>() + 2 * size_of::<f32>() + size_of::<(u32, u32, u32)>();
+        Units::bytes(pairs, batch.dim()) + pairs * per_pair + 2 * b * size_of::<f32>()
+    }
+
+    /// What the streaming pass reads for pools, and for negatives of a row's own.
+    pub(super) fn detail<'a>(&'a self, pairs: Pairs<'a>, moments: bool) -> [Detail<'a>; 2] {
+        [(&self.sims, &self.bounds), (&self.own_sims, &self.own_bounds)].map(|(positive_sims, bounds)| Detail {
+            bounds: (!bounds.is_empty()).then_some(bounds),
+            moments,
+            pairs,
+            positive_sims,
+        })
+    }
+
+    pub(super) fn prepare(&mut self, arch: Arch, batch: &Batch<'_>, loss: &Loss, queries: &Units, gamma: f64) {
+        let pairs = batch.num_positives();
+        self.rows.clear();
+        self.rows.reserve_exact(pairs);
+        self.rows.extend(batch.pairs.rows(batch.num_queries()));
+        self.by_candidate.clear();
+        if let Positives::Index(indices) = &batch.positives {
+            self.by_candidate.reserve_exact(pairs);
+            let with_row = indices.iter().zip(&self.rows).zip(0..).map(|((&index, &row), pair)| (index, row, pair));
+            self.by_candidate.extend(with_row);
+            self.by_candidate.sort_unstable();
+        }
+        self.units.gather(arch, pairs, batch.dim(), loss.similarity, |pair| batch.positive_at(pair));
+        self.score(queries);
+        self.own_sims.clear();
+        if batch.matrix.row_negatives.is_some() {
+            self.own_sims.resize(pairs, 0.0);
+            for (pair, (&row, sim)) in self.rows.iter().zip(&mut self.own_sims).enumerate() {
+                let query = queries.row(row as usize);
+                arch.dispatch(Dots { query, rows: self.units.row(pair), to: std::slice::from_mut(sim) });
+            }
+            spoil(queries, &self.units, &self.rows, &mut self.own_sims);
+        }
+        bounds(batch, loss, gamma, &self.sims, &mut self.bounds);
+        bounds(batch, loss, gamma, &self.own_sims, &mut self.own_bounds);
+    }
+
+    /// The similarities of the pairs, by the matmul that the stream uses: blocks of pairs against the rows that they
+    /// belong to.
+    fn score(&mut self, queries: &Units) {
+        self.sims.clear();
+        self.sims.reserve_exact(self.rows.len());
+        let mut block = [0.0f32; MIN_WIDTH * MIN_WIDTH];
+        let mut start = 0;
+        while start < self.rows.len() {
+            let first_row = self.rows[start];
+            let of_block = |&&row: &&u32| ((row - first_row) as usize) < MIN_WIDTH;
+            let len = self.rows[start..].iter().take(MIN_WIDTH).take_while(of_block).count();
+            let rows = &self.rows[start..start + len];
+            let height = ((rows[len - 1] - first_row) as usize + 1).max(MIN_HEIGHT);
+            let (a, b) = (queries.padded(first_row as usize, height), self.units.padded(start, MIN_WIDTH));
+            matmul::similarities(a, b, &mut block, height, MIN_WIDTH);
+            let sims = rows.iter().enumerate().map(|(i, row)| block[(row - first_row) as usize * MIN_WIDTH + i]);
+            self.sims.extend(sims);
+            start += len;
+        }
+        spoil(queries, &self.units, &self.rows, &mut self.sims);
+    }
+}
+
+/// Makes the similarities of embeddings that are not finite NaN.
+fn spoil(queries: &Units, positives: &Units, rows: &[u32], sims: &mut [f32]) {
+    for (pair, (&row, sim)) in rows.iter().zip(sims).enumerate() {
+        if queries.inverse_norm(row as usize).is_nan() || positives.inverse_norm(pair).is_nan() {
+            *sim = f32::NAN;
+        }
+    }
+}
+
+/// Each row's bound as a similarity, from the similarities of its positives.
+fn bounds(batch: &Batch<'_>, loss: &Loss, gamma: f64, sims: &[f32], bounds: &mut Vec<f32>) {
+    bounds.clear();
+    let Some(filter) = loss.false_negatives else { return };
+    if sims.is_empty() && batch.num_positives() > 0 {
+        return;
+    }
+    let bound = |row: usize| {
+        let scores = sims[batch.pairs.of_row(row)].iter().map(|&sim| gamma * f64::from(sim));
+        (filter.bound(scores) / gamma) as f32
+    };
+    bounds.reserve_exact(batch.num_queries());
+    bounds.extend((0..batch.num_queries()).map(bound));
+}

@@ -12,15 +12,18 @@ pub(crate) mod reference;
 pub(crate) mod stream;
 
 use crate::error::{Result, does_not_apply, missing, shape};
+use crate::optimizer::{Optimizer, TableMut};
 use crate::problem::arrays::check_len;
 use crate::problem::batch::Batch;
 use crate::problem::embeddings::Real;
+use crate::problem::epilogue::Epilogue;
 use crate::problem::hardest::Negatives;
 use crate::problem::loss::{Loss, Similarity};
 use crate::problem::output::{Gradients, Output};
 use crate::problem::plan::Plan;
 use crate::problem::positives::Positives;
 use crate::problem::search::{Search, TopK};
+use crate::problem::shape::MatrixShape;
 use crate::problem::statistics::{Request, RowStatistics};
 use stream::{CheckedBatch, CheckedSearch, Stream};
 
@@ -83,6 +86,66 @@ pub trait Backend: Stream {
                 gradients.average_with_swapped(other);
             }
         }
+        Ok(())
+    }
+
+    /// Computes the loss and takes the optimiser's step on the table in place of returning the table's gradient. On the CPU
+    /// the gradient exists for a few rows at a time, so that a step over a whole catalogue needs no memory of the
+    /// catalogue's size. The other gradients are written into `gradients`; its `d_table` is `None`.
+    ///
+    /// The batch is built from the table's shape, [`Table::of_shape`](crate::Table::of_shape), because it cannot borrow a table that the step
+    /// changes. Losses and gradients are those before the step. If a pool with gradient is the whole table, the optimiser
+    /// steps every row; otherwise it steps the rows that the batch names, as [`Optimizer::step_rows`] does.
+    ///
+    /// ```
+    /// use catalog_softmax::optimizer::{Optimizer, TableMut};
+    /// use catalog_softmax::{Backend, Batch, Cpu, DType, Embeddings, Gradients, Loss, Output, Request, Similarity, Table};
+    /// let (b, m, d) = (2, 100, 8);
+    /// let queries: Vec<f32> = (0..b * d).map(|i| (i as f32).sin()).collect();
+    /// let mut items: Vec<f32> = (0..m * d).map(|i| (i as f32).cos()).collect();
+    /// let (mut cpu, loss) = (Cpu::new(), Loss::softmax(Similarity::Cosine, 0.1));
+    /// let mut adagrad = Optimizer::row_adagrad(m, 0.1)?;
+    /// let batch = Batch::of_table(Embeddings::new(&queries, b, d), Table::of_shape(m, d, DType::F32))
+    ///     .positives(&[3u32, 14])
+    ///     .build()?;
+    /// let (mut output, mut gradients, mut losses) = (Output::default(), Gradients::default(), Vec::new());
+    /// for _step in 0..3 {
+    ///     let mut table = TableMut::new(&mut items, m, d);
+    ///     let request = Request::value_and_grad();
+    ///     cpu.update(&batch, &loss, request, &mut table, &mut adagrad, &mut output, &mut gradients)?;
+    ///     losses.push(output.total);
+    /// }
+    /// assert!(losses[2] < losses[1] && losses[1] < losses[0]);
+    /// # Ok::<(), catalog_softmax::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`compute`](Backend::compute) and [`Optimizer::step`]; a batch without [`Table::of_shape`](crate::Table::of_shape), or of another shape
+    /// than `table`; a table without gradient; a request without gradients, or for another form of them. Nothing has been
+    /// written then.
+    #[expect(clippy::too_many_arguments, reason = "a step reads and writes that many things")]
+    fn update(
+        &mut self,
+        batch: &Batch<'_>,
+        loss: &Loss,
+        request: Request,
+        table: &mut TableMut<'_>,
+        optimizer: &mut Optimizer,
+        output: &mut Output<Self::Real>,
+        gradients: &mut Gradients<Self::Real>,
+    ) -> Result<()> {
+        check_update(batch, request, table)?;
+        optimizer.check_table(table)?;
+        loss.check(batch)?;
+        self.check_support(batch, Some(loss))?;
+        let here = batch.with_table(table.view());
+        self.stream(CheckedBatch { batch: &here, loss }, request, &mut output.statistics)?;
+        let Epilogue { loss: losses, probability, d_lse, d_positive, total } =
+            loss.checked_epilogue(batch, &output.statistics);
+        let checked = CheckedBatch { batch, loss };
+        let statistics = &output.statistics;
+        self.stream_back_and_step(checked, statistics, &d_lse, &d_positive, gradients, table, optimizer)?;
+        (output.total, output.loss, output.probability) = (total, losses, probability);
         Ok(())
     }
 
@@ -255,6 +318,34 @@ fn check_request<T: Real>(batch: &Batch<'_>, request: Request, gradients: Option
         return Err(does_not_apply("request.row_sparse", "a batch over a table has row-sparse gradients"));
     }
     Ok(())
+}
+
+/// The rules about a batch whose table is stepped.
+fn check_update(batch: &Batch<'_>, request: Request, table: &TableMut<'_>) -> Result<()> {
+    const OF_SHAPE: &str = "update is given the table: build the batch by Batch::of_table with Table::of_shape";
+    let Some(of_batch) = &batch.matrix.table else { return Err(missing("table", OF_SHAPE)) };
+    if of_batch.embeddings.is_some() {
+        return Err(does_not_apply("the elements of the batch's table", OF_SHAPE));
+    }
+    if !of_batch.gradient {
+        return Err(does_not_apply("table.without_gradient", "update steps the table by its gradient"));
+    }
+    if !request.gradients {
+        return Err(missing("request.gradients", "update computes gradients: Request::value_and_grad()"));
+    }
+    if request.row_sparse {
+        return Err(does_not_apply("request.row_sparse", "update returns no gradient of the table"));
+    }
+    if request.accumulate {
+        return Err(does_not_apply("request.accumulate", "update writes its gradients"));
+    }
+    table.check("table")?;
+    let (found, expected) = (table.view().shape(), of_batch.shape);
+    if found == expected {
+        return Ok(());
+    }
+    let shown = |shape: MatrixShape| format!("shape ({}, {}) of {:?}", shape.rows, shape.dim, shape.dtype);
+    Err(shape("table", shown(found), format!("the batch's {}", shown(expected))))
 }
 
 fn one_direction<S: Stream + ?Sized>(

@@ -4,7 +4,8 @@ use crate::error::Result;
 use crate::problem::batch::Batch;
 use crate::problem::embeddings::Real;
 use crate::problem::loss::{Loss, Similarity};
-use crate::problem::output::Gradients;
+use crate::optimizer::{Optimizer, TableMut};
+use crate::problem::output::{Gradients, TableGradient};
 use crate::problem::plan::Plan;
 use crate::problem::search::{Search, TopK};
 use crate::problem::statistics::{Request, RowStatistics};
@@ -95,6 +96,30 @@ pub trait Stream {
         d_positive: &[f64],
         gradients: &mut Gradients<Self::Real>,
     ) -> Result<()>;
+
+    /// Takes the optimiser's step on the table in place of returning its gradient. The batch knows the table's shape
+    /// alone. Writes the other gradients. Here: the row-sparse gradient, then the step.
+    #[doc(hidden)]
+    #[expect(clippy::too_many_arguments, reason = "each is one array of the step")]
+    fn stream_back_and_step(
+        &mut self,
+        CheckedBatch { batch, loss }: CheckedBatch<'_>,
+        statistics: &RowStatistics<Self::Real>,
+        d_lse: &[f64],
+        d_positive: &[f64],
+        gradients: &mut Gradients<Self::Real>,
+        table: &mut TableMut<'_>,
+        optimizer: &mut Optimizer,
+    ) -> Result<()> {
+        let request = Request::value_and_grad().row_sparse();
+        let here = batch.with_table(table.view());
+        let checked = CheckedBatch { batch: &here, loss };
+        self.stream_back(checked, request, statistics, d_lse, d_positive, gradients)?;
+        match gradients.d_table.take() {
+            Some(TableGradient::RowSparse(d)) => optimizer.step_rows(table, &d.rows, &d.values.to_f32()),
+            _ => unreachable!("a batch over a table that has a gradient returns one"),
+        }
+    }
 
     /// Tiles, splits and workspace of a search.
     #[doc(hidden)]

@@ -271,6 +271,12 @@ impl<T: Real> Matrix<T> {
         &self.values[row * self.dim..(row + 1) * self.dim]
     }
 
+    /// The elements in single precision.
+    pub(crate) fn to_f32(&self) -> Matrix<f32> {
+        let values = self.values.iter().map(|&value| value.into() as f32).collect();
+        Matrix { values, rows: self.rows, dim: self.dim }
+    }
+
     /// Sets the shape, and keeps the memory if it already has that many elements. Old values stay in it, so the caller
     /// has to write every element.
     pub(crate) fn set_shape(&mut self, rows: usize, dim: usize) {

@@ -32,6 +32,7 @@ use rayon::prelude::*;
 use crate::backend::Backend;
 use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};
 use crate::error::Result;
+use crate::optimizer::{Optimizer, TableMut};
 use crate::problem::batch::Batch;
 use crate::problem::embeddings::Matrix;
 use crate::problem::loss::Loss;
@@ -149,6 +150,29 @@ impl Stream for Cpu {
         self.workspace.table_uses.gather(batch);
         let out = TableOut::Gradient { to: &mut gradients.d_table, request };
         self.table_gradient(batch, loss, d_positive, out);
+        Ok(())
+    }
+
+    fn stream_back_and_step(
+        &mut self,
+        CheckedBatch { batch, loss }: CheckedBatch<'_>,
+        statistics: &RowStatistics<f32>,
+        d_lse: &[f64],
+        d_positive: &[f64],
+        gradients: &mut Gradients<f32>,
+        table: &mut TableMut<'_>,
+        optimizer: &mut Optimizer,
+    ) -> Result<()> {
+        let (here, request) = (batch.with_table(table.view()), Request::value_and_grad());
+        self.prepare(&here, loss);
+        let upstream = Upstream { d_lse, d_positive, gamma: scale(loss).1 };
+        self.row_gradients(&here, loss, request, statistics, &upstream, gradients);
+        self.pool_gradients(&here, loss, request, d_positive, gradients);
+        gradients.d_table = None;
+        // From here on rows of the table are read and written stretch by stretch; the queries and the positives are copies.
+        self.workspace.table_uses.gather(batch);
+        let step = TableOut::Step(optimizer.begin(table)?);
+        self.table_gradient(batch, loss, d_positive, step);
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use super::kernels::{ChainRule, Normalize, add_scaled, coefficient, row_dot};
 use super::pairs::PairData;
 use super::tile::{BackInputs, CandidateTile, Columns, Scratch, TileJob};
 use super::{Borrowed, Cpu, plan, resize, split_off};
+use crate::optimizer::Stretch;
 use crate::problem::batch::Batch;
 use crate::problem::embeddings::Matrix;
 use crate::problem::loss::{Loss, Similarity};
@@ -164,10 +165,14 @@ impl TableScratch {
 /// What becomes of the gradient.
 pub(super) enum TableOut<'o> {
     Gradient { to: &'o mut Option<TableGradient<f32>>, request: Request },
+    /// The optimiser's step on the rows of the table.
+    Step(Stretch<'o>),
 }
 
 /// Where one stretch writes.
 enum StretchOut<'o> {
+    /// The stretch's rows of the table, or more, which are stepped.
+    Step(Stretch<'o>),
     /// Rows of a dense gradient, from `first` on.
     Dense { values: &'o mut [f32], first: u32, add: bool },
     /// The stretch's rows alone.
@@ -199,10 +204,20 @@ impl Cpu {
                 |Borrowed(scratch, _), (rows, out)| job.stretch(scratch, rows, out),
             );
         };
-        let TableOut::Gradient { to, request } = out;
-        match request.row_sparse {
-            true => job.sparse(to, request.accumulate, &stretches, run),
-            false => job.dense(to, request.accumulate, &stretches, run),
+        match out {
+            TableOut::Gradient { to, request } if request.row_sparse => {
+                job.sparse(to, request.accumulate, &stretches, run);
+            }
+            TableOut::Gradient { to, request } => job.dense(to, request.accumulate, &stretches, run),
+            TableOut::Step(mut rest) => {
+                let mut steps = Vec::with_capacity(stretches.len());
+                for rows in &stretches {
+                    let (step, below) = rest.split_at(rows.at(rows.len() - 1) as usize + 1);
+                    steps.push(StretchOut::Step(step));
+                    rest = below;
+                }
+                run(steps);
+            }
         }
     }
 }
@@ -279,7 +294,7 @@ impl<'a> TableJob<'a> {
     fn stretch(&self, scratch: &mut Scratch, rows: &TableRows<'_>, out: StretchOut<'_>) {
         let (arch, dim) = (self.tiles.arch, self.batch.dim());
         let mut table = std::mem::take(&mut scratch.table);
-        self.load_rows(&mut table, rows);
+        self.load_rows(&mut table, rows, &out);
         resize(&mut table.d, rows.len() * dim);
         table.d.fill(0.0);
         self.add_whole_pools(scratch, &mut table, rows);
@@ -293,12 +308,16 @@ impl<'a> TableJob<'a> {
         scratch.table = table;
     }
 
-    fn load_rows(&self, table: &mut TableScratch, rows: &TableRows<'_>) {
-        let (dim, embeddings) = (self.batch.dim(), self.batch.table_embeddings());
+    fn load_rows(&self, table: &mut TableScratch, rows: &TableRows<'_>, out: &StretchOut<'_>) {
+        let dim = self.batch.dim();
         resize(&mut table.units, rows.len() * dim);
         resize(&mut table.inverse_norm, rows.len());
         for (position, unit) in table.units.chunks_exact_mut(dim).enumerate() {
-            embeddings.widen_row(rows.at(position) as usize, unit);
+            let row = rows.at(position) as usize;
+            match out {
+                StretchOut::Step(table) => table.widen_row(row, unit),
+                StretchOut::Dense { .. } | StretchOut::Sparse(_) => self.batch.table_embeddings().widen_row(row, unit),
+            }
         }
         let (x, inverse_norm) = (table.units.as_mut_slice(), table.inverse_norm.as_mut_slice());
         self.tiles.arch.dispatch(Normalize { x, dim, similarity: self.tiles.similarity, inverse_norm });
@@ -349,6 +368,11 @@ impl StretchOut<'_> {
     fn write(self, rows: &TableRows<'_>, d: &[f32], dim: usize) {
         match self {
             StretchOut::Sparse(values) => values.copy_from_slice(d),
+            StretchOut::Step(mut table) => {
+                for (position, d) in d.chunks_exact(dim).enumerate() {
+                    table.step_row(rows.at(position) as usize, d);
+                }
+            }
             StretchOut::Dense { values, first, add } => {
                 for (position, d) in d.chunks_exact(dim).enumerate() {
                     let to = &mut values[(rows.at(position) - first) as usize * dim..][..dim];

@@ -86,6 +86,11 @@
 //! estimators of the frequencies of in-batch negatives, a queue of past candidates, and one log_q for the union of such
 //! sources.
 //!
+//! # The optimiser's step
+//!
+//! [`optimizer`] steps an embedding table (f32, f16 or bf16) in place: SGD, row-wise Adagrad or Adam, on all rows or on those
+//! that a step names.
+//!
 //! # Temperature and evaluation
 //!
 //! A temperature is fixed, follows a schedule, or is learned from each step's gradient: [`temperature`]. [`evaluation`]
@@ -106,7 +111,9 @@ pub mod evaluation;
 mod hash;
 mod memory;
 pub mod negatives;
+pub mod optimizer;
 mod problem;
+mod saved;
 pub mod temperature;
 
 /// Half-precision numbers: the elements of [`Embeddings`] may be `half::f16` or `half::bf16`.

@@ -41,7 +41,7 @@ pub enum Elements<'a> {
 }
 
 impl Elements<'_> {
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Elements::F32(v) => v.len(),
             Elements::F16(v) => v.len(),

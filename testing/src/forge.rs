@@ -10,7 +10,7 @@ pub fn estimator(mut state: Vec<u8>) -> Vec<u8> {
     state
 }
 
-/// The same for a queue's state: FNV-1a over words, in the machine's byte order.
+/// The same for the state of a queue or of an optimiser: FNV-1a over words, in the machine's byte order.
 pub fn queue(mut state: Vec<u8>) -> Vec<u8> {
     let body = state.len().saturating_sub(8);
     let fold = |sum: u64, chunk: &[u8]| {

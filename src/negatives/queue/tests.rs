@@ -210,7 +210,7 @@ fn impossible_states_are_errors() {
             bytes[8 * word..8 * word + 8].copy_from_slice(&number.to_ne_bytes());
         }
         let body = bytes.len() - 8;
-        let sum = super::saved::checksum(&bytes[..body]);
+        let sum = crate::saved::checksum(&bytes[..body]);
         bytes[body..].copy_from_slice(&sum.to_ne_bytes());
         NegativeQueue::from_bytes(&bytes).map(|_| ()).map_err(|error| error.to_string())
     };

@@ -1,10 +1,10 @@
 //! The passes that a backend implements: the streaming pass, the backward pass (the stream back), and the search.
 
 use crate::error::Result;
+use crate::optimizer::{Optimizer, TableMut};
 use crate::problem::batch::Batch;
 use crate::problem::embeddings::Real;
 use crate::problem::loss::{Loss, Similarity};
-use crate::optimizer::{Optimizer, TableMut};
 use crate::problem::output::{Gradients, TableGradient};
 use crate::problem::plan::Plan;
 use crate::problem::search::{Search, TopK};

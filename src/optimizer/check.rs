@@ -79,7 +79,7 @@ pub(super) fn check_rows(rows: &[u32], table_rows: usize) -> Result<()> {
 }
 
 impl Optimizer {
-    pub(super) fn check_table(&self, table: &TableMut<'_>) -> Result<()> {
+    pub(crate) fn check_table(&self, table: &TableMut<'_>) -> Result<()> {
         table.check("table")?;
         self.check_state(table.rows(), table.dim())?;
         let Some(master) = &self.master else { return Ok(()) };

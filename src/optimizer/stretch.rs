@@ -23,7 +23,7 @@ pub(crate) struct Stretch<'o> {
 
 impl<'o> Stretch<'o> {
     /// The rows of this stretch.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for a backend that steps tile by tile"))]
+    #[cfg(test)]
     pub(crate) fn rows(&self) -> Range<usize> {
         self.first..self.first + self.table.rows()
     }
@@ -42,7 +42,6 @@ impl<'o> Stretch<'o> {
     }
 
     /// Copies `row` into `out`, widened: what a batch sees of it, and not its master copy.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for a backend that steps tile by tile"))]
     pub(crate) fn widen_row(&self, row: usize, out: &mut [f32]) {
         self.table.view().widen_row(row - self.first, out);
     }

@@ -164,7 +164,10 @@ impl TableScratch {
 
 /// What becomes of the gradient.
 pub(super) enum TableOut<'o> {
-    Gradient { to: &'o mut Option<TableGradient<f32>>, request: Request },
+    Gradient {
+        to: &'o mut Option<TableGradient<f32>>,
+        request: Request,
+    },
     /// The optimiser's step on the rows of the table.
     Step(Stretch<'o>),
 }

@@ -54,19 +54,15 @@ impl<'o> Stretch<'o> {
         let elements = here * stride..here * stride + dim;
         let master = master.as_deref_mut().map(|master| &mut master[here * dim..(here + 1) * dim]);
         let mut rule = rule.row(here, gradient);
-        let step = |columns: Range<usize>, w: &mut [f32]| {
+        let mut step = |columns: Range<usize>, w: &mut [f32]| {
             rule.step(*decay, columns.clone(), w, &gradient[columns]);
         };
         match &mut table.elements {
-            ElementsMut::F32(v) => step_single(&mut v[elements], step),
+            ElementsMut::F32(v) => step(0..dim, &mut v[elements]),
             ElementsMut::F16(v) => step_half(&mut v[elements], master, bits.row(row), step),
             ElementsMut::Bf16(v) => step_half(&mut v[elements], master, bits.row(row), step),
         }
     }
-}
-
-fn step_single(row: &mut [f32], mut step: impl FnMut(Range<usize>, &mut [f32])) {
-    step(0..row.len(), row);
 }
 
 fn step_half<H: Half>(

@@ -185,3 +185,20 @@ fn bits_are_those_of_split_mix() {
         assert_eq!(bits.of_pair(pair), [word as u32, (word >> 32) as u32]);
     }
 }
+
+/// Each element is rounded by the bits of its own row and column, wherever a row's columns are taken together.
+#[test]
+fn elements_are_rounded_by_bits_of_their_own() {
+    let (seed, rows) = (5, 3);
+    let mut values = vec![bf16::ONE; rows * DIM];
+    let mut sgd = Optimizer::sgd(1.0).expect("a rate").with_rounding_seed(seed);
+    let gradient = crate::Matrix { values: (0..rows * DIM).map(|i| 0.01 * number(i)).collect(), rows, dim: DIM };
+    sgd.step(&mut TableMut::new(&mut values, rows, DIM), &gradient).expect("shapes that fit");
+    for row in 0..rows {
+        let bits = StepBits::new(seed, 1).row(row);
+        for (k, &g) in gradient.row(row).iter().enumerate() {
+            let wanted = bf16::neighbour(1.0 - g, bits.of_pair(k / 2)[k % 2]);
+            assert_eq!(values[row * DIM + k].to_f32(), wanted, "row {row}, column {k}");
+        }
+    }
+}

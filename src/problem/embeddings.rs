@@ -151,6 +151,17 @@ impl<'a> Embeddings<'a> {
         }
     }
 
+    /// Asks the processor to fetch a row that is read soon. Rows named by a table's indices are scattered, and without
+    /// this each one would be waited for.
+    pub(crate) fn prefetch_row(&self, row: usize) {
+        let range = row * self.stride..row * self.stride + self.dim;
+        match self.elements {
+            Elements::F32(v) => prefetch(&v[range]),
+            Elements::F16(v) => prefetch(&v[range]),
+            Elements::Bf16(v) => prefetch(&v[range]),
+        }
+    }
+
     /// Copies row `row` into `out`, widened.
     pub(crate) fn widen_row<T: Real>(&self, row: usize, out: &mut [T]) {
         let range = row * self.stride..row * self.stride + self.dim;
@@ -161,6 +172,22 @@ impl<'a> Embeddings<'a> {
         }
     }
 }
+
+/// Asks the processor to fetch values that are read soon; nothing on processors without a way to ask.
+pub(crate) fn prefetch<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in values.chunks(CACHE_LINE / size_of::<T>()) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of x86-64. A prefetch changes no state that a program sees, and the address is within a
+        // slice.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
+}
+
+#[cfg(target_arch = "x86_64")]
+const CACHE_LINE: usize = 64;
 
 /// A matrix of the crate `ndarray`, with the feature `ndarray`.
 ///

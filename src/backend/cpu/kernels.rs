@@ -321,17 +321,21 @@ pub(super) fn row_dot(a: &[f32], b: &[f32]) -> f32 {
             lanes[k] = a[k].mul_add(b[k], lanes[k]);
         }
     }
-    for (lane, (a, b)) in lanes.iter_mut().zip(rest_a.iter().zip(rest_b)) {
-        *lane = a.mul_add(*b, *lane);
+    let mut rest = 0.0f32;
+    for (a, b) in rest_a.iter().zip(rest_b) {
+        rest = a.mul_add(*b, rest);
     }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for k in 0..half {
-            lanes[k] += lanes[k + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
+    let lanes: [f32; 16] = halved(lanes);
+    let lanes: [f32; 8] = halved(lanes);
+    let lanes: [f32; 4] = halved(lanes);
+    let [even, odd] = halved(lanes);
+    even + odd + rest
+}
+
+/// The sums of the two halves, lane by lane. Arrays of a fixed length stay in registers.
+#[inline(always)]
+fn halved<const N: usize, const HALF: usize>(lanes: [f32; N]) -> [f32; HALF] {
+    std::array::from_fn(|k| lanes[k] + lanes[k + HALF])
 }
 
 /// `to[k] = query · rows[k]`

@@ -22,11 +22,15 @@ use super::{Borrowed, Cpu, plan, resize, split_off};
 use crate::optimizer::Stretch;
 use crate::problem::batch::Batch;
 use crate::problem::embeddings::Matrix;
+use crate::problem::embeddings::prefetch;
 use crate::problem::loss::{Loss, Similarity};
 use crate::problem::output::{RowSparse, TableGradient};
 use crate::problem::pool::Candidates;
 use crate::problem::positives::Positives;
 use crate::problem::statistics::Request;
+
+/// Uses of rows whose queries are asked for ahead: they are scattered over the batch.
+const USES_AHEAD: usize = 8;
 
 /// Who names which row of the table. Each list is ascending: the row in the upper 32 bits, and below it which candidate
 /// (index over all pools), which negative (place in the (B, K) array), or which pair.
@@ -137,7 +141,7 @@ impl TableRows<'_> {
     fn position(&self, row: u32, from: usize) -> usize {
         match self {
             TableRows::Range(range) => (row - range.start) as usize,
-            TableRows::Listed(rows) => from + rows[from..].partition_point(|&other| other < row),
+            TableRows::Listed(rows) => from + rows[from..].iter().take_while(|&&other| other < row).count(),
         }
     }
 }
@@ -408,14 +412,20 @@ impl NullaryFnOnce for NamedRows<'_, '_> {
         let mut position = 0;
         if let (Some(negatives), Some(table)) = (&batch.matrix.row_negatives, &batch.matrix.table) {
             let own = within(&uses.own, self.rows);
+            let mut ahead = own.iter().skip(USES_AHEAD);
             for of_row in own.chunk_by(|&a, &b| row_of(a) == row_of(b)) {
                 let row = row_of(of_row[0]);
                 position = self.rows.position(row, position);
                 let unit = &units[position * dim..(position + 1) * dim];
                 let rejecting = tiles.masks.rejecting(table.id(row as usize));
                 for &entry in of_row {
+                    if let Some(&entry) = ahead.next() {
+                        let place = entry as u32;
+                        tiles.queries.prefetch((place / negatives.per_row as u32) as usize);
+                        negatives.log_q.inspect(|log_q| prefetch(&log_q[place as usize..=place as usize]));
+                    }
                     let place = entry as u32 as usize;
-                    let query = place / negatives.per_row;
+                    let query = (entry as u32 / negatives.per_row as u32) as usize;
                     if rejecting.binary_search(&(query as u32)).is_ok() {
                         continue;
                     }

@@ -13,7 +13,7 @@ use super::kernels::{
 use super::masks::Masks;
 use super::matmul;
 use super::table::TableScratch;
-use crate::problem::embeddings::Embeddings;
+use crate::problem::embeddings::{Embeddings, prefetch};
 use crate::problem::loss::Similarity;
 use crate::problem::plan::Plan;
 use crate::problem::positives::Pairs;
@@ -74,6 +74,11 @@ impl Units {
         &self.values[row * self.dim..(row + 1) * self.dim]
     }
 
+    /// Asks the processor for a row that is read soon.
+    pub(super) fn prefetch(&self, row: usize) {
+        prefetch(self.row(row));
+    }
+
     pub(super) fn dim(&self) -> usize {
         self.dim
     }
@@ -93,6 +98,9 @@ impl Units {
         &self.values[start * self.dim..(start + height) * self.dim]
     }
 }
+
+/// Rows of a table that are asked for ahead of their use: enough to hide the memory's latency.
+const ROWS_AHEAD: usize = 16;
 
 /// A thread's buffers.
 #[derive(Debug, Default)]
@@ -422,6 +430,21 @@ impl<'a> TileJob<'a> {
         }
     }
 
+    /// Asks for a candidate's embedding ahead of its use, where a tile's candidates are scattered.
+    fn prefetch(&self, tile: &CandidateTile<'_>, column: usize) {
+        if column >= tile.len() {
+            return;
+        }
+        let row = match tile.columns {
+            Columns::Pool { .. } => return,
+            Columns::ByRow(candidates) => (candidates[column] >> 32) as usize,
+            Columns::Own(places) => own_row(self.matrix, places[column]),
+        };
+        if let Some(embeddings) = self.matrix.table.as_ref().and_then(|table| table.embeddings) {
+            embeddings.prefetch_row(row);
+        }
+    }
+
     /// Copies the embedding of one candidate, widened.
     fn widen(&self, tile: &CandidateTile<'_>, column: usize, to: &mut [f32]) {
         let row = match tile.columns {
@@ -435,7 +458,10 @@ impl<'a> TileJob<'a> {
 
     /// Brings a tile's candidates, inverse norms and biases into the scratch.
     pub(super) fn load(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>) {
-        self.load_candidates(scratch, tile, |column, to| self.widen(tile, column, to));
+        self.load_candidates(scratch, tile, |column, to| {
+            self.prefetch(tile, column + ROWS_AHEAD);
+            self.widen(tile, column, to);
+        });
         let x = &mut scratch.candidates[..tile.len() * self.matrix.dim()];
         let inverse_norm = &mut scratch.inverse_norm;
         self.arch.dispatch(Normalize { x, dim: self.matrix.dim(), similarity: self.similarity, inverse_norm });

@@ -73,7 +73,11 @@ fn problem(b: usize, n: usize, dim: usize) -> Problem {
     Problem {
         dim,
         queries,
-        pools: vec![PoolData { candidates, ids: None, log_q: None, gradient: true }],
+        table: None,
+        row_negatives: None,
+        positive_offsets: None,
+        positive_weight: None,
+        pools: vec![PoolData { candidates, rows: None, ids: None, log_q: None, gradient: true }],
         positives: PositiveData::Index((0..b).map(|_| rng.random_range(0..n as u32)).collect()),
         positive_ids: None,
         positive_log_q: None,

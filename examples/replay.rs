@@ -46,13 +46,17 @@ const FORMAT: &str = "\
 A FILE holds (B queries, N candidates, D elements of an embedding):
   queries (B, D), candidates (N, D)   F32, F16 or BF16, before any normalisation
   positives (B)                       I64 rows of candidates, or positive_embeddings (B, D)
-  optional                            candidate_ids, positive_ids, exclude_offsets, exclude_ids (I64);
-                                      log_q, positive_log_q, row_weight (F32)
+  optional                            candidate_ids, positive_ids, exclude_offsets, exclude_ids,
+                                      positive_offsets (I64); log_q, positive_log_q, positive_weight,
+                                      row_weight (F32)
+  over a table (M, D)                 in place of candidates: candidate_rows (N), row_negatives (B, K) (I64),
+                                      row_negatives_log_q (F32); positives are its rows
   metadata                            similarity cosine|dot, temperature, loss softmax|corrected_logq
   optional                            correct_positive true|false, reduction mean|sum|weighted_mean|none,
-                                      symmetric true|false, note
+                                      symmetric true|false, false_negative_margin, false_negative_ratio, note
   results, all optional               expected.loss, .total, .lse, .positive, .d_queries, .d_candidates,
-                                      .d_positive_embeddings, .d_temperature (F64 or F32), .num_negatives (I64)
+                                      .d_positive_embeddings, .d_table, .d_temperature (F64 or F32),
+                                      .num_negatives (I64)
 
 What was found and what the file holds are each compared with the float64 reference:
   ok           both are right as far as their arithmetic can be
@@ -155,7 +159,14 @@ fn print_summary(golden: &Golden, found: &Results) {
     let problem = &golden.problem;
     let (b, n, d) = (problem.num_queries(), problem.num_candidates(), problem.dim);
     let dtype = problem.queries.view(d).dtype();
-    println!("  {b} queries, {n} candidates, dim {d}, {dtype:?}; total {:.9}", found["total"].values[0]);
+    let total = found["total"].values[0];
+    let own = problem.row_negatives.as_ref().map_or(0, |own| own.per_row);
+    match problem.table_rows() {
+        0 => println!("  {b} queries, {n} candidates, dim {d}, {dtype:?}; total {total:.9}"),
+        m => println!(
+            "  {b} queries, {n} candidates and {own} of each query's own in a table of {m}, dim {d}, {dtype:?}; total {total:.9}"
+        ),
+    }
 }
 
 /// Of each result, the element that is furthest off in units of its tolerance.

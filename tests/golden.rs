@@ -23,8 +23,10 @@ fn cpu_agrees_with_every_golden_batch_as_closely_as_f32_can() {
 }
 
 fn check_all<B: Backend>(backend: &mut B, precision: Precision) {
-    let files = files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"));
-    assert!(files.len() >= 15, "found {} golden batches", files.len());
+    let of = |folder: &str| files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder));
+    let (plain, over_a_table) = (of("golden"), of("golden2"));
+    assert!(plain.len() >= 15 && over_a_table.len() >= 30, "{} and {}", plain.len(), over_a_table.len());
+    let files = [plain, over_a_table].concat();
     let mut failures = Vec::new();
     for path in &files {
         let golden = Golden::load(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -40,7 +42,7 @@ fn check_all<B: Backend>(backend: &mut B, precision: Precision) {
 #[test]
 fn bad_files_give_errors() {
     type Edit = fn(&mut Parts);
-    let cases: [(&str, Edit); 15] = [
+    let cases: [(&str, Edit); 37] = [
         ("tensor queries is missing", |parts| parts.remove("queries")),
         ("tensor positives is missing", |parts| parts.remove("positives")),
         ("tensor queries has type F64; rule: F32, F16 or BF16", |parts| parts.set("queries", Dtype::F64, &[2, 2])),
@@ -56,8 +58,83 @@ fn bad_files_give_errors() {
         ("metadata temperature is \"warm\"", |parts| parts.option("temperature", "warm")),
         ("metadata reductoin is not a known key", |parts| parts.option("reductoin", "sum")),
         ("metadata loss is missing", |parts| drop(parts.options.remove("loss"))),
+        ("tensor table is missing", |parts| parts.set("candidate_rows", Dtype::I64, &[3])),
+        ("tensor table is missing", |parts| parts.set("row_negatives", Dtype::I64, &[2, 1])),
+        ("tensor candidates has a table beside it", |parts| parts.set("table", Dtype::F32, &[5, 2])),
+        ("tensor candidate_ids has a table beside it", |parts| {
+            parts.over_a_table();
+            parts.set("candidate_ids", Dtype::I64, &[5]);
+        }),
+        ("tensor table has dim 3", |parts| {
+            parts.over_a_table();
+            parts.set("table", Dtype::F32, &[5, 3]);
+        }),
+        ("tensor table has type F64", |parts| {
+            parts.over_a_table();
+            parts.set("table", Dtype::F64, &[5, 2]);
+        }),
+        ("tensor candidate_rows has type I32", |parts| {
+            parts.over_a_table();
+            parts.set("candidate_rows", Dtype::I32, &[4]);
+        }),
+        ("tensor candidate_rows has -1 in row 0", |parts| {
+            parts.over_a_table();
+            parts.fill("candidate_rows", 0xff);
+        }),
+        ("tensor row_negatives has type I64 and shape [6]", |parts| {
+            parts.over_a_table();
+            parts.set("row_negatives", Dtype::I64, &[6]);
+        }),
+        ("tensor row_negatives has type U32", |parts| {
+            parts.over_a_table();
+            parts.set("row_negatives", Dtype::U32, &[2, 3]);
+        }),
+        ("tensor row_negatives has -2 at element 0", |parts| {
+            parts.over_a_table();
+            parts.fill("row_negatives", 0xff);
+            parts.tensors.iter_mut().filter(|tensor| tensor.0 == "row_negatives").for_each(|tensor| tensor.3[0] = 0xfe);
+        }),
+        ("tensor row_negatives has 4294967295 at element 0", |parts| {
+            parts.over_a_table();
+            parts
+                .tensors
+                .iter_mut()
+                .filter(|tensor| tensor.0 == "row_negatives")
+                .for_each(|tensor| tensor.3[..4].fill(0xff));
+        }),
+        ("tensor row_negatives_log_q has type F32 and shape [2, 2]", |parts| {
+            parts.over_a_table();
+            parts.set("row_negatives_log_q", Dtype::F32, &[2, 2]);
+        }),
+        ("tensor row_negatives is missing", |parts| parts.set("row_negatives_log_q", Dtype::F32, &[2, 3])),
+        ("tensor log_q has no pool", |parts| {
+            parts.over_a_table();
+            parts.remove("candidate_rows");
+            parts.set("log_q", Dtype::F32, &[5]);
+        }),
+        ("tensor positive_offsets has type I32", |parts| parts.set("positive_offsets", Dtype::I32, &[3])),
+        ("tensor positive_weight has type F64", |parts| parts.set("positive_weight", Dtype::F64, &[2])),
+        ("expected.d_table has no table beside it", |parts| parts.set("expected.d_table", Dtype::F64, &[3, 2])),
+        ("expected.d_candidates has a table beside it", |parts| {
+            parts.over_a_table();
+            parts.set("expected.d_candidates", Dtype::F64, &[4, 2]);
+        }),
+        ("expected.d_table has shape [4, 2]; rule: [5, 2]", |parts| {
+            parts.over_a_table();
+            parts.set("expected.d_table", Dtype::F64, &[4, 2]);
+        }),
+        ("metadata false_negative_margin is \"some\"; rule: a number", |parts| {
+            parts.option("false_negative_margin", "some");
+        }),
+        ("metadata false_negative_ratio is 2; rule: one of", |parts| {
+            parts.option("false_negative_ratio", "2.0");
+            parts.option("false_negative_margin", "0.1");
+        }),
     ];
     Golden::from_bytes(&Parts::good().file()).map(drop).expect("the file that the cases spoil is good");
+    let mut over_a_table = Parts::good();
+    over_a_table.over_a_table();
+    Golden::from_bytes(&over_a_table.file()).map(drop).expect("the file that the cases spoil is good");
     for (message, edit) in cases {
         let mut parts = Parts::good();
         edit(&mut parts);
@@ -106,6 +183,18 @@ impl Parts {
         self.tensors.push((name.into(), dtype, shape.to_vec(), vec![0; bytes]));
     }
 
+    /// Replaces the candidates by a table of 5 items: a pool of 4 of its rows, 3 negatives of each query's own.
+    fn over_a_table(&mut self) {
+        self.remove("candidates");
+        self.set("table", Dtype::F32, &[5, 2]);
+        self.set("candidate_rows", Dtype::I64, &[4]);
+        self.set("row_negatives", Dtype::I64, &[2, 3]);
+    }
+
+    fn fill(&mut self, name: &str, byte: u8) {
+        self.tensors.iter_mut().filter(|tensor| tensor.0 == name).for_each(|tensor| tensor.3.fill(byte));
+    }
+
     fn option(&mut self, key: &str, value: &str) {
         self.options.insert(key.into(), value.into());
     }
@@ -132,5 +221,16 @@ fn golden_files_keep_their_element_type() {
             Storage::Bf16(_) => "Bf16",
         };
         assert_eq!(found, name);
+    }
+}
+
+#[test]
+fn golden_files_are_written_as_they_are_read() {
+    use catalog_softmax_testing::golden_files::to_bytes;
+    for path in files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden2")) {
+        let read = Golden::load(&path).expect("a golden batch");
+        let again = Golden::from_bytes(&to_bytes(&read).expect("a file")).expect("what was written");
+        assert_eq!(format!("{:?}", read.problem), format!("{:?}", again.problem), "{}", path.display());
+        assert_eq!(read.expected, again.expected, "{}", path.display());
     }
 }

@@ -2,13 +2,14 @@
 
 use catalog_softmax::{Backend, Cpu, DType};
 use catalog_softmax_testing::properties::lengths_do_not_matter;
-use catalog_softmax_testing::properties::{test_each, with_properties};
+use catalog_softmax_testing::properties::{test_each, with_properties, with_table_properties};
 
 fn cpu() -> Box<dyn Backend<Real = f32>> {
     Box::new(Cpu::new())
 }
 
 with_properties!(test_each!(cpu(), |_| DType::F32));
+with_table_properties!(test_each!(cpu(), |_| DType::F32));
 
 /// The CUDA backend's rows end at 2^63.
 #[test]

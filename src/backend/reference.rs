@@ -94,10 +94,10 @@ impl Side {
 
     /// dx from dx̂: `(dx̂ − x̂ (x̂·dx̂)) / |x|` under cosine.
     fn chain_rule(&self, row: usize, similarity: Similarity, d_unit: &[f64], d: &mut [f64]) {
-        let along = match similarity {
-            Similarity::Cosine => dot(self.row(row), d_unit),
-            Similarity::Dot => 0.0,
-        };
+        if similarity == Similarity::Dot {
+            return d.copy_from_slice(d_unit);
+        }
+        let along = dot(self.row(row), d_unit);
         for ((d, d_unit), unit) in d.iter_mut().zip(d_unit).zip(self.row(row)) {
             *d = (d_unit - unit * along) * self.inverse_norm[row];
         }

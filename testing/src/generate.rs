@@ -127,6 +127,7 @@ impl Config {
             let range = start..start + rows;
             pools.push(PoolData {
                 candidates: Storage::new(&candidates[range.start * d..range.end * d], config.dtype),
+                rows: None,
                 ids: ids.as_ref().map(|ids| ids[range.clone()].to_vec()),
                 log_q: log_q.as_ref().map(|log_q| log_q[range.clone()].to_vec()),
                 gradient: config.frozen.checked_shr(p as u32).unwrap_or(0) & 1 == 0,
@@ -143,7 +144,11 @@ impl Config {
         Problem {
             dim: d,
             queries: Storage::new(&queries, config.dtype),
+            table: None,
             pools,
+            row_negatives: None,
+            positive_offsets: None,
+            positive_weight: None,
             positive_ids: positive_ids.filter(|_| config.separate),
             positive_log_q: positive_log_q.filter(|_| config.separate),
             positives: match config.separate {

@@ -6,15 +6,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use catalog_softmax::{Correction, Loss, Reduction, Similarity};
+use catalog_softmax::{Correction, Loss, Reduction, RowNegatives, Similarity};
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
-use super::problem::{PoolData, PositiveData, Problem, Storage};
+use super::problem::{PoolData, PoolRows, PositiveData, Problem, RowNegativesData, Storage, TableData};
 
 /// Names of the results, in the order in which they are shown.
-pub const RESULTS: [&str; 9] = [
+pub const RESULTS: [&str; 10] = [
     "loss",
     "total",
     "lse",
@@ -23,13 +23,20 @@ pub const RESULTS: [&str; 9] = [
     "d_queries",
     "d_candidates",
     "d_positive_embeddings",
+    "d_table",
     "d_temperature",
 ];
 
-const INPUTS: [&str; 11] = [
+const INPUTS: [&str; 17] = [
     "queries",
     "candidates",
+    "table",
+    "candidate_rows",
+    "row_negatives",
+    "row_negatives_log_q",
     "positives",
+    "positive_offsets",
+    "positive_weight",
     "positive_embeddings",
     "candidate_ids",
     "positive_ids",
@@ -41,8 +48,18 @@ const INPUTS: [&str; 11] = [
 ];
 
 /// `format` is what the Python package writes beside the user's own metadata.
-const METADATA: [&str; 8] =
-    ["similarity", "temperature", "loss", "correct_positive", "reduction", "symmetric", "note", "format"];
+const METADATA: [&str; 10] = [
+    "similarity",
+    "temperature",
+    "loss",
+    "correct_positive",
+    "reduction",
+    "symmetric",
+    "false_negative_margin",
+    "false_negative_ratio",
+    "note",
+    "format",
+];
 
 /// A step's inputs and what is known of its results.
 pub struct Golden {
@@ -89,7 +106,8 @@ impl Golden {
         let file = File { tensors: SafeTensors::deserialize(bytes)? };
         file.check_names()?;
         let no_options = HashMap::new();
-        let loss = Options(header.metadata().as_ref().unwrap_or(&no_options)).loss(file.has("log_q"))?;
+        let loss = Options(header.metadata().as_ref().unwrap_or(&no_options))
+            .loss(file.has("log_q") || file.has("row_negatives_log_q"))?;
         let problem = file.problem(loss)?;
         let expected = file.expected(&problem)?;
         Ok(Golden { problem, expected })
@@ -119,12 +137,6 @@ impl<'a> File<'a> {
 
     fn problem(&self, loss: Loss) -> Result<Problem> {
         let (queries, dim) = self.matrix("queries")?;
-        let pool = PoolData {
-            candidates: self.matrix_of("candidates", dim)?,
-            ids: self.ids("candidate_ids")?,
-            log_q: self.vector("log_q", Dtype::F32)?,
-            gradient: true,
-        };
         let excluded = match (self.vector("exclude_offsets", Dtype::I64)?, self.ids("exclude_ids")?) {
             (Some(offsets), Some(ids)) => Some((offsets, ids)),
             (None, None) => None,
@@ -133,8 +145,12 @@ impl<'a> File<'a> {
         Ok(Problem {
             dim,
             queries,
-            pools: vec![pool],
+            table: self.table(dim)?,
+            pools: self.pools(dim)?,
+            row_negatives: self.row_negatives()?,
             positives: self.positives(dim)?,
+            positive_offsets: self.vector("positive_offsets", Dtype::I64)?,
+            positive_weight: self.vector("positive_weight", Dtype::F32)?,
             positive_ids: self.ids("positive_ids")?,
             positive_log_q: self.vector("positive_log_q", Dtype::F32)?,
             excluded,
@@ -143,38 +159,107 @@ impl<'a> File<'a> {
         })
     }
 
+    fn table(&self, dim: usize) -> Result<Option<TableData>> {
+        if !self.has("table") {
+            return match ["candidate_rows", "row_negatives"].into_iter().find(|name| self.has(name)) {
+                None => Ok(None),
+                Some(_) => Err(missing("table", "candidate_rows and row_negatives are rows of it")),
+            };
+        }
+        for name in ["candidates", "candidate_ids"] {
+            if self.has(name) {
+                let rule = "a batch has candidates, or a table whose rows are its items";
+                return Err(tensor_error(name, "a table beside it", rule.into()));
+            }
+        }
+        Ok(Some(TableData::new(self.matrix_of("table", dim)?)))
+    }
+
+    /// One pool: of embeddings, of rows of the table, or the whole table; none beside row_negatives alone.
+    fn pools(&self, dim: usize) -> Result<Vec<PoolData>> {
+        let rows = self.rows("candidate_rows", "a row of the table: 0 <= row < 2^32")?;
+        let (candidates, rows) = match (self.has("table"), rows, self.has("row_negatives")) {
+            (false, ..) => (self.matrix_of("candidates", dim)?, None),
+            (true, Some(rows), _) => (Storage::F32(Vec::new()), Some(PoolRows::These(rows))),
+            (true, None, false) => (Storage::F32(Vec::new()), Some(PoolRows::All)),
+            (true, None, true) if self.has("log_q") => {
+                return Err(tensor_error("log_q", "no pool", "row_negatives have row_negatives_log_q".into()));
+            }
+            (true, None, true) => return Ok(Vec::new()),
+        };
+        let (ids, log_q) = (self.ids("candidate_ids")?, self.vector("log_q", Dtype::F32)?);
+        Ok(vec![PoolData { candidates, rows, ids, log_q, gradient: true }])
+    }
+
+    fn row_negatives(&self) -> Result<Option<RowNegativesData>> {
+        let Ok(view) = self.tensors.tensor("row_negatives") else {
+            return match self.has("row_negatives_log_q") {
+                true => Err(missing("row_negatives", "row_negatives_log_q belongs to them")),
+                false => Ok(None),
+            };
+        };
+        let (&[_, per_row], Dtype::I64) = (view.shape(), view.dtype()) else {
+            let found = format!("type {:?} and shape {:?}", view.dtype(), view.shape());
+            return Err(tensor_error("row_negatives", found, "type I64 and two axes".into()));
+        };
+        let log_q = match self.tensors.tensor("row_negatives_log_q") {
+            Err(_) => None,
+            Ok(log_q) if log_q.shape() == view.shape() && log_q.dtype() == Dtype::F32 => Some(elements(log_q.data())),
+            Ok(log_q) => {
+                let found = format!("type {:?} and shape {:?}", log_q.dtype(), log_q.shape());
+                let rule = format!("type F32 and the shape of row_negatives, which is {:?}", view.shape());
+                return Err(tensor_error("row_negatives_log_q", found, rule));
+            }
+        };
+        let row = |(at, row): (usize, i64)| match row {
+            -1 => Ok(RowNegatives::NONE),
+            row if (0..i64::from(RowNegatives::NONE)).contains(&row) => Ok(row as u32),
+            row => {
+                let rule = "a row of the table: 0 <= row < 2^32 - 1, or -1 for none";
+                Err(tensor_error("row_negatives", format!("{row} at element {at}"), rule.into()))
+            }
+        };
+        let rows = elements::<i64>(view.data()).into_iter().enumerate().map(row).collect::<Result<_>>()?;
+        Ok(Some(RowNegativesData { rows, per_row, log_q }))
+    }
+
+    fn rows(&self, name: &'static str, rule: &str) -> Result<Option<Vec<u32>>> {
+        let Some(rows) = self.vector::<i64>(name, Dtype::I64)? else { return Ok(None) };
+        let in_range = |(row, &index): (usize, &i64)| {
+            u32::try_from(index).map_err(|_| tensor_error(name, format!("{index} in row {row}"), rule.into()))
+        };
+        Ok(Some(rows.iter().enumerate().map(in_range).collect::<Result<_>>()?))
+    }
+
     fn positives(&self, dim: usize) -> Result<PositiveData> {
-        match (self.vector::<i64>("positives", Dtype::I64)?, self.has("positive_embeddings")) {
+        let rule = "an index of a candidate: 0 <= index < 2^32";
+        match (self.rows("positives", rule)?, self.has("positive_embeddings")) {
             (Some(_), true) => Err(tensor_error("positives", "positive_embeddings beside it", "one of the two".into())),
             (None, true) => Ok(PositiveData::Separate(self.matrix_of("positive_embeddings", dim)?)),
             (None, false) => Err(missing("positives", "a batch has positives or positive_embeddings")),
-            (Some(positives), false) => {
-                let index = |(row, &positive)| {
-                    let rule = "an index of a candidate: 0 <= index < 2^32";
-                    u32::try_from(positive)
-                        .map_err(|_| tensor_error("positives", format!("{positive} in row {row}"), rule.into()))
-                };
-                Ok(PositiveData::Index(positives.iter().enumerate().map(index).collect::<Result<_>>()?))
-            }
+            (Some(positives), false) => Ok(PositiveData::Index(positives)),
         }
     }
 
     /// The results that the file holds, each of the shape that the problem gives it.
     fn expected(&self, problem: &Problem) -> Result<Expected> {
         let (b, n, d) = (problem.num_queries(), problem.num_candidates(), problem.dim);
+        let (p, m) = (problem.num_pairs(), problem.table_rows());
         let mut expected = Expected::new();
         for result in RESULTS {
             let shapes: &[&[usize]] = match result {
                 "total" | "d_temperature" => &[&[], &[1]],
-                "d_queries" | "d_positive_embeddings" => &[&[b, d]],
+                "positive" => &[&[p]],
+                "d_queries" => &[&[b, d]],
+                "d_positive_embeddings" => &[&[p, d]],
                 "d_candidates" => &[&[n, d]],
+                "d_table" => &[&[m, d]],
                 _ => &[&[b]],
             };
             let name = format!("expected.{result}");
             if let Ok(view) = self.tensors.tensor(&name) {
-                if result == "d_positive_embeddings" && matches!(problem.positives, PositiveData::Index(_)) {
-                    let rule = "positives by index have their gradient in expected.d_candidates";
-                    return Err(tensor_error(name, "positives by index beside it", rule.into()));
+                if let Some((found, rule)) = out_of_place(result, problem) {
+                    return Err(tensor_error(name, found, rule.into()));
                 }
                 if !shapes.contains(&view.shape()) {
                     return Err(tensor_error(name, format!("shape {:?}", view.shape()), format!("{:?}", shapes[0])));
@@ -227,6 +312,18 @@ impl<'a> File<'a> {
     }
 }
 
+/// Why a problem has no such result.
+fn out_of_place(result: &str, problem: &Problem) -> Option<(&'static str, &'static str)> {
+    match (result, &problem.table, &problem.positives) {
+        ("d_candidates", Some(_), _) => Some(("a table beside it", "a table's gradient is expected.d_table")),
+        ("d_table", None, _) => Some(("no table beside it", "candidates have their gradient in expected.d_candidates")),
+        ("d_positive_embeddings", _, PositiveData::Index(_)) => {
+            Some(("positives by index beside it", "positives by index have their gradient in expected.d_candidates"))
+        }
+        _ => None,
+    }
+}
+
 struct Options<'a>(&'a HashMap<String, String>);
 
 impl Options<'_> {
@@ -245,6 +342,15 @@ impl Options<'_> {
         let loss = Loss::softmax(similarity, self.temperature()?)
             .correction(self.correction(has_log_q)?)
             .reduction(self.choice("reduction", Some("mean"), &reductions)?);
+        let loss = match (self.number("false_negative_margin")?, self.number("false_negative_ratio")?) {
+            (Some(_), Some(ratio)) => {
+                let rule = "one of false_negative_margin and false_negative_ratio".into();
+                return Err(metadata_error("false_negative_ratio", ratio.to_string(), rule));
+            }
+            (Some(margin), None) => loss.false_negative_margin(margin),
+            (None, Some(ratio)) => loss.false_negative_ratio(ratio),
+            (None, None) => loss,
+        };
         Ok(if self.flag("symmetric", "false")? { loss.symmetric() } else { loss })
     }
 
@@ -260,8 +366,13 @@ impl Options<'_> {
     }
 
     fn temperature(&self) -> Result<f64> {
-        let text = self.value("temperature", None)?;
-        text.parse().map_err(|_| metadata_error("temperature", format!("{text:?}"), "a number".into()))
+        self.value("temperature", None)?;
+        Ok(self.number("temperature")?.expect("it is there"))
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        let Some(text) = self.0.get(key) else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| metadata_error(key, format!("{text:?}"), "a number".into()))
     }
 
     fn flag(&self, key: &str, default: &str) -> Result<bool> {

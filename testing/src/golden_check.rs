@@ -17,7 +17,7 @@
 
 use std::collections::BTreeMap;
 
-use catalog_softmax::{DType, Real};
+use catalog_softmax::{DType, Real, TableGradient};
 use safetensors::Dtype;
 
 use super::golden::{Expected, Golden, RESULTS, Tensor};
@@ -194,8 +194,9 @@ pub fn results<T: Real>(output: &Step<T>) -> Results {
     let Some(gradients) = &output.gradients else { return results };
     let matrices = [
         ("d_queries", Some(&gradients.d_queries)),
-        ("d_candidates", gradients.d_candidates.first()),
+        ("d_candidates", gradients.d_candidates.first().filter(|_| gradients.d_table.is_none())),
         ("d_positive_embeddings", gradients.d_positive_embeddings.as_ref()),
+        ("d_table", gradients.d_table.as_ref().and_then(TableGradient::dense)),
     ];
     for (name, matrix) in matrices {
         if let Some(matrix) = matrix {

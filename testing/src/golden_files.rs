@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use catalog_softmax::{Correction, Loss, Reduction, Similarity};
+use catalog_softmax::{Correction, FalseNegativeFilter, Loss, Reduction, RowNegatives, Similarity};
 use half::slice::HalfFloatSliceExt;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, serialize};
 
 use super::golden::{Golden, Tensor};
-use super::problem::{PositiveData, Problem, Storage};
+use super::problem::{PoolRows, PositiveData, Problem, RowNegativesData, Storage};
 
 /// The safetensors files of a folder, by name.
 pub fn files(folder: &Path) -> Vec<PathBuf> {
@@ -47,27 +47,58 @@ pub fn stored(tensor: &Tensor) -> Vec<u8> {
 }
 
 fn inputs(problem: &Problem) -> Vec<Part> {
-    let pool = &problem.pools[0];
+    let pool = problem.pools.first();
     let mut parts = vec![matrix("queries", &problem.queries, problem.dim)];
-    parts.push(matrix("candidates", &pool.candidates, problem.dim));
-    match &problem.positives {
-        PositiveData::Index(index) => {
-            parts.push(vector("positives", Dtype::I64, index.iter().map(|&j| i64::from(j))));
-        }
-        PositiveData::Separate(embeddings) => parts.push(matrix("positive_embeddings", embeddings, problem.dim)),
+    match (&problem.table, pool) {
+        (Some(table), _) => parts.push(matrix("table", &table.embeddings, problem.dim)),
+        (None, Some(pool)) => parts.push(matrix("candidates", &pool.candidates, problem.dim)),
+        (None, None) => panic!("a problem without a table has a pool"),
     }
+    let rows = |rows: &[u32]| rows.iter().map(|&row| u64::from(row)).collect::<Vec<u64>>();
+    let offsets = |offsets: &[i64]| offsets.iter().map(|&offset| offset as u64).collect::<Vec<u64>>();
+    let candidate_rows = match pool.and_then(|pool| pool.rows.as_ref()) {
+        Some(PoolRows::These(these)) => Some(rows(these)),
+        Some(PoolRows::All) | None => None,
+    };
+    let positives = match &problem.positives {
+        PositiveData::Index(index) => Some(rows(index)),
+        PositiveData::Separate(embeddings) => {
+            parts.push(matrix("positive_embeddings", embeddings, problem.dim));
+            None
+        }
+    };
     let excluded = problem.excluded.as_ref();
     let integers = [
-        ("candidate_ids", pool.ids.clone()),
+        ("positives", positives),
+        ("candidate_rows", candidate_rows),
+        ("positive_offsets", problem.positive_offsets.as_deref().map(offsets)),
+        ("candidate_ids", pool.and_then(|pool| pool.ids.clone())),
         ("positive_ids", problem.positive_ids.clone()),
-        ("exclude_offsets", excluded.map(|(offsets, _)| offsets.iter().map(|&offset| offset as u64).collect())),
+        ("exclude_offsets", excluded.map(|(all, _)| offsets(all))),
         ("exclude_ids", excluded.map(|(_, ids)| ids.clone())),
     ];
     parts.extend(integers.into_iter().filter_map(|(name, ids)| Some(vector(name, Dtype::I64, ids?.into_iter()))));
-    let floats =
-        [("log_q", &pool.log_q), ("positive_log_q", &problem.positive_log_q), ("row_weight", &problem.row_weight)];
-    let floats = floats.into_iter().filter_map(|(name, values)| Some((name, values.as_ref()?.iter().copied())));
+    let floats = [
+        ("log_q", pool.and_then(|pool| pool.log_q.as_ref())),
+        ("positive_log_q", problem.positive_log_q.as_ref()),
+        ("positive_weight", problem.positive_weight.as_ref()),
+        ("row_weight", problem.row_weight.as_ref()),
+    ];
+    let floats = floats.into_iter().filter_map(|(name, values)| Some((name, values?.iter().copied())));
     parts.extend(floats.map(|(name, values)| vector(name, Dtype::F32, values)));
+    if let Some(negatives) = &problem.row_negatives {
+        parts.extend(row_negatives(negatives));
+    }
+    parts
+}
+
+fn row_negatives(negatives: &RowNegativesData) -> Vec<Part> {
+    let signed = |row: u32| if row == RowNegatives::NONE { -1 } else { i64::from(row) };
+    let mut parts = vec![vector("row_negatives", Dtype::I64, negatives.rows.iter().map(|&row| signed(row)))];
+    let log_q = negatives.log_q.as_ref();
+    parts.extend(log_q.map(|log_q| vector("row_negatives_log_q", Dtype::F32, log_q.iter().copied())));
+    let shape = vec![negatives.rows.len() / negatives.per_row, negatives.per_row];
+    parts.iter_mut().for_each(|part| part.2 = shape.clone());
     parts
 }
 
@@ -107,5 +138,11 @@ fn options(loss: &Loss) -> HashMap<String, String> {
         ("reduction", reduction.to_string()),
         ("symmetric", loss.symmetric.to_string()),
     ];
-    options.map(|(key, value)| (key.to_string(), value)).into()
+    let filter = match loss.false_negatives {
+        Some(FalseNegativeFilter::Margin(margin)) => Some(("false_negative_margin", margin.to_string())),
+        Some(FalseNegativeFilter::Ratio(ratio)) => Some(("false_negative_ratio", ratio.to_string())),
+        None => None,
+        Some(other) => panic!("files have no name for {other:?}"),
+    };
+    options.into_iter().chain(filter).map(|(key, value)| (key.to_string(), value)).collect()
 }

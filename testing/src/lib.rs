@@ -6,10 +6,12 @@ pub mod bits;
 pub mod forge;
 pub mod formulas;
 pub mod generate;
+pub mod generate_tables;
 pub mod golden;
 pub mod golden_check;
 pub mod golden_files;
 pub mod gradient_bias;
+pub mod lowering;
 pub mod naive;
 #[cfg(feature = "cuda")]
 pub mod on_device;

@@ -1,6 +1,6 @@
 //! An owned problem: everything a batch borrows, with the loss. Tests, benches and examples make and keep these.
 
-use catalog_softmax::{Batch, DType, Embeddings, Loss, Pool, Result, Search};
+use catalog_softmax::{Batch, DType, Embeddings, Loss, Pool, Result, RowNegatives, Search, Table};
 use half::{bf16, f16};
 
 /// Owned elements of an embedding matrix.
@@ -79,14 +79,61 @@ impl Storage {
 
 #[derive(Debug, Clone)]
 pub struct PoolData {
+    /// Empty where the candidates are rows of the table.
     pub candidates: Storage,
+    pub rows: Option<PoolRows>,
     pub ids: Option<Vec<u64>>,
     pub log_q: Option<Vec<f32>>,
     pub gradient: bool,
 }
 
+/// Which rows of the table a pool by reference holds.
+#[derive(Debug, Clone)]
+pub enum PoolRows {
+    These(Vec<u32>),
+    All,
+}
+
+/// All items' embeddings.
+#[derive(Debug, Clone)]
+pub struct TableData {
+    pub embeddings: Storage,
+    pub ids: Option<Vec<u64>>,
+    pub gradient: bool,
+}
+
+impl TableData {
+    pub fn new(embeddings: Storage) -> TableData {
+        TableData { embeddings, ids: None, gradient: true }
+    }
+
+    /// The identity of a row's item.
+    pub fn id(&self, row: usize) -> u64 {
+        self.ids.as_ref().map_or(row as u64, |ids| ids[row])
+    }
+}
+
+/// Negatives of each row's own (B, K); `RowNegatives::NONE` where there is none.
+#[derive(Debug, Clone)]
+pub struct RowNegativesData {
+    pub rows: Vec<u32>,
+    pub per_row: usize,
+    pub log_q: Option<Vec<f32>>,
+}
+
+impl RowNegativesData {
+    pub fn view(&self) -> RowNegatives<'_> {
+        let view = RowNegatives::new(&self.rows, self.per_row);
+        match &self.log_q {
+            Some(log_q) => view.log_q(log_q),
+            None => view,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub enum PositiveData {
+    /// Indices over the candidates of all pools; rows of the table where there is one.
     Index(Vec<u32>),
     Separate(Storage),
 }
@@ -96,8 +143,12 @@ pub enum PositiveData {
 pub struct Problem {
     pub dim: usize,
     pub queries: Storage,
+    pub table: Option<TableData>,
     pub pools: Vec<PoolData>,
+    pub row_negatives: Option<RowNegativesData>,
     pub positives: PositiveData,
+    pub positive_offsets: Option<Vec<i64>>,
+    pub positive_weight: Option<Vec<f32>>,
     pub positive_ids: Option<Vec<u64>>,
     pub positive_log_q: Option<Vec<f32>>,
     /// Offsets and ids.
@@ -112,7 +163,38 @@ impl Problem {
     }
 
     pub fn num_candidates(&self) -> usize {
-        self.pools.iter().map(|pool| pool.candidates.len() / self.dim).sum()
+        self.pools.iter().map(|pool| self.pool_len(pool)).sum()
+    }
+
+    pub fn pool_len(&self, pool: &PoolData) -> usize {
+        match &pool.rows {
+            None => pool.candidates.len() / self.dim,
+            Some(PoolRows::These(rows)) => rows.len(),
+            Some(PoolRows::All) => self.table_rows(),
+        }
+    }
+
+    /// M; 0 without a table.
+    pub fn table_rows(&self) -> usize {
+        self.table.as_ref().map_or(0, |table| table.embeddings.len() / self.dim)
+    }
+
+    /// P.
+    pub fn num_pairs(&self) -> usize {
+        match &self.positives {
+            PositiveData::Index(index) => index.len(),
+            PositiveData::Separate(embeddings) => embeddings.len() / self.dim,
+        }
+    }
+
+    /// The pairs of a row.
+    pub fn pairs(&self, row: usize) -> std::ops::Range<usize> {
+        self.positive_offsets.as_ref().map_or(row..row + 1, |offsets| offsets[row] as usize..offsets[row + 1] as usize)
+    }
+
+    /// Whether it has what the ordinary problem lacks: a table, or other than one positive for each row, or a filter.
+    pub fn is_ordinary(&self) -> bool {
+        self.table.is_none() && self.positive_offsets.is_none() && self.loss.false_negatives.is_none()
     }
 
     pub fn batch(&self) -> Result<Batch<'_>> {
@@ -123,6 +205,9 @@ impl Problem {
     pub fn padded(&self, padding: usize) -> Problem {
         let mut problem = self.clone();
         problem.queries = self.queries.padded(self.dim, padding);
+        if let Some(table) = &mut problem.table {
+            table.embeddings = table.embeddings.padded(self.dim, padding);
+        }
         for pool in &mut problem.pools {
             pool.candidates = pool.candidates.padded(self.dim, padding);
         }
@@ -135,10 +220,22 @@ impl Problem {
     /// The batch of a problem whose rows have `padding` elements behind each.
     pub fn strided_batch(&self, padding: usize) -> Result<Batch<'_>> {
         let mut pools = self.pools.iter().map(|data| pool_view(data, self.dim, padding));
-        let first = pools.next().expect("a problem has a pool");
-        let mut builder = Batch::builder(self.queries.strided_view(self.dim, padding), first);
+        let queries = self.queries.strided_view(self.dim, padding);
+        let mut builder = match &self.table {
+            Some(table) => Batch::of_table(queries, table_view(table, self.dim, padding)),
+            None => Batch::builder(queries, pools.next().expect("a problem without a table has a pool")),
+        };
         for pool in pools {
             builder = builder.pool(pool);
+        }
+        if let Some(negatives) = &self.row_negatives {
+            builder = builder.row_negatives(negatives.view());
+        }
+        if let Some(offsets) = &self.positive_offsets {
+            builder = builder.positive_offsets(offsets);
+        }
+        if let Some(weight) = &self.positive_weight {
+            builder = builder.positive_weight(weight);
         }
         builder = match &self.positives {
             PositiveData::Index(positives) => builder.positives(positives),
@@ -211,7 +308,11 @@ impl Problem {
         Problem {
             dim: self.dim,
             queries: pool.candidates.clone(),
-            pools: vec![PoolData { candidates: self.queries.clone(), ids, log_q: None, gradient: true }],
+            table: None,
+            pools: vec![PoolData { candidates: self.queries.clone(), rows: None, ids, log_q: None, gradient: true }],
+            row_negatives: None,
+            positive_offsets: None,
+            positive_weight: None,
             row_weight: self.row_weight.as_ref().map(weight),
             positives: PositiveData::Index(query_of),
             positive_ids: None,
@@ -222,8 +323,20 @@ impl Problem {
     }
 }
 
+fn table_view(data: &TableData, dim: usize, padding: usize) -> Table<'_> {
+    let mut table = Table::new(data.embeddings.strided_view(dim, padding));
+    if let Some(ids) = &data.ids {
+        table = table.ids(ids);
+    }
+    if data.gradient { table } else { table.without_gradient() }
+}
+
 fn pool_view(data: &PoolData, dim: usize, padding: usize) -> Pool<'_> {
-    let mut pool = Pool::new(data.candidates.strided_view(dim, padding));
+    let mut pool = match &data.rows {
+        None => Pool::new(data.candidates.strided_view(dim, padding)),
+        Some(PoolRows::These(rows)) => Pool::rows(rows),
+        Some(PoolRows::All) => Pool::whole_table(),
+    };
     if let Some(ids) = &data.ids {
         pool = pool.ids(ids);
     }

@@ -30,14 +30,14 @@ impl Scale {
         Scale { terms, size: terms * condition, cross_entropy: (terms + rest) * condition, floor }
     }
 
-    fn add(&mut self, other: Scale) {
+    pub fn add(&mut self, other: Scale) {
         self.terms += other.terms;
         self.size += other.size;
         self.cross_entropy += other.cross_entropy;
         self.floor += other.floor;
     }
 
-    fn times(self, factor: f64) -> Scale {
+    pub fn times(self, factor: f64) -> Scale {
         Scale {
             terms: factor * self.terms,
             size: factor * self.size,
@@ -71,7 +71,9 @@ fn loss_scale(row: &Row, corrected: bool, condition: f64, floor: f64) -> Scale {
         false => (row.loss, condition),
     };
     let size = row.a * condition + value;
-    let cross_entropy = size + row.rest * per_rest.max(condition);
+    // A row without negatives has nothing to round, and its margin is −∞.
+    let rounded = if row.rest == 0.0 { 0.0 } else { row.rest * per_rest.max(condition) };
+    let cross_entropy = size + rounded;
     Scale { terms: row.a + row.loss.abs(), size, cross_entropy, floor }
 }
 

@@ -44,12 +44,16 @@ pub fn problem(config: &Config) -> Problem {
         Some(ids) if config.ids == Ids::Zipf => ids.par_iter().map(|&id| zipf_log_q(id, n)).collect(),
         _ => random(n, 3, |rng| uniform(rng) - (n as f32).ln()),
     });
-    let pool = PoolData { candidates: embeddings(dtype, n * dim, 1), ids, log_q, gradient: true };
+    let pool = PoolData { candidates: embeddings(dtype, n * dim, 1), rows: None, ids, log_q, gradient: true };
     let correction = if config.log_q { Correction::LogQ } else { Correction::None };
     Problem {
         dim,
         queries: embeddings(dtype, b * dim, 4),
+        table: None,
         pools: vec![pool],
+        row_negatives: None,
+        positive_offsets: None,
+        positive_weight: None,
         positives: PositiveData::Index(random(b, 5, |rng| rng.random_range(0..n as u32))),
         positive_ids: None,
         positive_log_q: None,

@@ -21,8 +21,10 @@
 //!
 //! Numbers of negatives are compared exactly, and so are shapes and which results there are.
 
-use catalog_softmax::{DType, Real, Reference, Request};
+use catalog_softmax::{DType, Real, Reference, Request, TableGradient};
 
+use super::formulas::weights;
+use super::lowering::{Lift, lower};
 use super::naive::naive_rounded;
 use super::problem::{PositiveData, Problem};
 use super::scales::{Exact, Scale, Scales, scales};
@@ -72,6 +74,9 @@ pub fn tensors<T: Real>(output: &Step<T>) -> Vec<Tensor> {
         if let Some(d) = &gradients.d_positive_embeddings {
             all.push(tensor("d_positive_embeddings", wide(&d.values), d.dim));
         }
+        if let Some(d) = gradients.d_table.as_ref().and_then(TableGradient::dense) {
+            all.push(tensor("d_table", wide(&d.values), d.dim));
+        }
         all.push(tensor("d_temperature", vec![gradients.d_temperature], 1));
         all.push(tensor("d_log_temperature", vec![gradients.d_log_temperature], 1));
     }
@@ -106,7 +111,9 @@ impl Expected {
     pub fn measure(problem: &Problem, operands: DType) -> Expected {
         let output = reference(problem);
         let tensors = tensors(&output);
-        let Measured { baseline, scales, exact } = if problem.loss.symmetric {
+        let Measured { baseline, scales, exact } = if !problem.is_ordinary() {
+            Measured::lifted(problem, operands)
+        } else if problem.loss.symmetric {
             let mut one = problem.clone();
             one.loss.symmetric = false;
             let other = problem.swapped();
@@ -236,6 +243,35 @@ impl Measured {
         let baseline = baseline(problem, operands);
         let (scales, exact) = scales(problem);
         Measured { baseline, scales, exact }
+    }
+
+    /// Of a problem with a table, several positives or a filter: row by row, each as an ordinary problem.
+    fn lifted(problem: &Problem, operands: DType) -> Measured {
+        let mut scales = Lift::new(problem, 1);
+        let mut values = Lift::new(problem, problem.dim);
+        let mut exact = Exact { total: 0.0, losses: Vec::new(), largest_margin: f64::NEG_INFINITY };
+        (0..problem.pools.len()).for_each(|pool| scales.reserve_pool(pool));
+        (0..problem.pools.len()).for_each(|pool| values.reserve_pool(pool));
+        for name in ["positive", "probability", "d_positive_embeddings", "d_table"] {
+            scales.reserve(name);
+        }
+        for (lowered, row_weight) in lower(problem).iter().zip(weights(problem)) {
+            let row = Measured::new(&lowered.problem, operands);
+            row.scales.iter().for_each(|(name, of_row)| scales.add(lowered, name, of_row));
+            for tensor in &row.baseline {
+                let single: Vec<f32> = tensor.values.iter().map(|&value| value as f32).collect();
+                values.add(lowered, &tensor.name, &single);
+            }
+            exact.largest_margin = exact.largest_margin.max(row.exact.largest_margin);
+            let loss = lowered.loss(&row.exact.losses);
+            exact.total += if row_weight == 0.0 { 0.0 } else { row_weight * loss };
+            exact.losses.push(loss);
+        }
+        let widths: Vec<usize> = values.results.keys().map(|name| values.width_of(name)).collect();
+        let baseline = values.results.into_iter().zip(widths);
+        let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect();
+        let baseline = baseline.map(|((name, values), width)| tensor(name, wide(values), width)).collect();
+        Measured { baseline, scales: scales.results.into_iter().collect(), exact }
     }
 
     /// The mean over both directions.

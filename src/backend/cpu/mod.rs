@@ -144,7 +144,9 @@ impl Stream for Cpu {
         self.row_gradients(batch, loss, request, statistics, &upstream, gradients);
         self.pool_gradients(batch, loss, request, d_positive, gradients);
         if batch.matrix.table.as_ref().is_none_or(|table| !table.gradient) {
-            gradients.d_table = None;
+            if !request.accumulate {
+                gradients.d_table = None;
+            }
             return Ok(());
         }
         self.workspace.table_uses.gather(batch);
@@ -338,7 +340,7 @@ impl Cpu {
                     *sum = times(d_positive[pair], q);
                 }
             });
-        } else {
+        } else if !request.accumulate {
             gradients.d_positive_embeddings = None;
         }
         // ∂L/∂γ = Σ d_lse q̂·O + Σ_p d_positive sim₊, summed in the order of the rows. ∂L/∂τ = −γ² ∂L/∂γ.

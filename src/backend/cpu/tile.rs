@@ -282,9 +282,14 @@ impl<'a> TileJob<'a> {
             present.clear();
             present.extend(all.filter(|&place| negatives.by_index(place as usize).is_some()));
             let pairs = detail.pairs.of_row(row);
+            let mut expected = expected.as_deref_mut().map(|o| &mut o[r * dim..(r + 1) * dim]);
+            if let (true, Some(o)) = (present.is_empty(), &mut expected) {
+                // No tile writes it, and an earlier step may have.
+                o.fill(0.0);
+            }
             let out = PartOut {
                 slots: std::slice::from_mut(slot),
-                expected: expected.as_deref_mut().map(|o| &mut o[r * dim..(r + 1) * dim]),
+                expected,
                 places: places.as_deref_mut().map(|p| &mut p[pairs.start - first_pair..pairs.end - first_pair]),
             };
             let tiles = present.chunks(self.plan.block_n).map(|places| CandidateTile::new(Columns::Own(places)));

@@ -242,6 +242,7 @@ pub fn pools_are_one_catalogue(backend: Subject<'_>, operands: Operands) {
             let values = pool.candidates.to_f32();
             split.pools.push(PoolData {
                 candidates: Storage::F32(values[start * 9..(start + rows) * 9].to_vec()),
+                rows: None,
                 ids: pool.ids.as_ref().map(|ids| ids[start..start + rows].to_vec()),
                 log_q: pool.log_q.as_ref().map(|log_q| log_q[start..start + rows].to_vec()),
                 gradient: true,

@@ -6,13 +6,15 @@ use std::cell::RefCell;
 
 use catalog_softmax::{
     Backend, Correction, DType, Gradients, Loss, Plan, Reduction, Reference, Request, RowStatistics, Similarity,
+    TableGradient,
 };
+use proptest::strategy::Strategy;
 use proptest::test_runner::{Config as Cases, RngSeed, TestCaseError, TestRunner};
 use rand::RngExt;
 
 use crate::formulas::scores;
 use crate::generate::{Config, LogQ, Masking, configs, rng, rows};
-use crate::problem::{PoolData, PositiveData, Problem, Storage};
+use crate::problem::{PoolData, PoolRows, PositiveData, Problem, Storage};
 use crate::step::Step;
 use crate::tolerance::{Expected, Tensor, compare, reference, tensors};
 
@@ -22,6 +24,8 @@ mod ends;
 mod identities;
 mod losses;
 mod spoiled;
+mod table_identities;
+mod tables;
 
 /// The backend under test.
 pub type Subject<'a> = &'a mut dyn Backend<Real = f32>;
@@ -75,6 +79,37 @@ macro_rules! with_properties {
     };
 }
 
+/// The list of properties of batches over a table, of several positives and of filters.
+#[macro_export]
+macro_rules! with_table_properties {
+    ($with:ident!($($arguments:tt)*)) => {
+        $with! { ($($arguments)*)
+            tables_agree_on_random_problems,
+            tables_agree_on_wide_random_problems,
+            tables_agree_at_the_edges_of_tiles,
+            tables_agree_on_strided_views,
+            tables_agree_for_every_combination_of_options,
+            a_score_at_the_bound_is_a_negative_in_both_passes,
+            nan_in_a_table_spoils_what_names_it,
+            row_negatives_alike_are_a_shared_pool,
+            rows_of_a_table_are_copies,
+            several_positives_are_repeated_rows,
+            one_positive_by_offsets_is_one_positive,
+            several_positives_by_index_agree,
+            the_whole_table_is_the_pool_of_a_batch_without_one,
+            a_permuted_table_has_permuted_gradients,
+            row_sparse_gradients_are_the_dense_ones_rows,
+            accumulated_gradients_are_sums,
+            accumulation_leaves_what_a_batch_has_not,
+            what_has_no_gradient_gets_none,
+            rows_that_name_nothing_add_nothing,
+            a_positive_of_weight_zero_is_still_no_negative,
+            the_hardest_negatives_are_the_most_similar,
+            ranks_count_for_each_pair,
+        }
+    };
+}
+
 /// Makes a test of each property. `$backend` is a `Box<dyn Backend<Real = f32>>`.
 #[macro_export]
 macro_rules! test_each {
@@ -101,8 +136,10 @@ pub use ends::*;
 pub use identities::*;
 pub use losses::*;
 pub use spoiled::*;
+pub use table_identities::*;
+pub use tables::*;
 with_properties!(list!());
-pub use {test_each, with_properties};
+pub use {test_each, with_properties, with_table_properties};
 
 pub fn compute(backend: Subject<'_>, problem: &Problem, request: Request) -> Step {
     let mut step = Step::default();
@@ -138,6 +175,11 @@ fn must_agree(backend: Subject<'_>, config: &Config, operands: Operands) {
 /// Runs a property on random problems: always the same ones, unless `PROPTEST_RNG_SEED` says otherwise;
 /// `PROPTEST_CASES` says how many.
 fn for_random_configs(cases: u32, sizes: [usize; 3], property: impl FnMut(&Config) -> Result<(), String>) {
+    let [b, n, dim] = sizes;
+    for_random(cases, &configs(b, n, dim), property);
+}
+
+fn for_random<S: Strategy>(cases: u32, strategy: &S, property: impl FnMut(&S::Value) -> Result<(), String>) {
     let mut options = Cases { failure_persistence: None, max_shrink_iters: 200, ..Cases::default() };
     if std::env::var_os("PROPTEST_CASES").is_none() {
         options.cases = cases;
@@ -146,9 +188,8 @@ fn for_random_configs(cases: u32, sizes: [usize; 3], property: impl FnMut(&Confi
         options.rng_seed = RngSeed::Fixed(20_251_123);
     }
     let property = RefCell::new(property);
-    let [b, n, dim] = sizes;
     TestRunner::new(options)
-        .run(&configs(b, n, dim), |config| (property.borrow_mut())(&config).map_err(TestCaseError::fail))
+        .run(strategy, |config| (property.borrow_mut())(&config).map_err(TestCaseError::fail))
         .unwrap_or_else(|error| panic!("{error}"));
 }
 

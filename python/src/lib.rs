@@ -3,6 +3,8 @@
 
 mod around;
 mod arrays;
+mod device;
+mod device_array;
 mod errors;
 mod frequency;
 mod loss;
@@ -17,6 +19,10 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use crate::around::{Ranking, Recommended, TemperatureSchedule, union_gradient_weight, union_log_q};
+    #[pymodule_export]
+    use crate::device::{device_compute, device_fault, device_gradients, device_plan, device_plan_top_k, device_top_k};
+    #[pymodule_export]
+    use crate::device_array::{DeviceArray, device_of, dlpack};
     #[pymodule_export]
     use crate::errors::DeviceUnavailable;
     #[pymodule_export]

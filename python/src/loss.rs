@@ -17,7 +17,7 @@ use crate::threads;
 pub struct RawLoss(String, f64, String, String, bool);
 
 impl RawLoss {
-    fn loss(&self) -> PyResult<Loss> {
+    pub fn loss(&self) -> PyResult<Loss> {
         let RawLoss(similarity, temperature, correction, reduction, symmetric) = self;
         let correction = match correction.as_str() {
             "none" => Correction::None,
@@ -40,7 +40,7 @@ impl RawLoss {
     }
 }
 
-fn similarity_of(name: &str) -> PyResult<Similarity> {
+pub fn similarity_of(name: &str) -> PyResult<Similarity> {
     match name {
         "cosine" => Ok(Similarity::Cosine),
         "dot" => Ok(Similarity::Dot),

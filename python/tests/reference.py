@@ -6,6 +6,27 @@ import torch
 import torch.nn.functional as F
 
 
+PROBABILITIES = None
+"""The type that probabilities are rounded to before they multiply embeddings: None is that of the computation."""
+
+
+class _LogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z):
+        lse = z.logsumexp(1)
+        ctx.save_for_backward(z, lse)
+        return lse
+
+    @staticmethod
+    def backward(ctx, d_lse):
+        z, lse = ctx.saved_tensors
+        return d_lse[:, None] * (z - lse[:, None]).exp().nan_to_num(0.0).to(PROBABILITIES).to(z.dtype)
+
+
+def log_sum_exp(z):
+    return z.logsumexp(1) if PROBABILITIES is None else _LogSumExp.apply(z)
+
+
 def scores(queries, pools, positives, positive_embeddings, similarity, temperature):
     """(B, N) scores and (B) those of the positives."""
     items = torch.cat(pools)
@@ -46,7 +67,7 @@ def statistics(
     s, positive = scores(queries, pools, positives, positive_embeddings, similarity, temperature)
     mask = negatives(*s.shape, positives, candidate_ids, positive_ids, excluded)
     z = s if log_q is None else s - torch.cat(log_q).to(s.dtype)
-    return z.masked_fill(~mask, -math.inf).logsumexp(1), positive, mask.sum(1)
+    return log_sum_exp(z.masked_fill(~mask, -math.inf)), positive, mask.sum(1)
 
 
 def softmax_loss(

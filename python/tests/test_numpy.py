@@ -143,10 +143,10 @@ def test_errors():
             call()
 
     class OnGpu:
-        __cuda_array_interface__ = {}
+        __cuda_array_interface__ = {"data": (4096, True), "shape": (3, 4), "typestr": "<f4", "version": 3}
 
-    with pytest.raises(cs.DeviceUnavailable, match="queries is in a GPU's memory"):
-        cs.value_and_grad(OnGpu(), c)
+    with pytest.raises(ValueError, match="candidates is in device memory; rule: host memory, as queries"):
+        cs.value_and_grad(q, OnGpu())
 
 
 @pytest.mark.parametrize("make", [

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _core
+from . import _cuda
 from ._arguments import Arguments, raw
 
 # A batch: the first 11 arguments of every operator but the search. {one} and {any}: tensors of one pool, or lists.
@@ -30,6 +31,7 @@ _ONE_POOL, _POOLS = {"one": "Tensor", "any": "Tensor?"}, {"one": "Tensor[]", "an
 
 
 def _temperature(temperature, tau):
+    """As the core takes it, a number: of a tensor on a device, the host waits for it."""
     return tau if temperature is None else float(temperature)
 
 
@@ -45,8 +47,10 @@ def _softmax_loss(*args):
     (queries, *_), (temperature, tau, options, gradients) = args[:_NUM_BATCH], args[_NUM_BATCH:]
     similarity, correction, reduction, *symmetric = options.split()
     arguments = Arguments(*args[:_NUM_BATCH], all_rows=bool(symmetric))
-    b, dim = arguments.num_rows, queries.shape[1]
-    scale = 1.0
+    if arguments.place is not None:
+        with arguments.guard():
+            return _cuda.softmax_loss(arguments, (similarity, _temperature(temperature, tau), correction, reduction, bool(symmetric)), gradients)
+    b, scale = arguments.num_rows, 1.0
     if arguments.kept is not None:
         if len(arguments.kept) == 0:
             return _loss_of_no_row(queries, reduction, gradients)
@@ -88,6 +92,9 @@ def _row_statistics(*args):
     arguments = Arguments(*args[:_NUM_BATCH])
     similarity, correction = options.split()
     options = (similarity, _temperature(temperature, tau), correction, "sum", False)
+    if arguments.place is not None:
+        with arguments.guard():
+            return _cuda.row_statistics(arguments, options, gradients)
     found = _core.statistics(arguments.raw(), options, (gradients, False, False), torch.get_num_threads())
     lse, positive, num_negatives, _, _, expected = found
     rows = torch.stack([torch.from_numpy(column).to(torch.float64) for column in (lse, positive, num_negatives)])
@@ -106,29 +113,33 @@ def _gradients(rows, expected, d_lse, d_positive, *args):
     arguments = Arguments(*batch)
     like = [batch[0], batch[3], temperature, *batch[1]]
     if arguments.kept is not None and len(arguments.kept) == 0:
-        return [torch.zeros_like(x) if w and x is not None else _empty() for x, w in zip(like, wanted)]
+        return [torch.zeros_like(x) if w and x is not None else _empty(expected) for x, w in zip(like, wanted)]
     similarity, correction, *_ = options.split()
     options = (similarity, _temperature(temperature, tau), correction, "sum", False)
+    if arguments.place is not None:
+        with arguments.guard():
+            found = _cuda.gradients(arguments, options, rows, expected, d_lse, d_positive, wanted)
+        return [d.to(x).reshape(x.shape) if w and x is not None else _empty(expected) for d, x, w in zip(found, like, wanted)]
     rows, expected = arguments.gather(rows, 1), arguments.gather(expected, 0)
     d_lse, d_positive = (arguments.gather(d.to(torch.float64), 0) for d in (d_lse, d_positive))
     d_queries, d_pools, d_positives, d_temperature = _core.gradients(
         arguments.raw(wanted[3:]), options, raw(rows), raw(expected), (raw(d_lse), raw(d_positive)), torch.get_num_threads()
     )
     found = [d_queries, d_positives, d_temperature, *d_pools]
-    return [_gradient(arguments, place, *of) for place, of in enumerate(zip(found, like, wanted))]
+    return [_gradient(arguments, argument, *of) if of[-1] else _empty(expected) for argument, of in enumerate(zip(found, like, wanted))]
 
 
-def _gradient(arguments, place, found, like, wanted):
-    if not wanted or like is None:
-        return _empty()
-    if place == 2:
+def _gradient(arguments, argument, found, like, wanted):
+    if like is None:
+        return _empty(arguments.queries)
+    if argument == 2:
         return torch.full_like(like, found)
     found = torch.from_numpy(found)
-    return (arguments.spread(found, 0) if place < 2 else found).to(like.dtype)
+    return (arguments.spread(found, 0) if argument < 2 else found).to(like.dtype)
 
 
-def _empty():
-    return torch.empty(0)
+def _empty(beside):
+    return beside.new_empty(0, dtype=torch.float32)
 
 
 gradients = torch.library.custom_op(
@@ -286,7 +297,11 @@ _define("row_statistics", "(Tensor, Tensor)", _row_statistics, _row_statistics_f
 )
 def top_k(queries, candidates, k, candidate_ids, excluded_offsets, excluded_ids, similarity):
     """(similarities (B, K) float32, indices (B, K) int64)."""
-    arguments = Arguments(queries, candidates, None, None, candidate_ids, None, None, None, excluded_offsets, excluded_ids, None)
+    batch = (queries, candidates, None, None, candidate_ids, None, None, None, excluded_offsets, excluded_ids, None)
+    arguments = Arguments(*batch, search=True)
+    if arguments.place is not None:
+        with arguments.guard():
+            return _cuda.top_k(arguments, similarity, k)
     indices, scores = _core.top_k(arguments.raw(), similarity, k, torch.get_num_threads())
     return torch.from_numpy(scores), torch.from_numpy(indices)
 

@@ -24,12 +24,12 @@ from ._core import (
     union_gradient_weight,
     union_log_q,
 )
-from ._numpy import Gradients, Output, Statistics, TopK, check_device, gradients, statistics, top_k, value_and_grad
+from ._numpy import Gradients, Output, Statistics, TopK, alignment, check_device, gradients, statistics, top_k, uniformity, value_and_grad
 from ._queue import NegativeQueue, Queued
 
 __all__ = [
     "CountMin", "DeviceArray", "DeviceUnavailable", "Distribution", "ExactCounts", "GapEstimator", "Gradients", "LogUniform", "Mixture",
     "NegativeQueue", "Output", "Queued", "RandomStream", "Ranking", "Recommended", "Sample", "Statistics",
     "TemperatureSchedule", "TopK", "Uniform", "Unigram",
-    "check_device", "gradients", "statistics", "top_k", "union_gradient_weight", "union_log_q", "value_and_grad",
+    "alignment", "check_device", "gradients", "statistics", "top_k", "uniformity", "union_gradient_weight", "union_log_q", "value_and_grad",
 ]

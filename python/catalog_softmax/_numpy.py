@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from . import _core, _device_arrays
-from ._arrays import Batch, numbers, raw, threads as _threads
+from ._arrays import Batch, embeddings, numbers, raw, raw_embeddings, threads as _threads
 from ._device_arrays import on_device
 
 Similarity = Literal["cosine", "dot"]
@@ -173,6 +173,27 @@ def top_k(
     batch = Batch(**arguments)
     indices, scores = _core.top_k(batch.raw, similarity, k, _threads(threads))
     return TopK(scores, indices)
+
+
+def alignment(x: Any, y: Any, alpha: float = 2.0) -> float:
+    """Mean distance of positive pairs on the unit sphere, ``E |x - y|^alpha``: 0 if the two rows of each pair are one point.
+
+    x and y: (B, D), in host memory; row i of both is a pair. Wang and Isola, ICML 2020, equation 1. In float64; NaN where a row is not
+    finite.
+    """
+    x, y = embeddings(x, "x"), embeddings(y, "y")
+    return _core.alignment(raw_embeddings(x), raw_embeddings(y), alpha)
+
+
+def uniformity(x: Any, t: float = 2.0, *, threads: int | None = None) -> float:
+    """How evenly embeddings cover the unit sphere, ``log E exp(-t |x - y|^2)`` over pairs of different rows: lower is more even, and 0
+    says that all are one point.
+
+    x: (B, D) with B >= 2, in host memory. Wang and Isola, ICML 2020, equation 2. Costs what a loss of B queries and B candidates does,
+    without a B x B matrix: of a catalogue, take a sample. NaN where a row is not finite.
+    """
+    x = embeddings(x, "x")
+    return _core.uniformity(raw_embeddings(x), t, _threads(threads))
 
 
 def check_device(device: int = 0, stream: int = 0) -> None:

@@ -18,7 +18,9 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use crate::around::{Ranking, Recommended, TemperatureSchedule, union_gradient_weight, union_log_q};
+    use crate::around::{
+        Ranking, Recommended, TemperatureSchedule, alignment, uniformity, union_gradient_weight, union_log_q,
+    };
     #[pymodule_export]
     use crate::device::{device_compute, device_fault, device_gradients, device_plan, device_plan_top_k, device_top_k};
     #[pymodule_export]
@@ -28,7 +30,9 @@ mod _core {
     #[pymodule_export]
     use crate::frequency::{CountMin, ExactCounts, GapEstimator};
     #[pymodule_export]
-    use crate::loss::{compute, forward, gradients, statistics, top_k};
+    use crate::loss::{
+        compute, forward, gradients, reference_forward, reference_gradients, reference_statistics, statistics, top_k,
+    };
     #[pymodule_export]
     use crate::queue::Queue;
     #[pymodule_export]

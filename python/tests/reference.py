@@ -6,25 +6,28 @@ import torch
 import torch.nn.functional as F
 
 
-PROBABILITIES = None
-"""The type that probabilities are rounded to before they multiply embeddings: None is that of the computation."""
+COEFFICIENTS = None
+"""The type that what multiplies embeddings in a backward is rounded to, as tensor cores take it: None is that of the computation."""
 
 
-class _LogSumExp(torch.autograd.Function):
+def _rounded(x):
+    """Relative to the largest, so that nothing underflows."""
+    largest = x.abs().max().clamp_min(1e-30).log2().ceil().exp2()
+    return (x / largest).to(COEFFICIENTS).to(x.dtype) * largest
+
+
+class _Scores(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z):
-        lse = z.logsumexp(1)
-        ctx.save_for_backward(z, lse)
-        return lse
+    def forward(ctx, queries, items, temperature):
+        s = queries @ items.T / temperature
+        ctx.save_for_backward(queries, items, temperature, s)
+        return s
 
     @staticmethod
-    def backward(ctx, d_lse):
-        z, lse = ctx.saved_tensors
-        return d_lse[:, None] * (z - lse[:, None]).exp().nan_to_num(0.0).to(PROBABILITIES).to(z.dtype)
-
-
-def log_sum_exp(z):
-    return z.logsumexp(1) if PROBABILITIES is None else _LogSumExp.apply(z)
+    def backward(ctx, d):
+        queries, items, temperature, s = ctx.saved_tensors
+        d = _rounded(d)
+        return d @ items / temperature, d.T @ queries / temperature, (-(d * s).sum() / temperature).reshape(temperature.shape)
 
 
 def scores(queries, pools, positives, positive_embeddings, similarity, temperature):
@@ -32,7 +35,7 @@ def scores(queries, pools, positives, positive_embeddings, similarity, temperatu
     items = torch.cat(pools)
     unit = (lambda x: F.normalize(x, dim=1, eps=1e-12)) if similarity == "cosine" else (lambda x: x)
     queries, items = unit(queries), unit(items)
-    s = queries @ items.T / temperature
+    s = queries @ items.T / temperature if COEFFICIENTS is None else _Scores.apply(queries, items, torch.as_tensor(temperature, dtype=queries.dtype))
     if positive_embeddings is not None:
         return s, (queries * unit(positive_embeddings)).sum(1) / temperature
     return s, s[torch.arange(len(s)), positives]
@@ -67,7 +70,7 @@ def statistics(
     s, positive = scores(queries, pools, positives, positive_embeddings, similarity, temperature)
     mask = negatives(*s.shape, positives, candidate_ids, positive_ids, excluded)
     z = s if log_q is None else s - torch.cat(log_q).to(s.dtype)
-    return log_sum_exp(z.masked_fill(~mask, -math.inf)), positive, mask.sum(1)
+    return z.masked_fill(~mask, -math.inf).logsumexp(1), positive, mask.sum(1)
 
 
 def softmax_loss(

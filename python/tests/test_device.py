@@ -50,11 +50,11 @@ def expected(q, pools, positives, options, weight, dtype):
     """Loss, statistics and gradients by PyTorch in a precision."""
     q, *pools = (x.detach().clone().to(dtype).requires_grad_() for x in (q, *pools))
     temperature = torch.tensor(0.2, dtype=dtype, requires_grad=True)
-    reference.PROBABILITIES = dtype if dtype == torch.float32 else None
+    reference.COEFFICIENTS = dtype if dtype == torch.float32 else None
     options = {**options, "temperature": temperature}
     loss = reference.softmax_loss(q, pools, positives, correction="logq", row_weight=weight, reduction="weighted_mean", **options)
     loss.backward()
-    reference.PROBABILITIES = None
+    reference.COEFFICIENTS = None
     lse, positive, n = reference.statistics(q, pools, positives, **options)
     return [loss, lse, positive, n, q.grad, pools[0].grad, temperature.grad]
 
@@ -99,10 +99,10 @@ def test_16_bit_arrays_and_strided_ones(context, dtype):
     wanted = []
     for precision in (torch.float64, torch.float32):
         a, c = (x.detach().clone().to(precision).requires_grad_() for x in (q, candidates))
-        reference.PROBABILITIES = dtype if precision == torch.float32 else None
+        reference.COEFFICIENTS = dtype if precision == torch.float32 else None
         loss = reference.softmax_loss(a, c, temperature=0.1)
         loss.backward()
-        reference.PROBABILITIES = None
+        reference.COEFFICIENTS = None
         wanted.append([loss.detach(), a.grad, c.grad])
     for place, (result, exact, baseline) in enumerate(zip(results, *wanted)):
         check(torch.from_numpy(result.numpy()).reshape(exact.shape), exact, baseline, f"result {place}")

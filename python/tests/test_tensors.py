@@ -9,9 +9,9 @@ import threading
 import pytest
 import torch
 
+import common
 import reference
 from catalog_softmax.torch import _arguments, softmax_loss
-import common
 from common import compare, embeddings
 
 B, N, D = 19, 70, 12

@@ -100,6 +100,7 @@ def softmax_loss(
         )
         if isinstance(pools, Tensor) and _ops.is_plain(*args):
             return _ops.direct_loss(*args)
+        _ops.refuse_transforms(*args)
         return operator(*args)[0]
 
     loss = direction(queries, pools, positives, candidate_ids, row_weight)
@@ -151,6 +152,7 @@ def row_statistics(
     offsets, excluded_ids = _pair(excluded)
     options = _options(similarity=similarity, correction="logq_negatives_only" if log_q else "none")
     gradients = _wanted(queries, *pools, positive_embeddings, temperature)
+    _ops.refuse_transforms(queries, pools, positive_embeddings, temperature)
     operator, pools, candidate_ids, log_q = _operator("row_statistics", pools, candidate_ids, log_q)
     rows, _ = operator(
         queries, pools, positives, positive_embeddings, candidate_ids, log_q, positive_ids, None, offsets, excluded_ids, None,

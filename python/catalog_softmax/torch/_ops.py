@@ -12,6 +12,7 @@ A loss of one pool that nothing traces or watches goes past the dispatcher, by `
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import _core
 from . import _cuda
@@ -27,6 +28,8 @@ _NUM_BATCH = 11
 _SCORES = "Tensor? temperature, float tau, str options"
 _NUM_COMMON = _NUM_BATCH + 3
 _TEMPERATURE = _NUM_BATCH
+_LOSS = torch.float32
+"""The type of losses. (Tests replace it, with the core, to check formulas in float64.)"""
 _ONE_POOL, _POOLS = {"one": "Tensor", "any": "Tensor?"}, {"one": "Tensor[]", "any": "Tensor[]"}
 
 
@@ -63,9 +66,9 @@ def _softmax_loss(*args):
     if scale != 1.0:
         rows[3] *= scale
     if reduction == "none":
-        loss = arguments.spread(torch.from_numpy(losses).to(torch.float32), 0)
+        loss = arguments.spread(torch.from_numpy(losses).to(_LOSS), 0)
     else:
-        loss = torch.tensor(total * scale, dtype=torch.float32)
+        loss = torch.tensor(total * scale, dtype=_LOSS)
     expected = torch.empty(0) if expected is None else arguments.spread(torch.from_numpy(expected), 0)
     return loss, arguments.spread(rows, 1), expected
 
@@ -81,7 +84,7 @@ def _loss_of_no_row(queries, reduction, gradients):
 def _softmax_loss_fake(queries, *args):
     options, gradients = args[-2:]
     b = queries.shape[0]
-    loss = queries.new_empty((b,) if options.split()[2] == "none" else (), dtype=torch.float32)
+    loss = queries.new_empty((b,) if options.split()[2] == "none" else (), dtype=_LOSS)
     rows = queries.new_empty((4, b), dtype=torch.float64)
     return loss, rows, queries.new_empty(queries.shape if gradients else (0,), dtype=torch.float32)
 
@@ -239,6 +242,7 @@ try:
         torch._C._len_torch_dispatch_stack,
         torch._C._len_torch_function_stack,
         lambda: torch._C._functorch.peek_interpreter_stack() is not None,
+        lambda: forward_ad._current_level >= 0,
     )
     any(watching() for watching in _WATCHERS)
 except AttributeError:
@@ -253,6 +257,26 @@ def is_plain(*values):
         and not any(watching() for watching in _WATCHERS)
         and not any(isinstance(value, Tensor) and (type(value) not in _PLAIN or value.device.type == "meta") for value in values)
     )
+
+
+def refuse_transforms(*values):
+    """What would have no derivative, or a wrong one. `torch.func.vmap` works: PyTorch calls the operator once for each element."""
+    if torch.compiler.is_compiling():
+        return
+    try:
+        transforms = {interpreter.key().name for interpreter in torch._C._functorch.get_interpreter_stack() or ()}
+    except AttributeError:
+        transforms = set()
+    if "Grad" in transforms:
+        raise RuntimeError(
+            "catalog_softmax has no torch.func.grad, vjp, jacrev or hessian; rule: loss.backward() or torch.autograd.grad, once"
+        )
+    tensors = [x for value in values for x in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(x, Tensor)]
+    if "Jvp" in transforms or any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(
+            "catalog_softmax has no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad); rule: loss.backward() or "
+            "torch.autograd.grad"
+        )
 
 
 class _DirectLoss(torch.autograd.Function):

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Python package into a virtual environment of its own, with PyTorch, and runs its tests, as python/README.md
-# does. Needs python3 with venv, Rust and PyPI, and a few GB of disk for PyTorch.
+# does, and those of device memory on the emulated device (docs/emulator.md). Needs python3 with venv, Rust, nvcc
+# (scripts/install_nvcc.sh) and PyPI, and a few GB of disk for PyTorch.
 #   VENV    an environment that is there, in place of a new one in target/
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,5 +13,17 @@ if [ -z "${VENV:-}" ]; then
     rm -rf "$VENV"
     python3 -m venv "$VENV"
 fi
-"$VENV/bin/pip" install --quiet --disable-pip-version-check ./python pytest safetensors torch
+# The emulated device interprets PTX.
+export CATALOG_SOFTMAX_CUDA_ARCHS="${CATALOG_SOFTMAX_CUDA_ARCHS:-compute_80,compute_90a}"
+"$VENV/bin/pip" install --quiet --disable-pip-version-check ./python cuda-bindings pytest safetensors torch
 "$VENV/bin/pytest" --quiet python
+
+driver=$(CARGO_TARGET_DIR="$PWD/target/emulator" emulator/scripts/build.sh)
+export LD_LIBRARY_PATH="$driver${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" CUDA_EMULATOR_STRICT=1 REQUIRE_GPU=1
+for capability in 80 90; do
+    CUDA_EMULATOR_CC=$capability "$VENV/bin/pytest" --quiet -W ignore python/tests/test_device.py
+done
+# Losses, modules and operators with the code for CUDA tensors.
+cd python/tests
+CUDA_EMULATOR_CC=90 "$OLDPWD/$VENV/bin/pytest" --quiet -W ignore --on-device test_loss.py test_golden.py test_modules.py test_operator.py \
+    --deselect test_operator.py::test_no_memory_is_lost_in_1000_steps

@@ -19,6 +19,8 @@ mod small;
 mod soundness;
 #[path = "gpu/steps.rs"]
 mod steps;
+#[path = "gpu/workspace.rs"]
+mod workspace;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -87,7 +89,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         }));
     }
     trials.extend(soundness::trials());
-    let own: [Own; 40] = [
+    let own: [Own; 45] = [
         ("small::narrow", small::narrow),
         ("small::wide", small::wide),
         ("small::portable", small::portable),
@@ -158,6 +160,20 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         ("settings::addresses_of_another_library_do", settings::addresses_of_another_library_do),
         ("settings::two_streams_do_not_meet", settings::two_streams_do_not_meet),
         ("settings::two_threads_do_not_meet", settings::two_threads_do_not_meet),
+        (
+            "workspace::steps_in_the_callers_workspace_allocate_nothing",
+            workspace::steps_in_the_callers_workspace_allocate_nothing,
+        ),
+        ("workspace::workspaces_that_do_not_fit_are_errors", workspace::workspaces_that_do_not_fit_are_errors),
+        (
+            "workspace::a_step_in_two_halves_gives_the_gradients_of_one",
+            workspace::a_step_in_two_halves_gives_the_gradients_of_one,
+        ),
+        ("workspace::a_backend_goes_from_stream_to_stream", workspace::a_backend_goes_from_stream_to_stream),
+        (
+            "workspace::a_search_in_the_callers_workspace_allocates_nothing",
+            workspace::a_search_in_the_callers_workspace_allocates_nothing,
+        ),
         ("the_same_bits_again", the_same_bits_again),
         ("what_a_workspace_held_does_not_matter", what_a_workspace_held_does_not_matter),
         ("the_plan_is_the_memory", the_plan_is_the_memory),

@@ -74,5 +74,6 @@ __device__ __forceinline__ RowLoss row_loss(const EpilogueParams& p, const RowSt
     result.total = weight == 0.0 ? 0.0 : weight * upstream * result.loss;
     if (p.loss) p.loss[row] = result.loss;
     if (p.probability) p.probability[row] = 1.0 - result.a;
+    if (p.d_lse) p.d_lse[row] = result.d_lse;
     return result;
 }

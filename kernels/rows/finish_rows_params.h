@@ -42,6 +42,7 @@ struct EpilogueParams {
     double* block_losses;         // the blocks' shares of the total; null: no epilogue
     double* loss;                 // (rows); null where nobody wants it, as probability
     double* probability;          // (rows)
+    double* d_lse;                // (rows), with weight and reduction
     const float* positive_log_q;  // (rows); null where the correction uses none
     const float* row_weight;      // (rows); null: 1 each
     const double* weight_sums;    // (weight_blocks), whose sum is that of all weights; null but for a weighted mean
@@ -93,4 +94,4 @@ constexpr uint32_t REDUCTION_SUM = 0;  // also no reduction
 constexpr uint32_t REDUCTION_MEAN = 1;
 constexpr uint32_t REDUCTION_WEIGHTED_MEAN = 2;
 
-static_assert(sizeof(FinishRowsParams) == 136 + 48 + 72 + 136 + 16, "mirrored in params.rs");
+static_assert(sizeof(FinishRowsParams) == 136 + 48 + 80 + 136 + 16, "mirrored in params.rs");

@@ -1,12 +1,13 @@
 """Softmax losses over large item catalogues, without the B x N logits.
 
-Here: losses, statistics and searches of numpy arrays, and what is around a loss, samplers with their log_q, frequency estimators,
+Here: losses, statistics and searches of numpy arrays or of arrays in a CUDA device's memory, and what is around a loss, samplers with their log_q, frequency estimators,
 metrics, schedules. `catalog_softmax.torch` has the losses as PyTorch operators with gradients, and is the only module that needs
 PyTorch.
 """
 
 from ._core import (
     CountMin,
+    DeviceArray,
     DeviceUnavailable,
     Distribution,
     ExactCounts,
@@ -23,12 +24,12 @@ from ._core import (
     union_gradient_weight,
     union_log_q,
 )
-from ._numpy import Gradients, Output, Statistics, TopK, gradients, statistics, top_k, value_and_grad
+from ._numpy import Gradients, Output, Statistics, TopK, alignment, check_device, gradients, statistics, top_k, uniformity, value_and_grad
 from ._queue import NegativeQueue, Queued
 
 __all__ = [
-    "CountMin", "DeviceUnavailable", "Distribution", "ExactCounts", "GapEstimator", "Gradients", "LogUniform", "Mixture",
+    "CountMin", "DeviceArray", "DeviceUnavailable", "Distribution", "ExactCounts", "GapEstimator", "Gradients", "LogUniform", "Mixture",
     "NegativeQueue", "Output", "Queued", "RandomStream", "Ranking", "Recommended", "Sample", "Statistics",
     "TemperatureSchedule", "TopK", "Uniform", "Unigram",
-    "gradients", "statistics", "top_k", "union_gradient_weight", "union_log_q", "value_and_grad",
+    "alignment", "check_device", "gradients", "statistics", "top_k", "uniformity", "union_gradient_weight", "union_log_q", "value_and_grad",
 ]

@@ -8,18 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ._core import DeviceUnavailable
-
 _EMBEDDINGS = ("float32", "float16", "bfloat16")
 
 
 def array(values: Any, argument: str) -> np.ndarray:
     """numpy's view of an array: of numpy, or of anything with DLPack or the array protocol. Nothing is copied."""
     if hasattr(values, "__cuda_array_interface__"):
-        raise DeviceUnavailable(
-            f"{argument} is in a GPU's memory; rule: host memory. This build computes on the CPU: the crate's CUDA kernels are not "
-            "reached from Python yet (python/README.md)"
-        )
+        raise ValueError(f"{argument} is in device memory; rule: host memory, as queries")
     if isinstance(values, np.ndarray):
         return values
     if hasattr(values, "__dlpack__") and not hasattr(values, "__array__"):
@@ -83,6 +78,23 @@ def per_pool(values: Any, pools: int, several: bool, argument: str) -> list[Any]
     return found
 
 
+def pool_gradients(values: bool | Sequence[bool], pools: int) -> list[bool]:
+    """Of each pool, whether it gets a gradient."""
+    found = [values] * pools if isinstance(values, bool) else [bool(value) for value in values]
+    if len(found) != pools:
+        raise ValueError(f"candidate_gradients has {len(found)} values; rule: one for each pool, {pools}")
+    return found
+
+
+def pair(excluded: Any) -> tuple[Any, Any]:
+    """Offsets and ids, or None for both."""
+    if excluded is None:
+        return None, None
+    if not isinstance(excluded, (tuple, list)) or len(excluded) != 2:
+        raise ValueError(f"excluded is {type(excluded).__name__}; rule: a pair of arrays, (offsets (B + 1), ids)")
+    return tuple(excluded)
+
+
 class Batch:
     """The arrays of a call, which live as long as this object does, and their addresses as the core takes them."""
 
@@ -102,23 +114,18 @@ class Batch:
         self.ids = [integers(x, named("candidate_ids", p)) for p, x in enumerate(ids)]
         of_pools = per_pool(log_q, len(pools), self.several, "log_q")
         self.log_q = [numbers(x, named("log_q", p)) for p, x in enumerate(of_pools)]
-        gradients = [candidate_gradients] * len(pools) if isinstance(candidate_gradients, bool) else list(candidate_gradients)
-        if len(gradients) != len(pools):
-            raise ValueError(f"candidate_gradients has {len(gradients)} values; rule: one for each pool, {len(pools)}")
+        gradients = pool_gradients(candidate_gradients, len(pools))
         self.positives = None if positives is None else integers(positives, "positives")
         self.positive_embeddings = None if positive_embeddings is None else embeddings(positive_embeddings, "positive_embeddings")
         self.positive_ids = None if positive_ids is None else integers(positive_ids, "positive_ids")
         self.positive_log_q = None if positive_log_q is None else numbers(positive_log_q, "positive_log_q")
         self.row_weight = None if row_weight is None else numbers(row_weight, "row_weight")
-        self.excluded = None
-        if excluded is not None:
-            if not isinstance(excluded, (tuple, list)) or len(excluded) != 2:
-                raise ValueError(f"excluded is {type(excluded).__name__}; rule: a pair of arrays, (offsets (B + 1), ids)")
-            self.excluded = integers(excluded[0], "excluded[0]"), integers(excluded[1], "excluded[1]")
+        offsets, excluded_ids = pair(excluded)
+        self.excluded = None if offsets is None else (integers(offsets, "excluded[0]"), integers(excluded_ids, "excluded[1]"))
         self.raw = (
             raw_embeddings(self.queries),
             [
-                (raw_embeddings(pool), raw(self.ids[p]) if ids else None, raw(self.log_q[p]) if of_pools else None, bool(gradients[p]))
+                (raw_embeddings(pool), raw(self.ids[p]) if ids else None, raw(self.log_q[p]) if of_pools else None, gradients[p])
                 for p, pool in enumerate(self.pools)
             ],
             raw(self.positives),

@@ -5,9 +5,12 @@ use catalog_softmax::{evaluation, negatives, temperature};
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyType;
 
+use crate::arrays::{RawMatrix, matrix};
 use crate::errors::{no_option, raise};
 use crate::numbers::{f32s, f64s, ids, signed};
+use crate::threads;
 
 /// One log_q for candidates of several pools: ``log sum over pools of draws * exp(log_q)``.
 ///
@@ -44,7 +47,10 @@ pub fn union_gradient_weight<'py>(
 /// A temperature that moves from one value to another in the course of the training: ``kind`` is "constant", "linear", "cosine" or
 /// "exponential".
 #[pyclass(frozen, module = "catalog_softmax")]
-pub struct TemperatureSchedule(temperature::TemperatureSchedule);
+pub struct TemperatureSchedule {
+    schedule: temperature::TemperatureSchedule,
+    made_of: (String, f64, Option<f64>),
+}
 
 #[pymethods]
 impl TemperatureSchedule {
@@ -65,7 +71,8 @@ impl TemperatureSchedule {
             }
             _ => return Err(no_option("kind", kind, &["constant", "linear", "cosine", "exponential"])),
         };
-        made.map(TemperatureSchedule).map_err(|error| {
+        let made_of = (kind.to_owned(), start, end);
+        made.map(|schedule| TemperatureSchedule { schedule, made_of }).map_err(|error| {
             let message = error.to_string();
             PyValueError::new_err(message.replacen("from is", "start is", 1).replacen("to is", "end is", 1))
         })
@@ -73,12 +80,16 @@ impl TemperatureSchedule {
 
     /// The temperature of step ``step``, counted from 0, of ``steps``.
     fn at(&self, step: u64, steps: u64) -> f64 {
-        self.0.at(step, steps)
+        self.schedule.at(step, steps)
     }
 
     /// The temperature when ``progress`` of the training, 0 to 1, is done.
     fn at_progress(&self, progress: f64) -> f64 {
-        self.0.at_progress(progress)
+        self.schedule.at_progress(progress)
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> (Bound<'py, PyType>, (String, f64, Option<f64>)) {
+        (PyType::new::<Self>(py), self.made_of.clone())
     }
 }
 
@@ -143,6 +154,18 @@ impl Ranking {
         self.0.len()
     }
 
+    /// K of the lists that the places come from. None where places are exact, over the whole catalogue.
+    #[getter]
+    fn k(&self) -> Option<usize> {
+        self.0.k()
+    }
+
+    /// Of each row, the places of its relevant items that have one, ascending from 0, and how many relevant items there are: for
+    /// metrics of single rows.
+    fn rows(&self) -> Vec<(Vec<u64>, usize)> {
+        self.0.rows().map(|(places, relevant)| (places.to_vec(), relevant)).collect()
+    }
+
     /// The share of a row's relevant items among the first ``k``, the mean over rows.
     fn recall_at(&self, k: usize) -> PyResult<f64> {
         self.0.recall_at(k).map_err(raise)
@@ -157,6 +180,22 @@ impl Ranking {
     fn mrr(&self) -> f64 {
         self.0.mrr()
     }
+}
+
+/// See `catalog_softmax.alignment`, which is around this.
+#[pyfunction]
+pub fn alignment(x: RawMatrix, y: RawMatrix, alpha: f64) -> PyResult<f64> {
+    // SAFETY: the calling Python function holds the arrays until this call returns.
+    let (x, y) = unsafe { (matrix(&x, "x")?, matrix(&y, "y")?) };
+    evaluation::alignment(x, y, alpha).map_err(raise)
+}
+
+/// See `catalog_softmax.uniformity`, which is around this.
+#[pyfunction]
+pub fn uniformity(py: Python<'_>, x: RawMatrix, t: f64, threads: usize) -> PyResult<f64> {
+    // SAFETY: as in `alignment`.
+    let x = unsafe { matrix(&x, "x")? };
+    threads::run(py, threads, |cpu| evaluation::uniformity(cpu, x, t))?.map_err(raise)
 }
 
 /// How often each item is in the lists that were added.

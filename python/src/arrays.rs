@@ -58,7 +58,7 @@ pub unsafe fn slice<'a, T>(RawSlice(address, len): &RawSlice, argument: &str) ->
 
 /// # Safety
 /// As [`slice`], of all that the batch names.
-unsafe fn matrix<'a>(raw: &RawMatrix, argument: &str) -> PyResult<Embeddings<'a>> {
+pub unsafe fn matrix<'a>(raw: &RawMatrix, argument: &str) -> PyResult<Embeddings<'a>> {
     let RawMatrix(address, rows, dim, stride, dtype) = raw;
     let span = rows.checked_sub(1).map_or(Some(0), |full| full.checked_mul(*stride)?.checked_add(*dim));
     let span = RawSlice(*address, span.unwrap_or(usize::MAX));

@@ -3,6 +3,8 @@
 
 mod around;
 mod arrays;
+mod device;
+mod device_array;
 mod errors;
 mod frequency;
 mod loss;
@@ -16,13 +18,21 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use crate::around::{Ranking, Recommended, TemperatureSchedule, union_gradient_weight, union_log_q};
+    use crate::around::{
+        Ranking, Recommended, TemperatureSchedule, alignment, uniformity, union_gradient_weight, union_log_q,
+    };
+    #[pymodule_export]
+    use crate::device::{device_compute, device_fault, device_gradients, device_plan, device_plan_top_k, device_top_k};
+    #[pymodule_export]
+    use crate::device_array::{DeviceArray, device_of, dlpack};
     #[pymodule_export]
     use crate::errors::DeviceUnavailable;
     #[pymodule_export]
     use crate::frequency::{CountMin, ExactCounts, GapEstimator};
     #[pymodule_export]
-    use crate::loss::{compute, forward, gradients, statistics, top_k};
+    use crate::loss::{
+        compute, forward, gradients, reference_forward, reference_gradients, reference_statistics, statistics, top_k,
+    };
     #[pymodule_export]
     use crate::queue::Queue;
     #[pymodule_export]

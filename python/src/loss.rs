@@ -1,7 +1,8 @@
 //! Losses, statistics, gradients and searches.
 
 use catalog_softmax::{
-    Backend, Correction, Gradients, Loss, Matrix, Output, Reduction, Request, RowStatistics, Similarity, TopK,
+    Backend, Batch, Correction, Epilogue, Gradients, Loss, Matrix, Output, Reduction, Reference, Request,
+    RowStatistics, Similarity, TopK,
 };
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyValueError;
@@ -17,7 +18,7 @@ use crate::threads;
 pub struct RawLoss(String, f64, String, String, bool);
 
 impl RawLoss {
-    fn loss(&self) -> PyResult<Loss> {
+    pub fn loss(&self) -> PyResult<Loss> {
         let RawLoss(similarity, temperature, correction, reduction, symmetric) = self;
         let correction = match correction.as_str() {
             "none" => Correction::None,
@@ -40,7 +41,7 @@ impl RawLoss {
     }
 }
 
-fn similarity_of(name: &str) -> PyResult<Similarity> {
+pub fn similarity_of(name: &str) -> PyResult<Similarity> {
     match name {
         "cosine" => Ok(Similarity::Cosine),
         "dot" => Ok(Similarity::Dot),
@@ -55,11 +56,11 @@ fn table<'py, T: numpy::Element>(py: Python<'py>, values: Vec<T>, rows: usize, d
     values.into_pyarray(py).reshape([rows, dim])
 }
 
-fn matrix(py: Python<'_>, matrix: Matrix<f32>) -> PyResult<Table<'_, f32>> {
+fn matrix<T: numpy::Element>(py: Python<'_>, matrix: Matrix<T>) -> PyResult<Table<'_, T>> {
     table(py, matrix.values, matrix.rows, matrix.dim)
 }
 
-type ForwardOut<'py> = (f64, Column<'py, f64>, Table<'py, f64>, Option<Table<'py, f32>>);
+type ForwardOut<'py, T = f32> = (f64, Column<'py, f64>, Table<'py, f64>, Option<Table<'py, T>>);
 
 /// One direction of the loss, forward: (total, loss of each row with its weight, rows, expected negative). `rows` (4, B) are
 /// lse, positive, num_negatives and the derivative of the total by lse; that by the positive is its negative. The expected
@@ -74,19 +75,48 @@ pub fn forward<'py>(
     gradients: bool,
     threads: usize,
 ) -> PyResult<ForwardOut<'py>> {
-    let whole = loss.loss()?;
     // SAFETY: the calling Python function holds the arrays until this call returns, and nothing borrowed is in the result.
     let (checked, weight) = unsafe { (batch.batch()?, batch.row_weight()?) };
+    let loss = loss.loss()?;
+    let result = threads::run(py, threads, |cpu| loss_of(cpu, &checked, &loss, gradients))?;
+    forward_out(py, weight, result.map_err(raise)?)
+}
+
+/// The same in float64 throughout: for `torch.autograd.gradcheck` of the operators' formula, in the tests.
+#[pyfunction]
+pub fn reference_forward<'py>(
+    py: Python<'py>,
+    batch: RawBatch,
+    loss: RawLoss,
+    gradients: bool,
+) -> PyResult<ForwardOut<'py, f64>> {
+    // SAFETY: as in `forward`.
+    let (checked, weight) = unsafe { (batch.batch()?, batch.row_weight()?) };
+    let result = loss_of(&mut Reference::new(), &checked, &loss.loss()?, gradients);
+    forward_out(py, weight, result.map_err(raise)?)
+}
+
+/// Statistics and epilogue of one direction. The loss is checked as a whole.
+fn loss_of<B: Backend>(
+    backend: &mut B,
+    batch: &Batch<'_>,
+    whole: &Loss,
+    gradients: bool,
+) -> catalog_softmax::Result<(RowStatistics<B::Real>, Epilogue)> {
     let request = if gradients { Request::value_and_grad() } else { Request::value() };
-    let mut loss = whole;
+    let mut loss = *whole;
     loss.symmetric = false;
-    let result = threads::run(py, threads, |cpu| {
-        cpu.plan(&checked, &whole, request)?;
-        let statistics = cpu.statistics(&checked, &loss, request)?;
-        let epilogue = loss.epilogue(&checked, &statistics)?;
-        Ok((statistics, epilogue))
-    })?;
-    let (statistics, mut epilogue) = result.map_err(raise)?;
+    backend.plan(batch, whole, request)?;
+    let statistics = backend.statistics(batch, &loss, request)?;
+    let epilogue = loss.epilogue(batch, &statistics)?;
+    Ok((statistics, epilogue))
+}
+
+fn forward_out<'py, T: numpy::Element>(
+    py: Python<'py>,
+    weight: Option<&[f32]>,
+    (statistics, mut epilogue): (RowStatistics<T>, Epilogue),
+) -> PyResult<ForwardOut<'py, T>> {
     for (loss, &weight) in epilogue.loss.iter_mut().zip(weight.unwrap_or_default()) {
         // A row of weight 0 is absent, whatever its loss.
         *loss = if weight == 0.0 { 0.0 } else { *loss * f64::from(weight) };
@@ -101,16 +131,16 @@ pub fn forward<'py>(
     Ok((epilogue.total, epilogue.loss.into_pyarray(py), table(py, rows, 4, b)?, expected))
 }
 
-type StatisticsOut<'py> = (
+type StatisticsOut<'py, T = f32> = (
     Column<'py, f64>,
     Column<'py, f64>,
     Column<'py, i64>,
     Option<(Column<'py, f64>, Column<'py, f64>)>,
     Option<(Column<'py, i64>, Column<'py, i64>)>,
-    Option<Table<'py, f32>>,
+    Option<Table<'py, T>>,
 );
 
-fn statistics_out(py: Python<'_>, statistics: RowStatistics) -> PyResult<StatisticsOut<'_>> {
+fn statistics_out<T: numpy::Element>(py: Python<'_>, statistics: RowStatistics<T>) -> PyResult<StatisticsOut<'_, T>> {
     let moments = statistics.moments.map(|m| (m.expected_score.into_pyarray(py), m.entropy.into_pyarray(py)));
     let rank = statistics.rank.map(|r| (signed(&r.above).into_pyarray(py), signed(&r.ties).into_pyarray(py)));
     Ok((
@@ -147,9 +177,23 @@ pub fn statistics<'py>(
     statistics_out(py, statistics.map_err(raise)?)
 }
 
-type GradientsOut<'py> = (Table<'py, f32>, Vec<Option<Table<'py, f32>>>, Option<Table<'py, f32>>, f64);
+/// As `reference_forward`, for statistics.
+#[pyfunction]
+pub fn reference_statistics<'py>(
+    py: Python<'py>,
+    batch: RawBatch,
+    loss: RawLoss,
+    gradients: bool,
+) -> PyResult<StatisticsOut<'py, f64>> {
+    // SAFETY: as in `forward`.
+    let batch = unsafe { batch.batch()? };
+    let statistics = Reference::new().statistics(&batch, &loss.loss()?, request(gradients, false, false));
+    statistics_out(py, statistics.map_err(raise)?)
+}
 
-fn gradients_out(py: Python<'_>, gradients: Gradients) -> PyResult<GradientsOut<'_>> {
+type GradientsOut<'py, T = f32> = (Table<'py, T>, Vec<Option<Table<'py, T>>>, Option<Table<'py, T>>, f64);
+
+fn gradients_out<T: numpy::Element>(py: Python<'_>, gradients: Gradients<T>) -> PyResult<GradientsOut<'_, T>> {
     let pools = gradients.d_candidates.into_iter();
     let pools = pools.map(|d| if d.rows == 0 { Ok(None) } else { matrix(py, d).map(Some) });
     Ok((
@@ -174,9 +218,43 @@ pub fn gradients<'py>(
 ) -> PyResult<GradientsOut<'py>> {
     let loss = loss.loss()?;
     // SAFETY: as in `forward`.
+    let (batch, statistics, d_lse, d_positive) = unsafe { upstream_of::<f32>(&batch, &rows, &expected, &upstream)? };
+    let gradients = threads::run(py, threads, |cpu| cpu.gradients(&batch, &loss, &statistics, d_lse, d_positive))?;
+    gradients_out(py, gradients.map_err(raise)?)
+}
+
+/// As `reference_forward`, for the stream back; `expected` is float64.
+#[pyfunction]
+pub fn reference_gradients<'py>(
+    py: Python<'py>,
+    batch: RawBatch,
+    loss: RawLoss,
+    rows: RawSlice,
+    expected: RawSlice,
+    upstream: (RawSlice, RawSlice),
+) -> PyResult<GradientsOut<'py, f64>> {
+    // SAFETY: as in `forward`.
+    let (batch, statistics, d_lse, d_positive) = unsafe { upstream_of::<f64>(&batch, &rows, &expected, &upstream)? };
+    let gradients = Reference::new().gradients(&batch, &loss.loss()?, &statistics, d_lse, d_positive);
+    gradients_out(py, gradients.map_err(raise)?)
+}
+
+type UpstreamOf<'a, T> = (Batch<'a>, RowStatistics<T>, &'a [f64], &'a [f64]);
+
+/// What the stream back takes.
+///
+/// # Safety
+/// As [`slice`], of everything that is named.
+unsafe fn upstream_of<'a, T: Copy + Default>(
+    batch: &RawBatch,
+    rows: &RawSlice,
+    expected: &RawSlice,
+    (d_lse, d_positive): &(RawSlice, RawSlice),
+) -> PyResult<UpstreamOf<'a, T>> {
+    // SAFETY: handed on.
     let (batch, rows, expected, d_lse, d_positive) = unsafe {
-        let (d_lse, d_positive) = (slice(&upstream.0, "d_lse")?, slice(&upstream.1, "d_positive")?);
-        (batch.batch()?, slice::<f64>(&rows, "rows")?, slice::<f32>(&expected, "expected")?, d_lse, d_positive)
+        let (d_lse, d_positive) = (slice(d_lse, "d_lse")?, slice(d_positive, "d_positive")?);
+        (batch.batch()?, slice::<f64>(rows, "rows")?, slice::<T>(expected, "expected")?, d_lse, d_positive)
     };
     let (b, dim) = (batch.num_queries(), batch.dim());
     if rows.len() < 3 * b || expected.len() != b * dim {
@@ -188,8 +266,7 @@ pub fn gradients<'py>(
     statistics.positive = rows[b..2 * b].to_vec();
     statistics.num_negatives = rows[2 * b..3 * b].iter().map(|&n| n as u64).collect();
     statistics.expected_negative = Some(Matrix { values: expected.to_vec(), rows: b, dim });
-    let gradients = threads::run(py, threads, |cpu| cpu.gradients(&batch, &loss, &statistics, d_lse, d_positive))?;
-    gradients_out(py, gradients.map_err(raise)?)
+    Ok((batch, statistics, d_lse, d_positive))
 }
 
 type ComputeOut<'py> = (f64, Column<'py, f64>, Column<'py, f64>, StatisticsOut<'py>, Option<GradientsOut<'py>>);

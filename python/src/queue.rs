@@ -56,10 +56,10 @@ impl Queue {
         let (options, shape) = (self.0.options(), [self.0.len(), self.0.options().dim()]);
         let (mut single, mut half) = (Vec::new(), Vec::new());
         for pool in self.0.pools() {
-            match pool.candidates().elements() {
-                Elements::F32(values) => single.extend_from_slice(values),
-                Elements::F16(values) => half.extend(values.iter().map(|value| value.to_bits())),
-                Elements::Bf16(values) => half.extend(values.iter().map(|value| value.to_bits())),
+            match pool.candidates().map(|candidates| candidates.elements()) {
+                Some(Elements::F32(values)) => single.extend_from_slice(values),
+                Some(Elements::F16(values)) => half.extend(values.iter().map(|value| value.to_bits())),
+                Some(Elements::Bf16(values)) => half.extend(values.iter().map(|value| value.to_bits())),
                 // The queue was made with one of those.
                 _ => {}
             }

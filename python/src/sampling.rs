@@ -6,6 +6,7 @@ use catalog_softmax::negatives as crate_;
 use catalog_softmax::negatives::Distribution as _;
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
+use pyo3::types::{PyTuple, PyType};
 
 use crate::errors::raise;
 use crate::numbers::{f64s, signed};
@@ -56,65 +57,79 @@ impl RandomStream {
 
 /// A distribution Q over the items ``0..num_items``, and the ways to draw negatives from it.
 #[pyclass(subclass, frozen, module = "catalog_softmax")]
-pub struct Distribution(Shared);
+pub struct Distribution {
+    distribution: Shared,
+    /// The arguments that made it, which pickle needs.
+    made_of: Py<PyTuple>,
+}
 
 impl Distribution {
     /// An object of a subclass around a distribution of the crate.
-    fn initializer<S>(distribution: impl crate_::Distribution + 'static, subclass: S) -> PyClassInitializer<S>
+    fn initializer<S>(
+        distribution: impl crate_::Distribution + 'static,
+        made_of: Bound<'_, PyTuple>,
+        subclass: S,
+    ) -> PyClassInitializer<S>
     where
         S: pyo3::PyClass<BaseType = Distribution>,
     {
-        PyClassInitializer::from(Distribution(Shared(Arc::new(distribution)))).add_subclass(subclass)
+        let distribution = Shared(Arc::new(distribution));
+        PyClassInitializer::from(Distribution { distribution, made_of: made_of.unbind() }).add_subclass(subclass)
     }
 }
 
 #[pymethods]
 impl Distribution {
+    /// By the arguments that made it.
+    fn __reduce__<'py>(this: &Bound<'py, Self>) -> (Bound<'py, PyType>, Py<PyTuple>) {
+        (this.get_type(), this.get().made_of.clone_ref(this.py()))
+    }
+
     /// N: ids are below it.
     #[getter]
     fn num_items(&self) -> u32 {
-        self.0.num_items()
+        self.distribution.num_items()
     }
 
     /// How many ids have a probability above 0.
     #[getter]
     fn support(&self) -> u32 {
-        self.0.support()
+        self.distribution.support()
     }
 
     /// Q of each id, float64.
     fn probability<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArray1<f64>>> {
         let ids = crate::numbers::ids(ids, "ids")?;
-        Ok(ids.iter().map(|&id| self.0.probability(id)).collect::<Vec<_>>().into_pyarray(py))
+        Ok(ids.iter().map(|&id| self.distribution.probability(id)).collect::<Vec<_>>().into_pyarray(py))
     }
 
     /// log Q of each id, float32. A ValueError for an id that is never drawn.
     fn log_q<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let ids = crate::numbers::ids(ids, "ids")?;
-        Ok(self.0.log_q(&ids).map_err(raise)?.into_pyarray(py))
+        Ok(self.distribution.log_q(&ids).map_err(raise)?.into_pyarray(py))
     }
 
     /// log Q of each id, and -inf of one that is never drawn: what `union_log_q` takes.
     fn log_probabilities<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let ids = crate::numbers::ids(ids, "ids")?;
-        Ok(self.0.log_probabilities(&ids).into_pyarray(py))
+        Ok(self.distribution.log_probabilities(&ids).into_pyarray(py))
     }
 
     /// ``draws`` independent draws, with repetitions. log_q is log Q.
     fn draw(&self, py: Python<'_>, draws: usize, random: &mut RandomStream) -> PyResult<Sample> {
-        py.detach(|| self.0.draw(draws, &mut random.0)).map(Sample).map_err(raise)
+        py.detach(|| self.distribution.draw(draws, &mut random.0)).map(Sample).map_err(raise)
     }
 
     /// The distinct ids among ``draws`` draws. log_q is log(1 - (1 - Q)^draws), an expected count: for every correction but
     /// "corrected_logq".
     fn draw_deduplicated(&self, py: Python<'_>, draws: usize, random: &mut RandomStream) -> PyResult<Sample> {
-        py.detach(|| self.0.draw_deduplicated(draws, &mut random.0)).map(Sample).map_err(raise)
+        py.detach(|| self.distribution.draw_deduplicated(draws, &mut random.0)).map(Sample).map_err(raise)
     }
 
     /// Exactly ``count`` distinct ids. log_q is that of a conditional probability that corrects exactly (Cohen and Kaplan, PODC
     /// 2007), an expected count, too.
     fn draw_distinct(&self, py: Python<'_>, count: usize, random: &mut RandomStream) -> PyResult<Sample> {
-        py.detach(|| self.0.draw_distinct(count, &mut random.0)).map(Sample).map_err(raise)
+        py.detach(|| self.distribution.draw_distinct(count, &mut random.0)).map(Sample).map_err(raise)
     }
 }
 
@@ -125,8 +140,9 @@ pub struct Uniform;
 #[pymethods]
 impl Uniform {
     #[new]
-    fn new(num_items: u64) -> PyResult<PyClassInitializer<Self>> {
-        Ok(Distribution::initializer(crate_::Uniform::new(num_items).map_err(raise)?, Uniform))
+    fn new(py: Python<'_>, num_items: u64) -> PyResult<PyClassInitializer<Self>> {
+        let made = crate_::Uniform::new(num_items).map_err(raise)?;
+        Ok(Distribution::initializer(made, (num_items,).into_pyobject(py)?, Uniform))
     }
 }
 
@@ -139,8 +155,11 @@ impl Unigram {
     #[new]
     #[pyo3(signature = (counts, distortion = 1.0))]
     fn new(counts: &Bound<'_, PyAny>, distortion: f64) -> PyResult<PyClassInitializer<Self>> {
-        let counts = f64s(counts, "counts")?;
-        Ok(Distribution::initializer(crate_::Unigram::new(&counts, distortion).map_err(raise)?, Unigram))
+        let (py, counts) = (counts.py(), f64s(counts, "counts")?);
+        let made = crate_::Unigram::new(&counts, distortion).map_err(raise)?;
+        // A copy: the array that was given may change.
+        let made_of = (counts.into_pyarray(py), distortion).into_pyobject(py)?;
+        Ok(Distribution::initializer(made, made_of, Unigram))
     }
 }
 
@@ -151,8 +170,9 @@ pub struct LogUniform;
 #[pymethods]
 impl LogUniform {
     #[new]
-    fn new(num_items: u64) -> PyResult<PyClassInitializer<Self>> {
-        Ok(Distribution::initializer(crate_::LogUniform::new(num_items).map_err(raise)?, LogUniform))
+    fn new(py: Python<'_>, num_items: u64) -> PyResult<PyClassInitializer<Self>> {
+        let made = crate_::LogUniform::new(num_items).map_err(raise)?;
+        Ok(Distribution::initializer(made, (num_items,).into_pyobject(py)?, LogUniform))
     }
 }
 
@@ -164,12 +184,13 @@ pub struct Mixture;
 #[pymethods]
 impl Mixture {
     #[new]
-    fn new(components: Vec<(f64, PyRef<'_, Distribution>)>) -> PyResult<PyClassInitializer<Self>> {
-        let components = components.into_iter().map(|(weight, distribution)| {
-            let distribution: Box<dyn crate_::Distribution> = Box::new(distribution.0.clone());
-            (weight, distribution)
+    fn new(py: Python<'_>, components: Vec<(f64, Bound<'_, Distribution>)>) -> PyResult<PyClassInitializer<Self>> {
+        let boxed = components.iter().map(|(weight, distribution)| {
+            let distribution: Box<dyn crate_::Distribution> = Box::new(distribution.get().distribution.clone());
+            (*weight, distribution)
         });
-        Ok(Distribution::initializer(crate_::Mixture::new(components.collect()).map_err(raise)?, Mixture))
+        let made = crate_::Mixture::new(boxed.collect()).map_err(raise)?;
+        Ok(Distribution::initializer(made, (components,).into_pyobject(py)?, Mixture))
     }
 }
 
@@ -203,6 +224,6 @@ impl Sample {
         ids: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let ids = crate::numbers::ids(ids, "ids")?;
-        Ok(self.0.log_q_of(&distribution.0, &ids).map_err(raise)?.into_pyarray(py))
+        Ok(self.0.log_q_of(&distribution.distribution, &ids).map_err(raise)?.into_pyarray(py))
     }
 }

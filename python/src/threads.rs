@@ -1,14 +1,17 @@
-//! Where calls run: a thread pool of the size that the caller names, and backends that keep their workspace.
+//! Where calls run: a thread pool of the size that the caller names, and backends that keep their workspace; or a device, in the order
+//! of the caller's stream.
 //!
 //! A forked process has the memory of its parent and one of its threads. A pool there has nobody who works, and a lock that another
 //! thread held at the fork is never let go. So everything that is kept belongs to one process, and a process that finds what another
 //! one kept begins with its own. Nothing of the parent's is locked, dropped or otherwise looked at, and it is found without a lock.
 
+use std::collections::BTreeMap;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use catalog_softmax::Cpu;
+use catalog_softmax::cuda::cudarc::driver::sys::CUstream;
+use catalog_softmax::{Cpu, Cuda, Error};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -20,7 +23,19 @@ struct Kept {
     pool: Mutex<Option<(usize, Arc<ThreadPool>)>>,
     /// Backends that no call is using. As many as calls have run at the same time.
     backends: Mutex<Vec<Cpu>>,
+    /// By ordinal, and by whether workspaces are given.
+    devices: Mutex<BTreeMap<(usize, bool), Backend>>,
 }
+
+/// One for all threads: it only queues work.
+type Backend = Arc<Mutex<Cuda>>;
+
+/// (ordinal, stream, whether all workspaces are given): a device, and the stream of the caller's that work is queued on.
+///
+/// A backend that is given all workspaces holds no memory that steps use, so that the caller may capture its stream as a graph. The
+/// other one allocates and frees in the order of the stream.
+#[derive(FromPyObject, Clone, Copy)]
+pub struct Place(pub usize, pub usize, pub bool);
 
 /// Null before the first call. What is stored here is never freed.
 static KEPT: AtomicPtr<Kept> = AtomicPtr::new(ptr::null_mut());
@@ -37,6 +52,27 @@ pub fn run<R: Send>(py: Python<'_>, threads: usize, work: impl FnOnce(&mut Cpu) 
     }))
 }
 
+/// Runs `work` with the backend of a device, on the caller's stream, without the GIL.
+pub fn run_on_device<R: Send>(
+    py: Python<'_>,
+    Place(ordinal, stream, given): Place,
+    work: impl FnOnce(&mut Cuda) -> Result<R, Error> + Send,
+) -> PyResult<R> {
+    let kept = of_this_process();
+    let result = py.detach(|| {
+        let backend = kept.device(ordinal, given)?;
+        let mut cuda = locked(&backend);
+        let home = cuda.stream().clone();
+        // SAFETY: the caller names a stream of that device, live until this call returns: the backend goes home before. Who wrote the
+        // memory that `work` uses did it in the order of this stream, or made it wait.
+        let theirs = unsafe { home.context().wrap_borrowed_stream(stream as CUstream) };
+        cuda.move_to(theirs)?;
+        let result = work(&mut cuda);
+        cuda.move_to(home).and(result)
+    });
+    result.map_err(crate::errors::raise)
+}
+
 fn of_this_process() -> &'static Kept {
     let process = std::process::id();
     let mut found = KEPT.load(Ordering::Acquire);
@@ -45,7 +81,7 @@ fn of_this_process() -> &'static Kept {
         if let Some(kept) = unsafe { found.as_ref() }.filter(|kept| kept.process == process) {
             return kept;
         }
-        let new = Kept { process, pool: Mutex::new(None), backends: Mutex::new(Vec::new()) };
+        let new = Kept { process, pool: Mutex::new(None), backends: Mutex::new(Vec::new()), devices: Mutex::default() };
         let new = Box::into_raw(Box::new(new));
         match KEPT.compare_exchange(found, new, Ordering::AcqRel, Ordering::Acquire) {
             // SAFETY: just made, and from here on never freed.
@@ -60,6 +96,25 @@ fn of_this_process() -> &'static Kept {
 }
 
 impl Kept {
+    /// Opened by the first call. That waits for the device once, and a capture refuses it.
+    fn device(&self, ordinal: usize, given: bool) -> Result<Backend, Error> {
+        let mut devices = locked(&self.devices);
+        if let Some(backend) = devices.get(&(ordinal, given)) {
+            return Ok(backend.clone());
+        }
+        let mut cuda = Cuda::new(ordinal)?;
+        if given {
+            // SAFETY: the backend lives as long as the process, and holds no workspace. The memory that a captured step names is the
+            // caller's, and a graph of PyTorch's keeps what was allocated while it was captured.
+            unsafe { cuda.allow_capture() };
+        }
+        // Other streams write to what was made on this one: the record of bad values.
+        cuda.fault()?;
+        let backend = Arc::new(Mutex::new(cuda));
+        devices.insert((ordinal, given), backend.clone());
+        Ok(backend)
+    }
+
     fn pool(&self, threads: usize) -> PyResult<Arc<ThreadPool>> {
         let mut kept = locked(&self.pool);
         if let Some((_, pool)) = kept.as_ref().filter(|(number, _)| *number == threads) {

@@ -6,12 +6,36 @@ import torch
 import torch.nn.functional as F
 
 
+COEFFICIENTS = None
+"""The type that what multiplies embeddings in a backward is rounded to, as tensor cores take it: None is that of the computation."""
+
+
+def _rounded(x):
+    """Relative to the largest, so that nothing underflows."""
+    largest = x.abs().max().clamp_min(1e-30).log2().ceil().exp2()
+    return (x / largest).to(COEFFICIENTS).to(x.dtype) * largest
+
+
+class _Scores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, queries, items, temperature):
+        s = queries @ items.T / temperature
+        ctx.save_for_backward(queries, items, temperature, s)
+        return s
+
+    @staticmethod
+    def backward(ctx, d):
+        queries, items, temperature, s = ctx.saved_tensors
+        d = _rounded(d)
+        return d @ items / temperature, d.T @ queries / temperature, (-(d * s).sum() / temperature).reshape(temperature.shape)
+
+
 def scores(queries, pools, positives, positive_embeddings, similarity, temperature):
     """(B, N) scores and (B) those of the positives."""
     items = torch.cat(pools)
     unit = (lambda x: F.normalize(x, dim=1, eps=1e-12)) if similarity == "cosine" else (lambda x: x)
     queries, items = unit(queries), unit(items)
-    s = queries @ items.T / temperature
+    s = queries @ items.T / temperature if COEFFICIENTS is None else _Scores.apply(queries, items, torch.as_tensor(temperature, dtype=queries.dtype))
     if positive_embeddings is not None:
         return s, (queries * unit(positive_embeddings)).sum(1) / temperature
     return s, s[torch.arange(len(s)), positives]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import catalog_softmax
-from catalog_softmax.torch import FullSoftmaxLoss, InfoNCELoss, row_statistics, softmax_loss, top_k
+from catalog_softmax import _core
+from catalog_softmax.torch import FullSoftmaxLoss, InfoNCELoss, _cuda, row_statistics, softmax_loss, top_k
 
 Q, C, P = torch.ones(3, 4), torch.ones(5, 4), torch.tensor([0, 1, 2])
 IDS = torch.arange(5)
@@ -106,11 +107,9 @@ def test_bad_input_says_what_is_wrong(case):
 
 
 def test_a_device_that_cannot_be_used_has_an_error_of_its_own():
-    from catalog_softmax.torch import _arguments
-
-    class Elsewhere:
-        device = torch.device("cuda:1")
-
-    with pytest.raises(catalog_softmax.DeviceUnavailable, match="queries is on cuda:1; rule: a CPU tensor"):
-        _arguments.on_cpu(Elsewhere(), "queries")
+    with pytest.raises(catalog_softmax.DeviceUnavailable, match="queries is on meta; rule: the CPU, or a GPU of NVIDIA's"):
+        _cuda.place_of(Q.to("meta"), "queries")
+    # Either there is no driver, or no such device, or there are no kernels.
+    with pytest.raises(catalog_softmax.DeviceUnavailable, match="device cuda:999 cannot be used: "):
+        _core.device_fault((999, 0, True))
     assert issubclass(catalog_softmax.DeviceUnavailable, RuntimeError)

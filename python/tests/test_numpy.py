@@ -143,10 +143,10 @@ def test_errors():
             call()
 
     class OnGpu:
-        __cuda_array_interface__ = {}
+        __cuda_array_interface__ = {"data": (4096, True), "shape": (3, 4), "typestr": "<f4", "version": 3}
 
-    with pytest.raises(cs.DeviceUnavailable, match="queries is in a GPU's memory"):
-        cs.value_and_grad(OnGpu(), c)
+    with pytest.raises(ValueError, match="candidates is in device memory; rule: host memory, as queries"):
+        cs.value_and_grad(q, OnGpu())
 
 
 @pytest.mark.parametrize("make", [
@@ -213,3 +213,58 @@ def test_schedules_and_metrics_of_lists():
 def test_pytorch_is_not_needed():
     script = "import sys; sys.modules['torch'] = None; import catalog_softmax as cs; print(cs.Uniform(3).support)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "3\n"
+
+
+@pytest.mark.parametrize("made", [
+    cs.Uniform(50), cs.Unigram(np.arange(50), 0.75), cs.LogUniform(50),
+    cs.Mixture([(0.5, cs.Uniform(50)), (0.5, cs.Unigram(range(50)))]), cs.TemperatureSchedule("linear", 0.2, 0.05),
+    cs.TemperatureSchedule("constant", 0.2),
+])
+def test_distributions_and_schedules_are_pickled(made):
+    copied = pickle.loads(pickle.dumps(made))
+    assert type(copied) is type(made)
+    if isinstance(made, cs.TemperatureSchedule):
+        assert [copied.at(step, 10) for step in range(10)] == [made.at(step, 10) for step in range(10)]
+        return
+    one, two = (x.draw_distinct(20, cs.RandomStream(3)) for x in (made, copied))
+    assert (one.ids == two.ids).all() and (one.log_q == two.log_q).all()
+    assert (made.probability(np.arange(50)) == copied.probability(np.arange(50))).all()
+
+
+def test_what_a_distribution_was_made_of_may_change_later():
+    counts = np.arange(50.0)
+    made = cs.Unigram(counts)
+    counts[:] = 1.0
+    assert pickle.loads(pickle.dumps(made)).probability([0])[0] == 0.0
+
+
+def test_geometry_on_the_sphere():
+    x, y = (embeddings(40, 6, seed).double().numpy() for seed in (1, 2))
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+    distances = np.linalg.norm(unit(x) - unit(y), axis=1)
+    single = [a.astype(np.float32) for a in (x, y)]
+    assert abs(cs.alignment(*single) - (distances**2).mean()) < 1e-12
+    assert abs(cs.alignment(*single, alpha=1.0) - distances.mean()) < 1e-12
+    assert cs.alignment(single[0], single[0]) == 0.0
+    squared = ((unit(x)[:, None] - unit(x)[None]) ** 2).sum(-1)
+    wanted = np.log(np.exp(-2.0 * squared[~np.eye(40, dtype=bool)]).mean())
+    # Cosines in float32, each with its rounding.
+    assert abs(cs.uniformity(single[0]) - wanted) < 1e-6
+    for call, message in [
+        (lambda: cs.alignment(single[0], single[1][:3]), "y has shape (3, 6); rule: shape (40, 6), as x"),
+        (lambda: cs.alignment(*single, alpha=0.0), "alpha is 0; rule: finite and > 0"),
+        (lambda: cs.uniformity(single[0][:1]), "x has shape (1, 6); rule: rows >= 2"),
+        (lambda: cs.uniformity(single[0], t=-1.0), "t is -1; rule: finite and > 0"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call()
+
+
+def test_places_of_single_rows():
+    top = cs.top_k(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), 2, similarity="dot")
+    ranking = cs.Ranking.in_lists(top.indices, top.scores, [0, 1, 1, 3], [0, 1, 2])
+    assert ranking.k == 2 and len(ranking) == 3
+    (first, relevant), (nothing, none), (last, two) = ranking.rows()
+    assert (first, relevant) == ([0], 1) and (nothing, none) == ([], 0) and two == 2 and last[0] == 0
+    of_positives = cs.Ranking.of_positives([2, 0], [0, 1], [1.0, 1.0], [0.0, 0.0])
+    assert of_positives.k is None and of_positives.rows() == [([2], 1), ([1], 1)]

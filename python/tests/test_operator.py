@@ -1,6 +1,7 @@
 """The operators as PyTorch's own machinery sees them."""
 
 import os
+import warnings
 
 import pytest
 import torch
@@ -193,3 +194,26 @@ def test_no_memory_is_lost_in_1000_steps():
     steps(1000)
     # One gradient of the candidates each time would be 64 MB, one of the queries 8 MB, one row of numbers 0.5 MB.
     assert resident() - before < 400_000, resident() - before
+
+
+def test_transforms_work_or_say_that_they_do_not():
+    q, c, positives = embeddings(3 * B, D, 1).reshape(3, B, D), embeddings(N, D, 2), integers(N, B, 3)
+    loss = lambda q: softmax_loss(q, c, positives)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own, of a call for each element
+        assert torch.equal(torch.func.vmap(loss)(q), torch.stack([loss(x) for x in q]))
+    for transform in (torch.func.grad(loss), torch.func.vmap(torch.func.grad(loss)), lambda q: torch.func.hessian(loss)(q[0])):
+        with pytest.raises(RuntimeError, match="catalog_softmax has no torch.func.grad, vjp, jacrev or hessian; rule: loss.backward"):
+            transform(q)
+    dual = torch.autograd.forward_ad
+
+    def forward_mode(function):
+        with dual.dual_level():
+            function(dual.make_dual(q[0], q[1]))
+
+    rows = lambda q: row_statistics(q, c, positives).lse
+    for function in (loss, rows):
+        with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+            torch.func.jvp(function, (q[0],), (q[1],))
+        with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+            forward_mode(function)

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+import common
 import reference
 from catalog_softmax.torch import _arguments, softmax_loss
 from common import compare, embeddings
@@ -41,7 +42,12 @@ def test_views_are_their_contiguous_copies(dtype):
             loss.backward()
             results.append((loss.detach(), q.grad, c.grad))
         for found, wanted in zip(*results):
-            assert torch.equal(found, wanted), name
+            if common.ON_DEVICE:
+                # Rows that start at multiples of 16 bytes may go through other kernels, which add up in another order.
+                allowed = 4 * common.ROUNDING[dtype] * wanted.abs().max()
+                assert (found - wanted).abs().max() <= allowed, name
+            else:
+                assert torch.equal(found, wanted), name
 
 
 def _same_strides(x, dtype):

@@ -68,7 +68,11 @@ impl Place {
     }
 
     fn view(&mut self) -> DeviceTopK<'_> {
-        DeviceTopK { indices: DeviceSliceMut::new(&mut self.indices), scores: DeviceSliceMut::new(&mut self.scores) }
+        DeviceTopK {
+            indices: DeviceSliceMut::new(&mut self.indices),
+            scores: DeviceSliceMut::new(&mut self.scores),
+            workspace: None,
+        }
     }
 
     fn assert_is(&self, wanted: &TopK, what: &str) {

@@ -124,6 +124,7 @@ pub fn an_epilogue_of_your_own_on_device_memory(cuda: &mut Cuda) {
             positive: DeviceSliceMut::new(&mut positive),
             num_negatives: DeviceSliceMut::new(&mut num_negatives),
             expected_negative: Some(DeviceSliceMut::new(&mut expected_negative)),
+            workspace: None,
         };
         let device_batch = inputs.batch(&problem);
         on_device.statistics_on_device(&device_batch, &problem.loss, &mut places).expect("a loss that fits");

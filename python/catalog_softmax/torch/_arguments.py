@@ -1,25 +1,27 @@
 """Tensors as what the core takes: addresses, shapes and strides, checked; and rows of weight 0 left out."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 
-from .. import DeviceUnavailable
+from . import _cuda
 
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-def on_cpu(tensor: Tensor, argument: str) -> None:
+_CPU = torch.device("cpu")
+
+
+def _on(device: torch.device, tensor: Tensor, argument: str) -> None:
     """Refuses tensors of other devices, by name."""
-    if tensor.device.type != "cpu":
-        raise DeviceUnavailable(
-            f"{argument} is on {tensor.device}; rule: a CPU tensor. This build computes on the CPU: the crate's CUDA kernels "
-            "are not reached from Python yet (python/README.md). Move the tensors with .cpu(), or call the Rust crate"
-        )
+    if tensor.device != device:
+        raise ValueError(f"{argument} is on {tensor.device}; rule: {device}, as the rest of the call")
 
 
-def embeddings(tensor: Tensor, argument: str) -> Tensor:
+def embeddings(tensor: Tensor, argument: str, device: torch.device = _CPU) -> Tensor:
     """(rows, dim) as the core reads it: elements of a row side by side, rows at any distance. Copied only where it is not so."""
-    on_cpu(tensor, argument)
+    _on(device, tensor, argument)
     if tensor.dtype not in _NAMES:
         raise ValueError(f"{argument} has elements of type {tensor.dtype}; rule: torch.float32, float16 or bfloat16")
     if tensor.layout != torch.strided:
@@ -34,86 +36,122 @@ def embeddings(tensor: Tensor, argument: str) -> Tensor:
     return tensor.resolve_neg()
 
 
-def raw_embeddings(tensor: Tensor) -> tuple[int, int, int, int, str]:
+def _address(tensor: Tensor, place: _cuda.Place | None) -> int:
+    return tensor.data_ptr() if place is None else place.address(tensor)
+
+
+def raw_embeddings(tensor: Tensor, place: _cuda.Place | None = None) -> tuple[int, int, int, int, str]:
     rows, dim = tensor.shape
     stride = tensor.stride(0) if rows > 1 else dim
-    return (tensor.data_ptr(), rows, dim, stride, _NAMES[tensor.dtype])
+    return (_address(tensor, place), rows, dim, stride, _NAMES[tensor.dtype])
 
 
-def numbers(tensor: Tensor, argument: str) -> Tensor:
+def numbers(tensor: Tensor, argument: str, device: torch.device = _CPU) -> Tensor:
     """(n) float32."""
-    on_cpu(tensor, argument)
+    _on(device, tensor, argument)
     if tensor.dim() != 1 or not tensor.dtype.is_floating_point:
         raise ValueError(f"{argument} has shape {tuple(tensor.shape)} of {tensor.dtype}; rule: one axis of floating-point numbers")
     return tensor.to(torch.float32).contiguous()
 
 
-def integers(tensor: Tensor, argument: str) -> Tensor:
+def integers(tensor: Tensor, argument: str, device: torch.device = _CPU) -> Tensor:
     """(n) int64."""
-    on_cpu(tensor, argument)
+    _on(device, tensor, argument)
     if tensor.dim() != 1 or tensor.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{argument} has shape {tuple(tensor.shape)} of {tensor.dtype}; rule: one axis of int32 or int64")
     return tensor.to(torch.int64).contiguous()
 
 
-def raw(tensor: Tensor | None) -> tuple[int, int] | None:
-    return None if tensor is None else (tensor.data_ptr(), tensor.numel())
+def raw(tensor: Tensor | None, place: _cuda.Place | None = None) -> tuple[int, int] | None:
+    return None if tensor is None else (_address(tensor, place), tensor.numel())
 
 
-def _optional(convert, tensor, argument):
-    return None if tensor is None else convert(tensor, argument)
+def _optional(convert, tensor, argument, device):
+    return None if tensor is None else convert(tensor, argument, device)
 
 
-def _per_pool(convert, tensors, argument):
+def _per_pool(convert, tensors, argument, device):
     """Of one pool's tensor, or of a list of them."""
     if tensors is None:
         return []
     tensors = [tensors] if isinstance(tensors, Tensor) else tensors
-    return [convert(tensor, argument if len(tensors) == 1 else f"{argument}[{p}]") for p, tensor in enumerate(tensors)]
+    names = [argument if len(tensors) == 1 else f"{argument}[{p}]" for p in range(len(tensors))]
+    return [convert(tensor, name, device) for tensor, name in zip(tensors, names)]
 
 
 class Arguments:
     """The tensors of a call, which live as long as this object does, and their addresses.
 
-    Rows of weight 0 are left out before anything is scored: `kept` are the others, None where all are. Their positives, ids and
-    embeddings are not looked at, so that padding may hold anything.
+    On the CPU, rows of weight 0 are left out before anything is scored: `kept` are the others, None where all are. On a device, which
+    the host does not wait for, they are computed with the rest, and `absent` says which they are. Either way their positives, ids and
+    embeddings do not matter, so that padding may hold anything.
     """
 
     def __init__(
         self, queries, candidates, positives, positive_embeddings, candidate_ids, log_q, positive_ids, positive_log_q,
-        excluded_offsets, excluded_ids, row_weight, *, all_rows=False,
+        excluded_offsets, excluded_ids, row_weight, *, all_rows=False, search=False,
     ):
-        self.queries = embeddings(queries, "queries")
-        self.candidates = _per_pool(embeddings, candidates, "candidates")
-        self.candidate_ids = _per_pool(integers, candidate_ids, "candidate_ids")
-        self.log_q = _per_pool(numbers, log_q, "log_q")
-        self.positives = _optional(integers, positives, "positives")
-        self.positive_embeddings = _optional(embeddings, positive_embeddings, "positive_embeddings")
-        self.positive_ids = _optional(integers, positive_ids, "positive_ids")
-        self.positive_log_q = _optional(numbers, positive_log_q, "positive_log_q")
+        device = queries.device
+        self.place = _cuda.place_of(queries, "queries")
+        self.queries = embeddings(queries, "queries", device)
+        self.candidates = _per_pool(embeddings, candidates, "candidates", device)
+        self.candidate_ids = _per_pool(integers, candidate_ids, "candidate_ids", device)
+        self.log_q = _per_pool(numbers, log_q, "log_q", device)
+        self.positives = _optional(integers, positives, "positives", device)
+        self.positive_embeddings = _optional(embeddings, positive_embeddings, "positive_embeddings", device)
+        self.positive_ids = _optional(integers, positive_ids, "positive_ids", device)
+        self.positive_log_q = _optional(numbers, positive_log_q, "positive_log_q", device)
         self.excluded = None
         if excluded_offsets is not None:
-            self.excluded = (integers(excluded_offsets, "excluded[0]"), integers(excluded_ids, "excluded[1]"))
-        self.row_weight = _optional(numbers, row_weight, "row_weight")
+            self.excluded = (integers(excluded_offsets, "excluded[0]", device), integers(excluded_ids, "excluded[1]", device))
+        self.row_weight = _optional(numbers, row_weight, "row_weight", device)
         self.num_rows = self.queries.shape[0]
-        self.kept = None
+        self.kept = self.absent = None
         if self.row_weight is not None and not all_rows:
-            self._leave_out_rows()
+            _check_length(self.row_weight, "row_weight", self.num_rows)
+            if self.place is None:
+                self._leave_out_rows()
+            else:
+                self.absent = self.row_weight == 0.0
+        if self.place is not None and not search:
+            self._for_device()
+
+    def guard(self):
+        """To be entered around calls of the core: the device that these tensors are on is then the current one."""
+        return contextlib.nullcontext() if self.place is None else self.place.guard()
+
+    def _for_device(self):
+        """Positives as the device takes them: 32 bits, and what is out of range stays so."""
+        b, n = self.num_rows, sum(tensor.shape[0] for tensor in self.candidates)
+        if self.positives is None and self.positive_embeddings is None:
+            self._check_in_batch()
+            self.positives = torch.arange(b, dtype=torch.int32, device=self.queries.device)
+        elif self.positives is not None:
+            positives = self.positives.clamp(-1, n)
+            if self.absent is not None:
+                _check_length(positives, "positives", b)
+                positives = positives.masked_fill(self.absent, 0)
+            self.positives = positives.to(torch.int32)
+        if self.absent is not None and self.positive_log_q is not None:
+            _check_length(self.positive_log_q, "positive_log_q", b)
+            self.positive_log_q = self.positive_log_q.masked_fill(self.absent, -1.0)
+
+    def _check_in_batch(self):
+        if self.candidates[0].shape[0] < self.num_rows:
+            raise ValueError(
+                f"candidates has {self.candidates[0].shape[0]} rows; rule: positives=None needs a candidate for each of "
+                f"{self.num_rows} queries in the first pool"
+            )
 
     def _leave_out_rows(self):
         b = self.num_rows
-        _check_length(self.row_weight, "row_weight", b)
         # A NaN is not 0: the core refuses it.
         kept = self.row_weight.nonzero().squeeze(1)
         if len(kept) == b:
             return
         self.kept = kept
         if self.positives is None and self.positive_embeddings is None:
-            if self.candidates[0].shape[0] < b:
-                raise ValueError(
-                    f"candidates has {self.candidates[0].shape[0]} rows; rule: positives=None needs a candidate for each of {b} "
-                    "queries in the first pool"
-                )
+            self._check_in_batch()
             self.positives = kept
         else:
             self.positives = self._of_kept(self.positives, "positives")
@@ -133,15 +171,16 @@ class Arguments:
 
     def raw(self, gradients=None):
         """What the core calls a batch. `gradients`: of each pool, whether it gets one; None for all."""
-        pools = []
+        place, pools = self.place, []
         for p, tensor in enumerate(self.candidates):
-            ids = raw(self.candidate_ids[p]) if self.candidate_ids else None
-            log_q = raw(self.log_q[p]) if self.log_q else None
-            pools.append((raw_embeddings(tensor), ids, log_q, gradients is None or gradients[p]))
-        positive_embeddings = None if self.positive_embeddings is None else raw_embeddings(self.positive_embeddings)
+            ids = raw(self.candidate_ids[p], place) if self.candidate_ids else None
+            log_q = raw(self.log_q[p], place) if self.log_q else None
+            pools.append((raw_embeddings(tensor, place), ids, log_q, gradients is None or gradients[p]))
+        positive_embeddings = None if self.positive_embeddings is None else raw_embeddings(self.positive_embeddings, place)
         return (
-            raw_embeddings(self.queries), pools, raw(self.positives), positive_embeddings, raw(self.positive_ids),
-            raw(self.positive_log_q), self.excluded and (raw(self.excluded[0]), raw(self.excluded[1])), raw(self.row_weight),
+            raw_embeddings(self.queries, place), pools, raw(self.positives, place), positive_embeddings, raw(self.positive_ids, place),
+            raw(self.positive_log_q, place), self.excluded and (raw(self.excluded[0], place), raw(self.excluded[1], place)),
+            raw(self.row_weight, place),
         )
 
     def spread(self, kept: Tensor, dim: int) -> Tensor:

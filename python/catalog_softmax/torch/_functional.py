@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from . import _ops  # registers the operators
+from .. import _core
+from . import _cuda, _ops  # the last one registers the operators
 
 Similarity = Literal["cosine", "dot"]
 Correction = Literal["none", "logq", "logq_negatives_only", "corrected_logq"]
@@ -77,7 +78,11 @@ def softmax_loss(
 
     Raises:
         ValueError: names the argument, its value and the rule that it breaks.
-        catalog_softmax.DeviceUnavailable: a tensor is not on the CPU.
+        catalog_softmax.DeviceUnavailable: tensors are on a device that this build or this machine cannot compute on.
+
+    CUDA tensors are computed on their device, in the order of its current stream, in memory of PyTorch's allocator. The host does not
+    wait, but for a ``temperature`` that is a tensor there. So values that break a rule are not seen: `check_device` asks for them.
+    Rows of weight 0 cost there what others do.
     """
     pools, log_q, candidate_ids = _pools(candidates, log_q, candidate_ids)
     temperature, tau = _temperature(temperature)
@@ -95,6 +100,7 @@ def softmax_loss(
         )
         if isinstance(pools, Tensor) and _ops.is_plain(*args):
             return _ops.direct_loss(*args)
+        _ops.refuse_transforms(*args)
         return operator(*args)[0]
 
     loss = direction(queries, pools, positives, candidate_ids, row_weight)
@@ -146,6 +152,7 @@ def row_statistics(
     offsets, excluded_ids = _pair(excluded)
     options = _options(similarity=similarity, correction="logq_negatives_only" if log_q else "none")
     gradients = _wanted(queries, *pools, positive_embeddings, temperature)
+    _ops.refuse_transforms(queries, pools, positive_embeddings, temperature)
     operator, pools, candidate_ids, log_q = _operator("row_statistics", pools, candidate_ids, log_q)
     rows, _ = operator(
         queries, pools, positives, positive_embeddings, candidate_ids, log_q, positive_ids, None, offsets, excluded_ids, None,
@@ -188,6 +195,16 @@ def top_k(
         queries.detach(), detached, k, candidate_ids, offsets, excluded_ids, similarity
     )
     return TopK(values, indices)
+
+
+def check_device(device: torch.device | str | int | None = None) -> None:
+    """Waits for the current stream of a CUDA device, by default the current one, and raises a ValueError for the first value since the
+    last call that broke a rule and that only the device saw: an index past the candidates, offsets out of order, a log_q or weight that
+    is not finite. Losses since then are not to be used. Once in a while is enough, or where a loss looks wrong."""
+    index = torch.cuda.current_device() if device is None else torch.cuda.device(device).idx
+    place = _cuda.Place(torch.device("cuda", index))
+    with place.guard():
+        _core.device_fault(place.raw)
 
 
 def _list(tensors: Pools | None) -> list[Tensor]:

@@ -12,8 +12,10 @@ A loss of one pool that nothing traces or watches goes past the dispatcher, by `
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import _core
+from . import _cuda
 from ._arguments import Arguments, raw
 
 # A batch: the first 11 arguments of every operator but the search. {one} and {any}: tensors of one pool, or lists.
@@ -26,10 +28,13 @@ _NUM_BATCH = 11
 _SCORES = "Tensor? temperature, float tau, str options"
 _NUM_COMMON = _NUM_BATCH + 3
 _TEMPERATURE = _NUM_BATCH
+_LOSS = torch.float32
+"""The type of losses. (Tests replace it, with the core, to check formulas in float64.)"""
 _ONE_POOL, _POOLS = {"one": "Tensor", "any": "Tensor?"}, {"one": "Tensor[]", "any": "Tensor[]"}
 
 
 def _temperature(temperature, tau):
+    """As the core takes it, a number: of a tensor on a device, the host waits for it."""
     return tau if temperature is None else float(temperature)
 
 
@@ -45,8 +50,10 @@ def _softmax_loss(*args):
     (queries, *_), (temperature, tau, options, gradients) = args[:_NUM_BATCH], args[_NUM_BATCH:]
     similarity, correction, reduction, *symmetric = options.split()
     arguments = Arguments(*args[:_NUM_BATCH], all_rows=bool(symmetric))
-    b, dim = arguments.num_rows, queries.shape[1]
-    scale = 1.0
+    if arguments.place is not None:
+        with arguments.guard():
+            return _cuda.softmax_loss(arguments, (similarity, _temperature(temperature, tau), correction, reduction, bool(symmetric)), gradients)
+    b, scale = arguments.num_rows, 1.0
     if arguments.kept is not None:
         if len(arguments.kept) == 0:
             return _loss_of_no_row(queries, reduction, gradients)
@@ -59,9 +66,9 @@ def _softmax_loss(*args):
     if scale != 1.0:
         rows[3] *= scale
     if reduction == "none":
-        loss = arguments.spread(torch.from_numpy(losses).to(torch.float32), 0)
+        loss = arguments.spread(torch.from_numpy(losses).to(_LOSS), 0)
     else:
-        loss = torch.tensor(total * scale, dtype=torch.float32)
+        loss = torch.tensor(total * scale, dtype=_LOSS)
     expected = torch.empty(0) if expected is None else arguments.spread(torch.from_numpy(expected), 0)
     return loss, arguments.spread(rows, 1), expected
 
@@ -77,7 +84,7 @@ def _loss_of_no_row(queries, reduction, gradients):
 def _softmax_loss_fake(queries, *args):
     options, gradients = args[-2:]
     b = queries.shape[0]
-    loss = queries.new_empty((b,) if options.split()[2] == "none" else (), dtype=torch.float32)
+    loss = queries.new_empty((b,) if options.split()[2] == "none" else (), dtype=_LOSS)
     rows = queries.new_empty((4, b), dtype=torch.float64)
     return loss, rows, queries.new_empty(queries.shape if gradients else (0,), dtype=torch.float32)
 
@@ -88,6 +95,9 @@ def _row_statistics(*args):
     arguments = Arguments(*args[:_NUM_BATCH])
     similarity, correction = options.split()
     options = (similarity, _temperature(temperature, tau), correction, "sum", False)
+    if arguments.place is not None:
+        with arguments.guard():
+            return _cuda.row_statistics(arguments, options, gradients)
     found = _core.statistics(arguments.raw(), options, (gradients, False, False), torch.get_num_threads())
     lse, positive, num_negatives, _, _, expected = found
     rows = torch.stack([torch.from_numpy(column).to(torch.float64) for column in (lse, positive, num_negatives)])
@@ -106,29 +116,33 @@ def _gradients(rows, expected, d_lse, d_positive, *args):
     arguments = Arguments(*batch)
     like = [batch[0], batch[3], temperature, *batch[1]]
     if arguments.kept is not None and len(arguments.kept) == 0:
-        return [torch.zeros_like(x) if w and x is not None else _empty() for x, w in zip(like, wanted)]
+        return [torch.zeros_like(x) if w and x is not None else _empty(expected) for x, w in zip(like, wanted)]
     similarity, correction, *_ = options.split()
     options = (similarity, _temperature(temperature, tau), correction, "sum", False)
+    if arguments.place is not None:
+        with arguments.guard():
+            found = _cuda.gradients(arguments, options, rows, expected, d_lse, d_positive, wanted)
+        return [d.to(x).reshape(x.shape) if w and x is not None else _empty(expected) for d, x, w in zip(found, like, wanted)]
     rows, expected = arguments.gather(rows, 1), arguments.gather(expected, 0)
     d_lse, d_positive = (arguments.gather(d.to(torch.float64), 0) for d in (d_lse, d_positive))
     d_queries, d_pools, d_positives, d_temperature = _core.gradients(
         arguments.raw(wanted[3:]), options, raw(rows), raw(expected), (raw(d_lse), raw(d_positive)), torch.get_num_threads()
     )
     found = [d_queries, d_positives, d_temperature, *d_pools]
-    return [_gradient(arguments, place, *of) for place, of in enumerate(zip(found, like, wanted))]
+    return [_gradient(arguments, argument, *of) if of[-1] else _empty(expected) for argument, of in enumerate(zip(found, like, wanted))]
 
 
-def _gradient(arguments, place, found, like, wanted):
-    if not wanted or like is None:
-        return _empty()
-    if place == 2:
+def _gradient(arguments, argument, found, like, wanted):
+    if like is None:
+        return _empty(arguments.queries)
+    if argument == 2:
         return torch.full_like(like, found)
     found = torch.from_numpy(found)
-    return (arguments.spread(found, 0) if place < 2 else found).to(like.dtype)
+    return (arguments.spread(found, 0) if argument < 2 else found).to(like.dtype)
 
 
-def _empty():
-    return torch.empty(0)
+def _empty(beside):
+    return beside.new_empty(0, dtype=torch.float32)
 
 
 gradients = torch.library.custom_op(
@@ -228,6 +242,7 @@ try:
         torch._C._len_torch_dispatch_stack,
         torch._C._len_torch_function_stack,
         lambda: torch._C._functorch.peek_interpreter_stack() is not None,
+        lambda: forward_ad._current_level >= 0,
     )
     any(watching() for watching in _WATCHERS)
 except AttributeError:
@@ -242,6 +257,26 @@ def is_plain(*values):
         and not any(watching() for watching in _WATCHERS)
         and not any(isinstance(value, Tensor) and (type(value) not in _PLAIN or value.device.type == "meta") for value in values)
     )
+
+
+def refuse_transforms(*values):
+    """What would have no derivative, or a wrong one. `torch.func.vmap` works: PyTorch calls the operator once for each element."""
+    if torch.compiler.is_compiling():
+        return
+    try:
+        transforms = {interpreter.key().name for interpreter in torch._C._functorch.get_interpreter_stack() or ()}
+    except AttributeError:
+        transforms = set()
+    if "Grad" in transforms:
+        raise RuntimeError(
+            "catalog_softmax has no torch.func.grad, vjp, jacrev or hessian; rule: loss.backward() or torch.autograd.grad, once"
+        )
+    tensors = [x for value in values for x in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(x, Tensor)]
+    if "Jvp" in transforms or any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(
+            "catalog_softmax has no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad); rule: loss.backward() or "
+            "torch.autograd.grad"
+        )
 
 
 class _DirectLoss(torch.autograd.Function):
@@ -286,7 +321,11 @@ _define("row_statistics", "(Tensor, Tensor)", _row_statistics, _row_statistics_f
 )
 def top_k(queries, candidates, k, candidate_ids, excluded_offsets, excluded_ids, similarity):
     """(similarities (B, K) float32, indices (B, K) int64)."""
-    arguments = Arguments(queries, candidates, None, None, candidate_ids, None, None, None, excluded_offsets, excluded_ids, None)
+    batch = (queries, candidates, None, None, candidate_ids, None, None, None, excluded_offsets, excluded_ids, None)
+    arguments = Arguments(*batch, search=True)
+    if arguments.place is not None:
+        with arguments.guard():
+            return _cuda.top_k(arguments, similarity, k)
     indices, scores = _core.top_k(arguments.raw(), similarity, k, torch.get_num_threads())
     return torch.from_numpy(scores), torch.from_numpy(indices)
 

@@ -2,10 +2,12 @@
 
 use super::few::Few;
 use super::finish::{Back, StatisticsOut, Totals, Upstream};
+use super::memory::GivenWorkspace;
 use super::problem::{Problem, ProblemPositives};
 use super::uses::Uses;
 use super::view::{DeviceSlice, DeviceSliceMut};
 use crate::error::{Argument, Result, does_not_apply, missing, shape};
+use crate::problem::loss::Loss;
 use crate::problem::statistics::Request;
 
 /// The caller's device memory that a step writes. A result whose field is `None` is not computed, or not kept.
@@ -32,6 +34,18 @@ pub struct DeviceOutput<'a> {
     pub rank: Option<DeviceRank<'a>>,
     /// Gradients of the total.
     pub gradients: Option<DeviceGradients<'a>>,
+    /// (B) derivative of the total by the row's lse, with weight and reduction; that by the positive is its negative. What
+    /// [`Cuda::gradients_on_device`](super::Cuda::gradients_on_device) takes later. Not of a symmetric loss, which has one
+    /// in each direction.
+    pub d_lse: Option<DeviceSliceMut<'a, f64>>,
+    /// (B, D) the mean candidate under the row's softmax over negatives, for the same purpose. Not of a symmetric loss.
+    pub expected_negative: Option<DeviceSliceMut<'a, f32>>,
+    /// Memory to work in, in place of the backend's own.
+    ///
+    /// It has at least the bytes that [`Cuda::plan_on_device`](super::Cuda::plan_on_device) says for the loss and for this
+    /// output's [`request`](DeviceOutput::request), and begins at a multiple of 256. What it held before is not read. A
+    /// framework's own allocator can be its source, so that a step allocates nothing that the framework does not know of.
+    pub workspace: Option<DeviceSliceMut<'a, u8>>,
 }
 
 /// Where a step writes [`Moments`](crate::Moments): (B) each.
@@ -64,6 +78,8 @@ pub struct DeviceStatistics<'a> {
     pub num_negatives: DeviceSliceMut<'a, u64>,
     /// (B, D). Give it if you want gradients.
     pub expected_negative: Option<DeviceSliceMut<'a, f32>>,
+    /// Memory to work in, as [`DeviceOutput::workspace`]; the request is for gradients where `expected_negative` is given.
+    pub workspace: Option<DeviceSliceMut<'a, u8>>,
 }
 
 /// Input of [`Cuda::gradients_on_device`](super::Cuda::gradients_on_device): statistics, and each row's derivatives by
@@ -96,6 +112,9 @@ pub struct DeviceGradients<'a> {
     pub d_temperature: Option<DeviceSliceMut<'a, f64>>,
     /// (1) `∂total/∂ log tau`
     pub d_log_temperature: Option<DeviceSliceMut<'a, f64>>,
+    /// Memory for [`Cuda::gradients_on_device`](super::Cuda::gradients_on_device) to work in, as
+    /// [`DeviceOutput::workspace`], with a request of gradients. Not for gradients of a whole step, whose output has it.
+    pub workspace: Option<DeviceSliceMut<'a, u8>>,
 }
 
 impl<'a> DeviceOutput<'a> {
@@ -111,16 +130,33 @@ impl<'a> DeviceOutput<'a> {
             moments: None,
             rank: None,
             gradients: None,
+            d_lse: None,
+            expected_negative: None,
+            workspace: None,
         }
     }
 
     /// The request that this output has places for.
     pub fn request(&self) -> Request {
-        Request {
-            gradients: self.gradients.is_some(),
-            moments: self.moments.is_some(),
-            rank: self.rank.is_some(),
-            ..Request::default()
+        let gradients = self.gradients.is_some() || self.expected_negative.is_some();
+        Request { gradients, moments: self.moments.is_some(), rank: self.rank.is_some(), ..Request::default() }
+    }
+
+    /// Refuses what the loss has no such result of.
+    pub(super) fn check_options(&self, loss: &Loss) -> Result<()> {
+        let rule = "a symmetric loss has one in each direction: run these as two losses";
+        for (given, argument) in
+            [(self.d_lse.is_some(), "d_lse"), (self.expected_negative.is_some(), "expected_negative")]
+        {
+            if given && loss.symmetric {
+                return Err(does_not_apply(argument, rule));
+            }
+        }
+        match &self.gradients {
+            Some(DeviceGradients { workspace: Some(_), .. }) => {
+                Err(does_not_apply("gradients.workspace", "a step has one workspace, that of its output"))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -134,6 +170,7 @@ impl<'a> DeviceGradients<'a> {
             d_positive_embeddings: None,
             d_temperature: None,
             d_log_temperature: None,
+            workspace: None,
         }
     }
 }
@@ -144,15 +181,17 @@ pub(super) struct GivenPlaces {
     pub(super) totals: Totals,
     pub(super) loss: u64,
     pub(super) probability: u64,
+    pub(super) d_lse: u64,
     pub(super) statistics: StatisticsOut,
     pub(super) back: Option<Back>,
+    pub(super) workspace: Option<GivenWorkspace>,
 }
 
 impl DeviceOutput<'_> {
     pub(super) fn checked<'u>(&'u mut self, problem: &Problem, uses: &mut Uses<'u>) -> Result<GivenPlaces> {
-        let b = problem.num_queries();
+        let (b, dim) = (problem.num_queries(), problem.dim);
         let gradients = self.gradients.as_mut().map(|gradients| gradients.checked(problem, uses)).transpose()?;
-        let (back, totals) = gradients.map_or_else(Default::default, |(back, totals)| (Some(back), totals));
+        let (back, totals) = gradients.map_or_else(Default::default, |(back, totals, _)| (Some(back), totals));
         let (expected_score, entropy) = match &mut self.moments {
             Some(DeviceMoments { expected_score, entropy }) => {
                 (expected_score.checked("expected_score", b, uses)?, entropy.checked("entropy", b, uses)?)
@@ -167,6 +206,7 @@ impl DeviceOutput<'_> {
             totals: Totals { total: self.total.checked("total", 1, uses)?, ..totals },
             loss: one(&mut self.loss, "loss", b, uses)?,
             probability: one(&mut self.probability, "probability", b, uses)?,
+            d_lse: one(&mut self.d_lse, "d_lse", b, uses)?,
             statistics: StatisticsOut {
                 lse: one(&mut self.lse, "lse", b, uses)?,
                 positive: one(&mut self.positive, "positive", b, uses)?,
@@ -175,9 +215,10 @@ impl DeviceOutput<'_> {
                 entropy,
                 above,
                 ties,
-                expected_negative: 0,
+                expected_negative: one(&mut self.expected_negative, "expected_negative", b * dim, uses)?,
             },
             back,
+            workspace: workspace(&mut self.workspace, uses)?,
         })
     }
 }
@@ -191,21 +232,30 @@ fn one<'u, T>(
     given.as_mut().map_or(Ok(0), |slice| slice.checked(name, len, uses))
 }
 
+fn workspace<'u>(given: &'u mut Option<DeviceSliceMut<'_, u8>>, uses: &mut Uses<'u>) -> Result<Option<GivenWorkspace>> {
+    given.as_mut().map(|slice| slice.workspace(uses)).transpose()
+}
+
 impl DeviceStatistics<'_> {
     pub(super) fn request(&self) -> Request {
         Request { gradients: self.expected_negative.is_some(), ..Request::default() }
     }
 
-    /// The caller's places over those of a workspace.
-    pub(super) fn checked<'u>(&'u mut self, problem: &Problem, uses: &mut Uses<'u>) -> Result<StatisticsOut> {
+    /// The caller's places, and the caller's workspace.
+    pub(super) fn checked<'u>(
+        &'u mut self,
+        problem: &Problem,
+        uses: &mut Uses<'u>,
+    ) -> Result<(StatisticsOut, Option<GivenWorkspace>)> {
         let (b, dim) = (problem.num_queries(), problem.dim);
-        Ok(StatisticsOut {
+        let places = StatisticsOut {
             lse: self.lse.checked("lse", b, uses)?,
             positive: self.positive.checked("positive", b, uses)?,
             num_negatives: self.num_negatives.checked("num_negatives", b, uses)?,
             expected_negative: one(&mut self.expected_negative, "expected_negative", b * dim, uses)?,
             ..StatisticsOut::default()
-        })
+        };
+        Ok((places, workspace(&mut self.workspace, uses)?))
     }
 }
 
@@ -223,10 +273,16 @@ impl<'a> DeviceUpstream<'a> {
 }
 
 impl DeviceGradients<'_> {
-    /// Gradients of embeddings, and of the temperature.
-    pub(super) fn checked<'u>(&'u mut self, problem: &Problem, uses: &mut Uses<'u>) -> Result<(Back, Totals)> {
+    /// Gradients of embeddings and of the temperature, and a workspace for them alone.
+    pub(super) fn checked<'u>(
+        &'u mut self,
+        problem: &Problem,
+        uses: &mut Uses<'u>,
+    ) -> Result<(Back, Totals, Option<GivenWorkspace>)> {
         let elements = problem.num_queries() * problem.dim;
-        let DeviceGradients { d_queries, d_candidates, d_positive_embeddings, d_temperature, d_log_temperature } = self;
+        let DeviceGradients {
+            d_queries, d_candidates, d_positive_embeddings, d_temperature, d_log_temperature, ..
+        } = self;
         let back = Back {
             d_candidates: checked_pools(problem, d_candidates, uses)?,
             d_positive_embeddings: checked_positives(problem, d_positive_embeddings, uses)?,
@@ -234,7 +290,8 @@ impl DeviceGradients<'_> {
         };
         let d_temperature = one(d_temperature, "d_temperature", 1, uses)?;
         let d_log_temperature = one(d_log_temperature, "d_log_temperature", 1, uses)?;
-        Ok((back, Totals { total: 0, d_temperature, d_log_temperature }))
+        let given = workspace(&mut self.workspace, uses)?;
+        Ok((back, Totals { total: 0, d_temperature, d_log_temperature }, given))
     }
 }
 

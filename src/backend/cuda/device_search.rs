@@ -1,6 +1,7 @@
 //! Queries, candidates and exclusions in the caller's device memory. That is all of a search, and a part of a batch.
 
 use super::few::Few;
+use super::memory::GivenWorkspace;
 use super::problem::{Problem, ProblemPool, ProblemPositives};
 use super::uses::Uses;
 use super::view::{DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
@@ -84,6 +85,9 @@ pub struct DeviceTopK<'a> {
     pub indices: DeviceSliceMut<'a, u32>,
     /// (B, K) similarity, not divided by a temperature. A row with fewer than K ends with −∞.
     pub scores: DeviceSliceMut<'a, f32>,
+    /// Memory to work in, in place of the backend's own: at least the bytes that
+    /// [`Cuda::plan_top_k_on_device`](super::Cuda::plan_top_k_on_device) says, from a multiple of 256 on.
+    pub workspace: Option<DeviceSliceMut<'a, u8>>,
 }
 
 impl<'a> DeviceSearch<'a> {
@@ -140,9 +144,16 @@ impl<'a> DeviceSearch<'a> {
 }
 
 impl DeviceTopK<'_> {
-    /// Checks the memory for `b` rows and returns the addresses of indices and scores.
-    pub(super) fn checked<'u>(&'u mut self, b: usize, k: usize, uses: &mut Uses<'u>) -> Result<(u64, u64)> {
-        Ok((self.indices.checked("indices", b * k, uses)?, self.scores.checked("scores", b * k, uses)?))
+    /// Checks the memory for `b` rows and returns the addresses of indices and scores, and the caller's workspace.
+    pub(super) fn checked<'u>(
+        &'u mut self,
+        b: usize,
+        k: usize,
+        uses: &mut Uses<'u>,
+    ) -> Result<(u64, u64, Option<GivenWorkspace>)> {
+        let indices = self.indices.checked("indices", b * k, uses)?;
+        let scores = self.scores.checked("scores", b * k, uses)?;
+        Ok((indices, scores, self.workspace.as_mut().map(|slice| slice.workspace(uses)).transpose()?))
     }
 }
 

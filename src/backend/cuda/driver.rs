@@ -33,6 +33,8 @@ pub(super) struct Limits {
 #[derive(Debug, Clone)]
 pub(super) struct Driver {
     loaded: Arc<Loaded>,
+    /// The backend's stream.
+    stream: Arc<CudaStream>,
     /// Where work is submitted: the backend's stream, or one that captures a graph.
     target: sys::CUstream,
     /// Whether the caller may capture the backend's stream ([`Cuda::allow_capture`](super::Cuda::allow_capture)).
@@ -89,21 +91,38 @@ impl Driver {
             && ENTRIES.iter().filter(|entry| entry.is_hopper()).all(|entry| !entry.image.is_empty());
         let limits = Limits { multiprocessors, shared_bytes, hopper };
         let loaded = Loaded::new(stream, shared_bytes, hopper)?;
-        let target = loaded.stream.cu_stream();
-        Ok(Driver { loaded: Arc::new(loaded), target, capture_allowed: false, limits })
+        let stream = loaded.stream.clone();
+        let target = stream.cu_stream();
+        Ok(Driver { loaded: Arc::new(loaded), stream, target, capture_allowed: false, limits })
     }
 
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
-        &self.loaded.stream
+        &self.stream
     }
 
     pub(super) fn context(&self) -> &Arc<CudaContext> {
         self.loaded.stream.context()
     }
 
-    /// Whether both are clones of one.
+    /// Whether both are clones of one, on one stream.
     pub(super) fn is(&self, other: &Driver) -> bool {
-        Arc::ptr_eq(&self.loaded, &other.loaded)
+        Arc::ptr_eq(&self.loaded, &other.loaded) && self.stream.cu_stream() == other.stream.cu_stream()
+    }
+
+    /// The same kernels on another stream of the context.
+    pub(super) fn moved_to(&self, stream: Arc<CudaStream>) -> Self {
+        Driver { target: stream.cu_stream(), stream, ..self.clone() }
+    }
+
+    /// Before the backend goes to another stream, or goes away: what frees the kernels waits for the stream that they were loaded on,
+    /// and this makes that one wait for the stream that is left. What is being captured has not run; its graph is the caller's to
+    /// drop first ([`Cuda::allow_capture`](super::Cuda::allow_capture)).
+    pub(super) fn leave(&self) -> Result<()> {
+        let (left, first) = (&self.stream, &self.loaded.stream);
+        if left.cu_stream() == first.cu_stream() || is_capturing(left.cu_stream())? {
+            return Ok(());
+        }
+        self.order(left, first)
     }
 
     /// Whether the kernels for compute capability 9.0 are used where they are there.
@@ -153,7 +172,7 @@ impl Driver {
 
     /// Waits for the backend's stream.
     pub(super) fn synchronize(&self) -> Result<()> {
-        synchronize(&self.loaded.stream)
+        synchronize(&self.stream)
     }
 
     /// Waits for the backend's stream when it is dropped: borrowed host memory must outlive the copies from and to it,

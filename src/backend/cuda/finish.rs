@@ -33,6 +33,7 @@ pub(super) struct LossOut {
     /// (B) each; 0 for those that were not asked for.
     pub(super) loss: u64,
     pub(super) probability: u64,
+    pub(super) d_lse: u64,
     pub(super) correction: u32,
     pub(super) reduction: u32,
 }
@@ -76,7 +77,7 @@ impl Step<'_> {
     }
 
     /// The same with losses, and where there is a place for them gradients of queries and separate positives. These come
-    /// from expected negatives, which are kept where gradients of queries go.
+    /// from expected negatives, which are kept where gradients of queries go unless they have a place of their own.
     pub(super) fn finish_losses(
         &self,
         request: Request,
@@ -84,7 +85,9 @@ impl Step<'_> {
         loss: &LossOut,
         back: Option<&Back>,
     ) -> Result<()> {
-        let out = StatisticsOut { expected_negative: back.map_or(0, |back| back.d_queries), ..*out };
+        let kept =
+            if out.expected_negative == 0 { back.map_or(0, |back| back.d_queries) } else { out.expected_negative };
+        let out = StatisticsOut { expected_negative: kept, ..*out };
         self.finish_rows(FinishRowsParams {
             statistics: self.statistics_params(request, &out),
             expected: self.expected_params(request, &out),
@@ -175,6 +178,7 @@ impl Step<'_> {
             block_losses: self.at(workspace.block_losses),
             loss: loss.loss,
             probability: loss.probability,
+            d_lse: loss.d_lse,
             positive_log_q: if loss.correction == CORRECTION_NONE { 0 } else { log_q },
             row_weight: if self.swap.swapped_weight == 0 { problem.row_weight } else { self.swap.swapped_weight },
             weight_sums: self.at(workspace.weight_sums),

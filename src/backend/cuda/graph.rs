@@ -6,7 +6,7 @@ use super::Cuda;
 use super::device_batch::DeviceBatch;
 use super::device_output::{DeviceOutput, GivenPlaces};
 use super::driver::Driver;
-use super::memory::Keep;
+use super::memory::{Base, Keep};
 use super::problem::Problem;
 use super::step::ReadyStep;
 use super::stream::checked;
@@ -53,8 +53,8 @@ impl Drop for Exec {
 }
 
 impl StepGraph {
-    /// Bytes of device memory that this graph uses. They are the backend's own while it has not grown since the
-    /// capture.
+    /// Bytes of device memory that this graph uses beside the caller's. They are the backend's own while it has not
+    /// grown since the capture.
     pub fn device_bytes(&self) -> usize {
         self.workspace.bytes()
     }
@@ -100,10 +100,11 @@ impl Cuda {
         let driver = self.driver.clone();
         let mut uses = Uses::new(&driver)?;
         let ready = self.ready(batch, loss, output, self.tf32, &mut uses)?;
-        self.arena.reserve(&driver, ready.memory.layout)?;
-        let exec = Capture::of(self)?.step(loss, &ready)?;
+        let base = self.arena.place(&driver, ready.memory.layout, ready.given.workspace)?;
+        let exec = Capture::of(self)?.step(loss, &ready, base)?;
         let ReadyStep { problem, given, .. } = ready;
-        Ok(StepGraph { exec, problem, given, loss: *loss, workspace: self.arena.keep() })
+        let workspace = if given.workspace.is_some() { Keep::NOTHING } else { self.arena.keep() };
+        Ok(StepGraph { exec, problem, given, loss: *loss, workspace })
     }
 
     /// Queues a captured step, on the memory that it was captured with. The results are those of
@@ -163,11 +164,11 @@ impl<'a> Capture<'a> {
         Ok(Capture { cuda, backend, stream })
     }
 
-    fn step(self, loss: &Loss, ready: &ReadyStep) -> Result<Exec> {
+    fn step(self, loss: &Loss, ready: &ReadyStep, base: Base) -> Result<Exec> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live.
         checked("cuStreamBeginCapture", unsafe { result::stream::begin_capture(self.stream, mode) })?;
-        let submitted = self.cuda.submit(loss, ready);
+        let submitted = self.cuda.submit(loss, ready, base);
         // SAFETY: as above.
         let ended = checked("cuStreamEndCapture", unsafe { result::stream::end_capture(self.stream) });
         submitted?;

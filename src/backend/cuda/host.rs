@@ -314,7 +314,7 @@ impl Stream for Cuda {
         let problem = self.problem(batch, loss, &memory.inputs);
         let out = &memory.outputs;
         let at = |part: Part| self.arena.address(part);
-        let step = self.step_of(&problem, &memory.workspace);
+        let step = self.step_of(&problem, &memory.workspace, self.arena.base());
         let results = StatisticsOut {
             lse: at(out.lse),
             positive: at(out.positive),
@@ -378,7 +378,7 @@ impl Stream for Cuda {
         self.up(out.d_positive, d_positive)?;
         let problem = self.problem(batch, loss, &memory.inputs);
         let at = |part: Part| self.arena.address(part);
-        let step = self.step_of(&problem, &memory.workspace);
+        let step = self.step_of(&problem, &memory.workspace, self.arena.base());
         let upstream = Upstream {
             lse: at(out.lse),
             num_negatives: at(out.num_negatives),

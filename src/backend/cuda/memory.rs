@@ -6,10 +6,10 @@ use cudarc::driver::{DriverError, result, sys};
 
 use super::driver::Driver;
 use super::stream::checked;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shape};
 
 /// Parts start at multiples of this, as the widest loads and the copy engines like.
-const ALIGNMENT: usize = 256;
+pub(super) const ALIGNMENT: usize = 256;
 
 /// Counts bytes while parts are laid out.
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,6 +39,27 @@ impl Layout {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
+}
+
+/// Where a layout begins: the address of its first part.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Base(u64);
+
+impl Base {
+    /// Where nothing is allocated yet, no part may look like the null pointer: plans ask.
+    pub(super) const PLANNED: Base = Base(ALIGNMENT as u64);
+
+    /// Device address of a part; 0, the null pointer, of one that is not there.
+    pub(super) fn address(self, part: Part) -> u64 {
+        if part.bytes == 0 { 0 } else { self.0 + part.offset as u64 }
+    }
+}
+
+/// A workspace of the caller's, checked for its alignment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct GivenWorkspace {
+    pub(super) address: u64,
+    pub(super) bytes: usize,
 }
 
 /// Device memory, freed in the order of the stream that it was allocated in.
@@ -124,6 +145,9 @@ pub(super) struct Arena {
 pub(super) struct Keep(Option<Arc<Block>>);
 
 impl Keep {
+    /// Of a graph whose workspace is the caller's.
+    pub(super) const NOTHING: Keep = Keep(None);
+
     pub(super) fn bytes(&self) -> usize {
         self.0.as_ref().map_or(0, |block| block.bytes)
     }
@@ -140,12 +164,30 @@ impl Arena {
             return Ok(());
         }
         // First, so that its memory can be had again.
-        let outgrown = self.block.take();
-        if driver.capture_allowed {
-            self.outgrown.extend(outgrown);
-        }
+        self.release(driver);
         self.block = Some(Arc::new(Block::new(driver, layout.bytes)?));
         Ok(())
+    }
+
+    /// Where a layout lies: in the caller's workspace if there is one, else here, where this makes room for it.
+    pub(super) fn place(&mut self, driver: &Driver, layout: Layout, given: Option<GivenWorkspace>) -> Result<Base> {
+        let Some(GivenWorkspace { address, bytes }) = given else {
+            self.reserve(driver, layout)?;
+            return Ok(self.base());
+        };
+        if bytes < layout.bytes {
+            let rule = format!("at least {} bytes, which a plan says", layout.bytes);
+            return Err(shape("workspace", format!("{bytes} bytes"), rule));
+        }
+        Ok(Base(address))
+    }
+
+    /// Frees the block in the order of its stream, or keeps it for graphs of the caller's.
+    pub(super) fn release(&mut self, driver: &Driver) {
+        let block = self.block.take();
+        if driver.capture_allowed {
+            self.outgrown.extend(block);
+        }
     }
 
     /// What a graph keeps that was captured now.
@@ -153,11 +195,13 @@ impl Arena {
         Keep(self.block.clone())
     }
 
-    /// Device address of a part; 0, the null pointer, of one that is not there.
+    pub(super) fn base(&self) -> Base {
+        self.block.as_ref().map_or(Base::PLANNED, |block| Base(block.base))
+    }
+
+    /// Device address of a part.
     pub(super) fn address(&self, part: Part) -> u64 {
-        // Where nothing is allocated yet, no part may look like the null pointer: plans ask.
-        let base = self.block.as_ref().map_or(ALIGNMENT as u64, |block| block.base);
-        if part.bytes == 0 { 0 } else { base + part.offset as u64 }
+        self.base().address(part)
     }
 
     pub(super) fn upload<T: bytemuck::NoUninit>(&self, driver: &Driver, part: Part, values: &[T]) -> Result<()> {

@@ -57,13 +57,14 @@ pub use queue::DeviceQueue;
 pub use view::{DeviceElement, DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
 
 use crate::backend::Backend;
-use crate::error::{Error, Unavailable};
+use crate::error::{Error, Unavailable, value};
 use driver::Driver;
 use fault::FaultRecord;
-use memory::Arena;
+use memory::{Arena, Base};
 use passes::Step;
 use prepare::Swap;
 use problem::Problem;
+use stream::{PER_THREAD_RULE, is_per_thread};
 use workspace::Workspace;
 
 /// The CUDA backend, on a stream of its own. Keeps its device memory between calls.
@@ -130,6 +131,43 @@ impl Cuda {
         Ok(Cuda { driver, arena, fault, tf32: false })
     }
 
+    /// Goes over to another stream of the same context, with the kernels that are loaded: for a library that has a current
+    /// stream, such as PyTorch. Does not wait, and orders nothing between the two streams but the release of the memory that
+    /// the backend holds: on the new stream it begins with none. Steps that are given a workspace
+    /// ([`DeviceOutput::workspace`]) hold none anyway, so that for them this costs an event. A graph is replayed on the stream
+    /// that it was captured for.
+    ///
+    /// ```no_run
+    /// use catalog_softmax::Cuda;
+    /// use cudarc::driver::CudaContext;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let context = CudaContext::new(0)?;
+    /// let (training, validation) = (context.new_stream()?, context.new_stream()?);
+    /// let mut cuda = Cuda::on_stream(training)?;
+    /// cuda.move_to(validation)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a stream of another context or the per-thread default stream, [`Error::Driver`] where the driver
+    /// refuses. The backend then stays where it is.
+    pub fn move_to(&mut self, stream: Arc<CudaStream>) -> Result<(), Error> {
+        if stream.cu_stream() == self.driver.stream().cu_stream() {
+            return Ok(());
+        }
+        if is_per_thread(&stream) {
+            return Err(value("stream", "the per-thread default stream", PER_THREAD_RULE));
+        }
+        if stream.context().cu_ctx() != self.driver.context().cu_ctx() {
+            return Err(value("the CUDA context of stream", "another one", "the context of the backend's stream"));
+        }
+        self.driver.bind()?;
+        self.driver.leave()?;
+        self.arena.release(&self.driver);
+        self.driver = self.driver.moved_to(stream);
+        Ok(())
+    }
+
     /// The stream that all work runs on. Slices that are allocated on it are in order with the backend's work, and a
     /// read on it after a step sees the step's result.
     pub fn stream(&self) -> &Arc<CudaStream> {
@@ -148,9 +186,10 @@ impl Cuda {
         self.driver.allow_hopper(allow);
     }
 
-    fn step_of<'a>(&'a self, problem: &'a Problem, workspace: &'a Workspace) -> Step<'a> {
-        let (driver, arena, fault) = (&self.driver, &self.arena, self.fault.address());
-        Step { driver, arena, problem, workspace, fault, swap: Swap::default() }
+    /// A step whose workspace begins at `base`.
+    fn step_of<'a>(&'a self, problem: &'a Problem, workspace: &'a Workspace, base: Base) -> Step<'a> {
+        let (driver, fault) = (&self.driver, self.fault.address());
+        Step { driver, base, problem, workspace, fault, swap: Swap::default() }
     }
 
     /// Number of kernels that this backend has launched so far. Those of a graph count once, at the capture. For tests.
@@ -175,6 +214,13 @@ impl Cuda {
 }
 
 impl Backend for Cuda {}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // An error is that of a device that has failed, and runs nothing any more.
+        let _ = self.driver.bind().and_then(|()| self.driver.leave());
+    }
+}
 
 /// Whether [`Cuda::new`] will find driver, device and kernels.
 pub(crate) fn check(ordinal: usize) -> Result<(), Unavailable> {

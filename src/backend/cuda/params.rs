@@ -224,10 +224,11 @@ params!(
 
 params!(
     /// `finish_rows_params.h`
-    EpilogueParams, 72, {
+    EpilogueParams, 80, {
         block_losses: u64,
         loss: u64,
         probability: u64,
+        d_lse: u64,
         positive_log_q: u64,
         row_weight: u64,
         weight_sums: u64,
@@ -265,7 +266,7 @@ params!(
 
 params!(
     /// `finish_rows_params.h`
-    FinishRowsParams, 136 + 48 + 72 + 136 + 16, {
+    FinishRowsParams, 136 + 48 + 80 + 136 + 16, {
         statistics: StatisticsParams,
         expected: ExpectedParams,
         epilogue: EpilogueParams,

@@ -10,7 +10,7 @@
 //!
 //! `wide.rs` has the launches of a stream over rows of more than 256 elements on Hopper.
 //!
-//! Every address that a launch gets comes from a [`Problem`] (inputs), a [`Workspace`] in the arena, or one of the output
+//! Every address that a launch gets comes from a [`Problem`] (inputs), a [`Workspace`], or one of the output
 //! structs in `finish.rs`, and holds as many elements as the kernel's parameter file says for the problem's sizes.
 
 use super::driver::{Driver, Grid};
@@ -19,7 +19,7 @@ use super::kernels::{
     DETAIL, EXPECTED, GRADIENT, HOPPER_BOUNDED, HOPPER_BOUNDED_EXPECTED, HOPPER_EXPECTED, HOPPER_GRADIENT,
     HOPPER_STATISTICS, PAIRED, STATISTICS,
 };
-use super::memory::{Arena, Part};
+use super::memory::{Base, Part};
 use super::params::{COLUMN_TERM, HITS, HopperParams, ROW_TERM, StreamParams};
 use super::prepare::Swap;
 use super::problem::{Problem, ProblemPool, ProblemPositives, Rows};
@@ -42,7 +42,8 @@ pub(super) enum Pass {
 #[derive(Clone, Copy)]
 pub(super) struct Step<'a> {
     pub(super) driver: &'a Driver,
-    pub(super) arena: &'a Arena,
+    /// Where the workspace begins.
+    pub(super) base: Base,
     pub(super) problem: &'a Problem,
     pub(super) workspace: &'a Workspace,
     /// Where kernels report what breaks a rule.
@@ -53,7 +54,7 @@ pub(super) struct Step<'a> {
 
 impl Step<'_> {
     pub(super) fn at(&self, part: Part) -> u64 {
-        self.arena.address(part)
+        self.base.address(part)
     }
 
     /// Address of element `index` of a part; 0 where the part is not there.

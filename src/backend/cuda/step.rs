@@ -7,7 +7,7 @@ use super::device_output::{DeviceGradients, DeviceOutput, DeviceStatistics, Devi
 use super::driver::Grid;
 use super::finish::{Back, LossOut, StatisticsOut, Totals};
 use super::kernels::{AVERAGE_DIRECTIONS, Variant};
-use super::memory::{Layout, Part};
+use super::memory::{Base, Layout, Part};
 use super::params::{
     CORRECTION_CORRECTED, CORRECTION_LOG_Q, CORRECTION_NONE, REDUCTION_MEAN, REDUCTION_SUM, REDUCTION_WEIGHTED_MEAN,
     SymmetricParams,
@@ -107,9 +107,9 @@ impl Cuda {
         let driver = self.driver.clone();
         let mut uses = Uses::new(&driver)?;
         let ready = self.ready(batch, loss, output, self.tf32, &mut uses)?;
-        self.arena.reserve(&driver, ready.memory.layout)?;
+        let base = self.arena.place(&driver, ready.memory.layout, ready.given.workspace)?;
         uses.start()?;
-        uses.finish(self.submit(loss, &ready))
+        uses.finish(self.submit(loss, &ready, base))
     }
 
     /// Checks a step and lays out its memory. Allocates and submits nothing.
@@ -123,28 +123,29 @@ impl Cuda {
     ) -> Result<ReadyStep> {
         let problem = batch.checked(loss, tf32, uses)?;
         let request = output.request();
+        output.check_options(loss)?;
         let memory = self.lay_out_step(&problem, loss, request);
         Ok(ReadyStep { given: output.checked(&problem, uses)?, problem, request, memory })
     }
 
-    /// Submits a step whose memory is reserved.
-    pub(super) fn submit(&self, loss: &Loss, ready: &ReadyStep) -> Result<()> {
+    /// Submits a step whose workspace begins at `base`.
+    pub(super) fn submit(&self, loss: &Loss, ready: &ReadyStep, base: Base) -> Result<()> {
         let ReadyStep { problem, request, given, memory } = ready;
         let places = Places {
             statistics: given.statistics,
-            loss: LossOut { loss: given.loss, probability: given.probability, ..options(loss) },
+            loss: LossOut { loss: given.loss, probability: given.probability, d_lse: given.d_lse, ..options(loss) },
             totals: given.totals,
         };
-        let query_of = memory.swapped.as_ref().map_or(0, |swapped| self.arena.address(swapped.query_of));
+        let query_of = memory.swapped.as_ref().map_or(0, |swapped| base.address(swapped.query_of));
         if query_of != 0 {
             // No candidate has a query yet.
             self.driver.fill(query_of, 0xff, problem.num_queries() * size_of::<u32>())?;
         }
         let swap = Swap { query_of, ..Swap::default() };
-        let step = Step { swap, ..self.step_of(problem, &memory.workspace) };
+        let step = Step { swap, ..self.step_of(problem, &memory.workspace, base) };
         direction(&step, *request, &places, given.back.as_ref())?;
         match &memory.swapped {
-            Some(swapped) => self.other_direction(problem, memory, swapped, &places, given.back.as_ref()),
+            Some(swapped) => self.other_direction(problem, memory, base, &places, given.back.as_ref(), swapped),
             None => Ok(()),
         }
     }
@@ -165,10 +166,10 @@ impl Cuda {
         let mut uses = Uses::new(&driver)?;
         let request = statistics.request();
         let (problem, memory) = self.one_direction(batch, loss, request, &mut uses)?;
-        let places = statistics.checked(&problem, &mut uses)?;
-        self.arena.reserve(&driver, memory.layout)?;
+        let (places, given) = statistics.checked(&problem, &mut uses)?;
+        let base = self.arena.place(&driver, memory.layout, given)?;
         uses.start()?;
-        let step = self.step_of(&problem, &memory.workspace);
+        let step = self.step_of(&problem, &memory.workspace, base);
         uses.finish(step.statistics_alone(request, &places))
     }
 
@@ -188,10 +189,10 @@ impl Cuda {
         let mut uses = Uses::new(&driver)?;
         let (problem, memory) = self.one_direction(batch, loss, Request::value_and_grad(), &mut uses)?;
         let upstream = upstream.checked(&problem, &mut uses)?;
-        let (back, totals) = gradients.checked(&problem, &mut uses)?;
-        self.arena.reserve(&driver, memory.layout)?;
+        let (back, totals, given) = gradients.checked(&problem, &mut uses)?;
+        let base = self.arena.place(&driver, memory.layout, given)?;
         uses.start()?;
-        let step = self.step_of(&problem, &memory.workspace);
+        let step = self.step_of(&problem, &memory.workspace, base);
         uses.finish(step.gradients_alone(&upstream, &back, &totals))
     }
 
@@ -228,16 +229,17 @@ impl Cuda {
         &self,
         problem: &Problem,
         memory: &StepMemory,
-        swapped: &Swapped,
+        base: Base,
         places: &Places,
         back: Option<&Back>,
+        swapped: &Swapped,
     ) -> Result<()> {
-        let at = |part: Part| self.arena.address(part);
+        let at = |part: Part| base.address(part);
         let (b, elements) = (problem.num_queries(), problem.num_queries() * problem.dim);
         let totals = at(swapped.totals);
         let other_places = Places {
             statistics: StatisticsOut::default(),
-            loss: LossOut { loss: at(swapped.loss), probability: at(swapped.probability), ..places.loss },
+            loss: LossOut { loss: at(swapped.loss), probability: at(swapped.probability), d_lse: 0, ..places.loss },
             totals: Totals { total: totals, d_temperature: totals + 8, d_log_temperature: totals + 16 },
         };
         let other_back = back.map(|_| Back {
@@ -245,9 +247,9 @@ impl Cuda {
             d_candidates: [at(swapped.d_candidates)].into_iter().collect(),
             ..Back::default()
         });
-        let other = self.swapped_problem(problem, memory.workspace.positive_ids, swapped.query_of);
+        let other = swapped_problem(problem, at(memory.workspace.positive_ids), at(swapped.query_of));
         let swap = Swap { swapped_weight: at(swapped.row_weight), ..Swap::default() };
-        let step = Step { swap, ..self.step_of(&other, &swapped.workspace) };
+        let step = Step { swap, ..self.step_of(&other, &swapped.workspace, base) };
         let request = Request { gradients: back.is_some(), ..Request::default() };
         direction(&step, request, &other_places, other_back.as_ref())?;
         // A query is a candidate there, and a candidate a query.
@@ -274,19 +276,6 @@ impl Cuda {
         self.driver.launch(AVERAGE_DIRECTIONS, Variant::ONLY, Grid::threads(threads), &params)
     }
 
-    /// The batch with its sides swapped: candidates are queries. Weights stay those of the queries as they were.
-    fn swapped_problem(&self, problem: &Problem, ids: Part, query_of: Part) -> Problem {
-        let at = |part: Part| self.arena.address(part);
-        // As a candidate, query i has its positive's id: a pair is masked in both directions or in neither.
-        let pool = ProblemPool { candidates: problem.queries, ids: at(ids), ..problem.pools[0] };
-        Problem {
-            queries: problem.pools[0].candidates,
-            pools: [pool].into_iter().collect(),
-            positives: ProblemPositives::Index(at(query_of)),
-            ..problem.clone()
-        }
-    }
-
     fn lay_out_step(&self, problem: &Problem, loss: &Loss, request: Request) -> StepMemory {
         let (b, dim) = (problem.num_queries(), problem.dim);
         let mut layout = Layout::default();
@@ -295,7 +284,8 @@ impl Cuda {
             let request = Request { gradients: request.gradients, ..Request::default() };
             let query_of = layout.part(b, 4);
             let row_weight = layout.part_if(problem.row_weight != 0, b, 4);
-            let other = self.swapped_problem(problem, workspace.positive_ids, query_of);
+            let at = |part: Part| Base::PLANNED.address(part);
+            let other = swapped_problem(problem, at(workspace.positive_ids), at(query_of));
             Swapped {
                 workspace: Workspace::lay_out(&mut layout, self.driver.limits, &other, request),
                 query_of,
@@ -308,6 +298,18 @@ impl Cuda {
             }
         });
         StepMemory { layout, workspace, swapped }
+    }
+}
+
+/// The batch with its sides swapped: candidates are queries. Weights stay those of the queries as they were.
+fn swapped_problem(problem: &Problem, ids: u64, query_of: u64) -> Problem {
+    // As a candidate, query i has its positive's id: a pair is masked in both directions or in neither.
+    let pool = ProblemPool { candidates: problem.queries, ids, ..problem.pools[0] };
+    Problem {
+        queries: problem.pools[0].candidates,
+        pools: [pool].into_iter().collect(),
+        positives: ProblemPositives::Index(query_of),
+        ..problem.clone()
     }
 }
 

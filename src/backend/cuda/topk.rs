@@ -110,7 +110,7 @@ impl Cuda {
         let _settled = self.driver.settled()?;
         self.upload_search(&search.matrix, layout, &inputs)?;
         let problem = self.search_problem(&search.matrix, similarity, 1.0, &inputs);
-        let step = self.step_of(&problem, &memory.workspace);
+        let step = self.step_of(&problem, &memory.workspace, self.arena.base());
         step.prepare(Request::value())?;
         step.top_k(&memory.lists, self.arena.address(indices), self.arena.address(scores))?;
         let count = search.num_queries() * k;
@@ -164,6 +164,7 @@ impl Cuda {
     /// let mut top = DeviceTopK {
     ///     indices: DeviceSliceMut::new(&mut indices),
     ///     scores: DeviceSliceMut::new(&mut scores),
+    ///     workspace: None,
     /// };
     /// cuda.top_k_on_device(&search, Similarity::Dot, k, &mut top)?;
     /// cuda.fault()?; // waits, and reports offsets of exclusions that are out of order
@@ -185,10 +186,10 @@ impl Cuda {
         let driver = self.driver.clone();
         let mut uses = Uses::new(&driver)?;
         let (problem, memory, layout) = self.lay_out_device_search(search, similarity, k, &mut uses)?;
-        let (indices, scores) = top.checked(problem.num_queries(), k, &mut uses)?;
-        self.arena.reserve(&driver, layout)?;
+        let (indices, scores, given) = top.checked(problem.num_queries(), k, &mut uses)?;
+        let base = self.arena.place(&driver, layout, given)?;
         uses.start()?;
-        let step = self.step_of(&problem, &memory.workspace);
+        let step = self.step_of(&problem, &memory.workspace, base);
         uses.finish(step.prepare(Request::value()).and_then(|()| step.top_k(&memory.lists, indices, scores)))
     }
 

@@ -7,6 +7,7 @@ use cudarc::driver::CudaStream;
 use half::{bf16, f16};
 
 use super::device_memory::{DeviceMemory, DeviceMemoryMut, Readable, Writable};
+use super::memory::{ALIGNMENT, GivenWorkspace};
 use super::problem::Rows;
 use super::uses::Uses;
 use crate::error::{Argument, Result, shape};
@@ -174,14 +175,26 @@ impl<'a, T> DeviceSliceMut<'a, T> {
     ) -> Result<u64> {
         let argument = argument.into();
         check_len(argument, self.len, len, OF_THE_SHAPE)?;
-        let address = match &mut self.target {
+        check_address(argument, self.address(argument, uses)?, size_of::<T>())
+    }
+
+    fn address<'u>(&'u mut self, argument: Argument, uses: &mut Uses<'u>) -> Result<u64> {
+        match &mut self.target {
             Target::Cudarc(memory) => {
                 uses.admit(argument, memory.owner())?;
-                uses.write(&mut **memory)
+                Ok(uses.write(&mut **memory))
             }
-            Target::Raw(address) => *address,
-        };
-        check_address(argument, address, size_of::<T>())
+            Target::Raw(address) => Ok(*address),
+        }
+    }
+}
+
+impl DeviceSliceMut<'_, u8> {
+    /// As the workspace of a step. Whether it is large enough is checked when the step is laid out.
+    pub(super) fn workspace<'u>(&'u mut self, uses: &mut Uses<'u>) -> Result<GivenWorkspace> {
+        let (argument, bytes) = (Argument::from("workspace"), self.len);
+        let address = check_address(argument, self.address(argument, uses)?, ALIGNMENT)?;
+        Ok(GivenWorkspace { address, bytes })
     }
 }
 

@@ -212,7 +212,9 @@ impl<'a> Widened<'a> {
             _ => f64::INFINITY,
         };
         let mut all = self.unmasked(row);
-        all.retain(|candidate| !(self.score(row, candidate.source) > bound));
+        // A NaN score is not above it.
+        let filtered = |score: f64| score > bound;
+        all.retain(|candidate| !filtered(self.score(row, candidate.source)));
         all
     }
 }

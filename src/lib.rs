@@ -91,6 +91,14 @@
 //! [`optimizer`] steps an embedding table (f32, f16 or bf16) in place: SGD, row-wise Adagrad or Adam, on all rows or on those
 //! that a step names.
 //!
+//! # Tables
+//!
+//! Sequential recommenders train an embedding table by ids. [`Batch::of_table`] names rows of it: [`Pool::rows`] as
+//! candidates of all queries, [`RowNegatives`] as negatives of each query's own, rows as positives, of which a query may
+//! have several ([`BatchBuilder::positive_offsets`]). Rows are read where they are. The gradient is that of the table,
+//! [`Gradients::d_table`], dense or for the named rows alone. With [`Backend::update`] it does not exist as a whole: the
+//! [`optimizer`] takes its step on a few rows at a time.
+//!
 //! # Temperature and evaluation
 //!
 //! A temperature is fixed, follows a schedule, or is learned from each step's gradient: [`temperature`]. [`evaluation`]

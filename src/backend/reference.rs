@@ -165,7 +165,8 @@ impl<'a> Scores<'a> {
     fn for_each_negative(&self, row: usize, bound: f64, mut visit: impl FnMut(usize, Negative)) {
         let mut score = |index: usize, at: At, log_q: Option<f32>| {
             let s = self.scale * dot(self.queries.row(row), self.embedding(at));
-            if !(s > bound) {
+            let left_out = s > bound;
+            if !left_out {
                 visit(index, Negative { at, s, z: s - log_q.map_or(0.0, f64::from) });
             }
         };

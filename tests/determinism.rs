@@ -20,7 +20,7 @@ fn run(cpu: &mut Cpu, problem: &Problem, output: &mut Step) {
 /// Everything; of every other table the rows that have a gradient.
 fn request(problem: &Problem) -> Request {
     let everything = Request::value_and_grad().with_moments().with_rank();
-    let sparse = problem.table.is_some() && problem.num_pairs() % 2 == 0;
+    let sparse = problem.table.is_some() && problem.num_pairs().is_multiple_of(2);
     if sparse { everything.row_sparse() } else { everything }
 }
 

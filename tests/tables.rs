@@ -22,7 +22,7 @@ fn check(config: &TableConfig) {
             lowered.results.get(&tensor.name).unwrap_or_else(|| panic!("{} of {config:?}", tensor.name)).clone();
         assert_eq!(copied.values.len(), tensor.values.len(), "{} of {config:?}", tensor.name);
         let tolerances: Vec<f64> = scales.iter().map(|scale| FLOAT64 * scale.terms).collect();
-        compare(&[tensor.clone()], &[copied], &[tolerances], 1.0)
+        compare(std::slice::from_ref(tensor), &[copied], &[tolerances], 1.0)
             .unwrap_or_else(|error| panic!("{error}\nin {config:?}"));
     }
 }

@@ -212,7 +212,10 @@ impl<'a> Widened<'a> {
             _ => f64::INFINITY,
         };
         let mut all = self.unmasked(row);
-        all.retain(|candidate| !(self.score(row, candidate.source) > bound));
+        all.retain(|candidate| {
+            let left_out = self.score(row, candidate.source) > bound;
+            !left_out
+        });
         all
     }
 }

@@ -9,6 +9,9 @@ use catalog_softmax_testing::problem::{PositiveData, Problem, Storage};
 use catalog_softmax_testing::step::Step;
 use half::f16;
 
+#[path = "bad_input/tables.rs"]
+mod tables;
+
 /// What an error must be: variant, argument, and a part of the value as given.
 #[derive(Debug, Clone, Copy)]
 enum Wanted {

@@ -3,8 +3,9 @@
 //! Inputs are `f32`: each is moved by a power of two and the difference that was represented is divided by. The error
 //! of a central difference is O(step²) and that of the loss 1e-15, so they agree to about 1e-6 of the tensor's size.
 
-use catalog_softmax::{Backend, Correction, Loss, Reduction, Reference, Similarity};
+use catalog_softmax::{Backend, Correction, Loss, Reduction, Reference, Similarity, TableGradient};
 use catalog_softmax_testing::generate::{Config, Masking};
+use catalog_softmax_testing::generate_tables::{CORRECTIONS, PoolKind, PositiveKind, REDUCTIONS, TableConfig};
 use catalog_softmax_testing::problem::{PositiveData, Problem, Storage};
 
 /// The total, with each row's coefficient held where the loss stops its gradient.
@@ -57,34 +58,44 @@ fn near(what: &str, slopes: &[f64], gradient: &[f64], size: f64) {
 }
 
 fn check(config: &Config) {
-    let mut problem = config.problem();
+    check_problem(config.problem(), &format!("{config:?}"));
+}
+
+fn check_problem(mut problem: Problem, what: &str) {
     // Lengths of at least 0.3, so that a step is small beside them.
     let lengthen = |storage: &mut Storage| {
         *storage = storage.map(|values| values.iter_mut().for_each(|x| *x += 0.3f32.copysign(*x)));
     };
     lengthen(&mut problem.queries);
     problem.pools.iter_mut().for_each(|pool| lengthen(&mut pool.candidates));
-    let what = format!("{config:?}");
+    if let Some(table) = &mut problem.table {
+        lengthen(&mut table.embeddings);
+    }
     let batch = problem.batch().expect("a valid problem");
     let (output, gradients) = Reference::new().value_and_grad(&batch, &problem.loss).expect("fits");
-    let weights: Option<Vec<f64>> =
-        (config.correction == Correction::CorrectedLogQ).then(|| output.probability.iter().map(|p| 1.0 - p).collect());
+    let weights: Option<Vec<f64>> = (problem.loss.correction == Correction::CorrectedLogQ)
+        .then(|| output.probability.iter().map(|p| 1.0 - p).collect());
     let weights = weights.as_deref();
 
     let size = gradients.d_queries.values.iter().fold(0.0f64, |max, d| max.max(d.abs()));
     assert!(size > 1e-2, "{what}: a case for the test");
-    near(&what, &differences(&problem, weights, |p| &mut p.queries), &gradients.d_queries.values, size);
-    for pool in 0..problem.pools.len() {
+    near(what, &differences(&problem, weights, |p| &mut p.queries), &gradients.d_queries.values, size);
+    for pool in (0..problem.pools.len()).filter(|&pool| problem.pools[pool].rows.is_none()) {
         let slopes = differences(&problem, weights, |p| &mut p.pools[pool].candidates);
-        near(&what, &slopes, &gradients.d_candidates[pool].values, size);
+        near(what, &slopes, &gradients.d_candidates[pool].values, size);
     }
-    assert_eq!(gradients.d_positive_embeddings.is_some(), config.separate);
+    if problem.table.is_some() {
+        let slopes = differences(&problem, weights, |p| &mut p.table.as_mut().expect("it has one").embeddings);
+        let d = gradients.d_table.as_ref().and_then(TableGradient::dense).expect("a table has a gradient");
+        near(what, &slopes, &d.values, size);
+    }
+    assert_eq!(gradients.d_positive_embeddings.is_some(), matches!(problem.positives, PositiveData::Separate(_)));
     if let Some(d) = &gradients.d_positive_embeddings {
         let slopes = differences(&problem, weights, |p| match &mut p.positives {
             PositiveData::Separate(embeddings) => embeddings,
             PositiveData::Index(_) => panic!("separate"),
         });
-        near(&what, &slopes, &d.values, size);
+        near(what, &slopes, &d.values, size);
     }
 
     let tau = problem.loss.temperature;
@@ -133,6 +144,45 @@ fn gradients_of_symmetric_losses_are_slopes_too() {
             for masking in [Masking::None, Masking::Ids] {
                 let config = Config { similarity, temperature: 0.7, reduction, masking, ..Config::new(6, 6, 4) };
                 check(&Config { symmetric: true, weights: true, seed: 4, ..config });
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_by_a_table_are_slopes_too() {
+    let pools = [(vec![PoolKind::Rows(5)], 3), (vec![], 4), (vec![PoolKind::WholeTable, PoolKind::Own(3)], 0)];
+    let mut seed = 0;
+    for (pools, per_row) in &pools {
+        for positives in
+            [PositiveKind::One, PositiveKind::Several, PositiveKind::Separate, PositiveKind::SeveralSeparate]
+        {
+            for correction in CORRECTIONS {
+                let several = matches!(positives, PositiveKind::Several | PositiveKind::SeveralSeparate);
+                if several && correction == Correction::CorrectedLogQ {
+                    // Held weights of rows with several positives are not told by the rows' losses.
+                    continue;
+                }
+                seed += 1;
+                let config = TableConfig {
+                    similarity: if seed % 2 == 0 { Similarity::Cosine } else { Similarity::Dot },
+                    temperature: 0.7,
+                    correction,
+                    reduction: REDUCTIONS[seed % 4],
+                    pools: pools.clone(),
+                    per_row: *per_row,
+                    positives,
+                    positive_weight: seed % 3 == 0,
+                    excluded: seed % 5 == 0,
+                    ids: seed % 7 < 3,
+                    weights: true,
+                    seed: seed as u64,
+                    ..TableConfig::new(5, 9, 4)
+                };
+                // A filter's bound is a constant of the step: far above the scores, it is one for the differences, too.
+                let mut problem = config.problem();
+                problem.loss = problem.loss.false_negative_margin(50.0);
+                check_problem(problem, &format!("{config:?}"));
             }
         }
     }

@@ -8,8 +8,9 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use catalog_softmax::{Backend, Correction, Cpu, DType, Reference, Request};
+use catalog_softmax::{Backend, Correction, Cpu, DType, Reference, Request, TableGradient};
 use catalog_softmax_testing::generate::{Config, Masking};
+use catalog_softmax_testing::generate_tables::{FilterKind, PoolKind, PositiveKind, TableConfig};
 use catalog_softmax_testing::problem::Problem;
 use catalog_softmax_testing::step::Step;
 use catalog_softmax_testing::topk::{SearchData, Values};
@@ -81,9 +82,19 @@ fn output_bytes<T>(output: &Step<T>) -> usize {
             .chain([&g.d_queries])
             .chain(&g.d_positive_embeddings)
             .map(|matrix| matrix.values.capacity())
+            .chain([table_elements(g.d_table.as_ref())])
     });
     let expected = statistics.expected_negative.as_ref().map_or(0, |matrix| matrix.values.capacity());
     numbers * size_of::<f64>() + (gradients.sum::<usize>() + expected) * size_of::<T>()
+}
+
+/// Elements of a table's gradient; an index is as large as an element of `f32`.
+fn table_elements<T>(d_table: Option<&TableGradient<T>>) -> usize {
+    match d_table {
+        Some(TableGradient::Dense(d)) => d.values.capacity(),
+        Some(TableGradient::RowSparse(rows)) => rows.values.values.capacity() + rows.rows.capacity(),
+        None => 0,
+    }
 }
 
 /// What a first step and a second one allocate beside the output, and what the plan says.
@@ -117,6 +128,32 @@ fn problems() -> Vec<Problem> {
     let symmetric = Config { symmetric: true, weights: true, ..Config::new(1500, 1500, 100) };
     let narrow = Config::new(1, 4_000, 1);
     catalogue.into_iter().chain([separate, symmetric, narrow]).map(|config| config.problem()).collect()
+}
+
+/// Over a table: negatives of rows' own, with and without pools; the whole of it; few rows of a large one.
+fn table_problems() -> Vec<Problem> {
+    let own = TableConfig {
+        per_row: 100,
+        positives: PositiveKind::Several,
+        correction: Correction::LogQ,
+        filter: FilterKind::MarginAbove,
+        excluded: true,
+        weights: true,
+        ..TableConfig::new(512, 9_000, 64)
+    };
+    let both = TableConfig { pools: vec![PoolKind::Rows(6_000), PoolKind::Own(500)], dtype: DType::F16, ..own.clone() };
+    let catalogue = TableConfig {
+        pools: vec![PoolKind::WholeTable],
+        per_row: 0,
+        positives: PositiveKind::SeveralSeparate,
+        ids: true,
+        ..own.clone()
+    };
+    let large =
+        TableConfig { b: 40, rows: 100_000, pools: vec![PoolKind::Rows(300)], dtype: DType::Bf16, ..own.clone() };
+    let wide = TableConfig { b: 70, rows: 1_000, dim: 600, positives: PositiveKind::One, ..own.clone() };
+    let narrow = TableConfig { b: 3, dim: 1, filter: FilterKind::None, ..own.clone() };
+    [own, both, catalogue, large, wide, narrow].iter().map(TableConfig::problem).collect()
 }
 
 const HERE: &str = "steps_and_searches_allocate_what_their_plans_say";
@@ -159,6 +196,18 @@ fn steps_and_searches_allocate_what_their_plans_say() {
             a_step_on_the_cpu(&problem, request);
         }
     }
+    for problem in table_problems() {
+        for request in [
+            Request::value().with_rank(),
+            Request::value_and_grad().with_moments().with_rank(),
+            Request::value_and_grad().row_sparse(),
+        ] {
+            a_step_on_the_cpu(&problem, request);
+        }
+        for request in [Request::value_and_grad(), Request::value_and_grad().row_sparse()] {
+            fresh_threads().install(|| an_accumulating_step(&problem, request));
+        }
+    }
     let small = Config { symmetric: true, weights: true, ..Config::new(60, 60, 40) };
     let uneven = Config { separate: true, masking: Masking::Ids, ..Config::new(70, 300, 33) };
     for config in [small, uneven] {
@@ -186,6 +235,18 @@ fn a_step_on_the_cpu(problem: &Problem, request: Request) {
     // All buffers are there already: a second step allocates what the matmuls pack and give back, a list of work and, of a
     // symmetric loss, the other direction's output.
     assert!(problem.loss.symmetric || second <= planned / 3 + RAYON, "{shape}: {second} in a second step");
+}
+
+/// A step whose gradients are added to those of the step before.
+fn an_accumulating_step(problem: &Problem, request: Request) {
+    let batch = problem.batch().expect("a valid problem");
+    let (mut cpu, mut output) = (Cpu::new(), Step::default());
+    let accumulating = request.accumulate();
+    output.compute(&mut Cpu::new(), &batch, &problem.loss, request).expect("a loss that fits");
+    let planned = cpu.plan(&batch, &problem.loss, accumulating).expect("a loss that fits").workspace_bytes;
+    let used = peak(|| output.compute(&mut cpu, &batch, &problem.loss, accumulating).expect("a loss that fits"));
+    println!("{request:?}, accumulating: planned {planned}, used {used}");
+    assert!(used <= planned + RAYON, "{request:?}: used {used}, planned {planned}");
 }
 
 fn a_search_on_the_cpu(data: &SearchData, (b, n, k): (usize, usize, usize)) {

@@ -1,7 +1,9 @@
 //! The reference on batches over a table against itself on ordinary ones: each row lowered to a problem of copies, which
 //! knows no table, no pairs and no filter. What is lowered shares no code with the crate.
 
-use catalog_softmax::{Correction, DType, Reduction, Similarity};
+use catalog_softmax::{
+    Backend, Correction, DType, Gradients, Output, Reduction, Reference, Request, Similarity, TableGradient,
+};
 use catalog_softmax_testing::generate_tables::{CORRECTIONS, FILTERS, PoolKind, PositiveKind, REDUCTIONS, TableConfig};
 use catalog_softmax_testing::lowering::{Lift, lower};
 use catalog_softmax_testing::problem::Problem;
@@ -20,7 +22,7 @@ fn check(config: &TableConfig) {
             lowered.results.get(&tensor.name).unwrap_or_else(|| panic!("{} of {config:?}", tensor.name)).clone();
         assert_eq!(copied.values.len(), tensor.values.len(), "{} of {config:?}", tensor.name);
         let tolerances: Vec<f64> = scales.iter().map(|scale| FLOAT64 * scale.terms).collect();
-        compare(&[tensor.clone()], &[copied], &[tolerances], 1.0)
+        compare(std::slice::from_ref(tensor), &[copied], &[tolerances], 1.0)
             .unwrap_or_else(|error| panic!("{error}\nin {config:?}"));
     }
 }
@@ -100,6 +102,52 @@ fn the_reference_agrees_with_itself_at_small_and_large_temperatures() {
                 filter: FILTERS[2],
                 ..exact()
             });
+        }
+    }
+}
+
+/// Every gradient of the reference: a row-sparse one as a dense one, and sums where they are asked for.
+#[test]
+fn the_reference_has_row_sparse_and_accumulated_gradients() {
+    let config = TableConfig {
+        pools: vec![PoolKind::Rows(9), PoolKind::Own(4)],
+        per_row: 3,
+        positives: PositiveKind::Several,
+        ..TableConfig::new(8, 60, 5)
+    };
+    let problem = config.problem();
+    let gradients = |request: Request, mut into: Gradients<f64>| {
+        let batch = problem.batch().expect("a valid problem");
+        let mut output = Output::default();
+        Reference::new()
+            .compute(&batch, &problem.loss, request, &mut output, Some(&mut into))
+            .expect("a loss that fits");
+        into
+    };
+    let dense = gradients(Request::value_and_grad(), Gradients::default());
+    let sparse = gradients(Request::value_and_grad().row_sparse(), Gradients::default());
+    let d = dense.d_table.as_ref().and_then(TableGradient::dense).expect("asked for");
+    let rows = sparse.d_table.as_ref().and_then(TableGradient::row_sparse).expect("asked for");
+    assert!(rows.rows.is_sorted_by(|a, b| a < b) && rows.rows.len() < 40);
+    for row in 0..60 {
+        match rows.rows.binary_search(&row) {
+            Ok(at) => assert_eq!(rows.values.row(at), d.row(row as usize)),
+            Err(_) => assert!(d.row(row as usize).iter().all(|&d| d == 0.0)),
+        }
+    }
+    for (request, once) in [(Request::value_and_grad(), dense), (Request::value_and_grad().row_sparse(), sparse)] {
+        let twice = gradients(request.accumulate(), once.clone());
+        assert_eq!(twice.d_temperature, 2.0 * once.d_temperature);
+        let (one, two) = match (&once.d_table, &twice.d_table) {
+            (Some(TableGradient::Dense(one)), Some(TableGradient::Dense(two))) => (one, two),
+            (Some(TableGradient::RowSparse(one)), Some(TableGradient::RowSparse(two))) => (&one.values, &two.values),
+            other => panic!("two forms: {other:?}"),
+        };
+        let matrices =
+            [(one, two), (&once.d_queries, &twice.d_queries), (&once.d_candidates[1], &twice.d_candidates[1])];
+        for (one, two) in matrices {
+            assert!(!one.values.is_empty());
+            assert!(one.values.iter().zip(&two.values).all(|(one, two)| 2.0 * one == *two));
         }
     }
 }

@@ -116,7 +116,7 @@ impl<T: Real> Gradients<T> {
         }
         match (&mut self.d_table, &other.d_table) {
             (Some(TableGradient::Dense(a)), Some(TableGradient::Dense(b))) => a.add(b),
-            (Some(TableGradient::RowSparse(a)), Some(TableGradient::RowSparse(b))) => *a = a.sum(b),
+            (Some(TableGradient::RowSparse(a)), Some(TableGradient::RowSparse(b))) => a.add(b),
             _ => {}
         }
         self.d_temperature += other.d_temperature;
@@ -191,27 +191,36 @@ impl<T: Real> RowSparse<T> {
         Matrix { values, rows, dim }
     }
 
-    /// The sum of two, with the rows of both.
-    pub(crate) fn sum(&self, other: &RowSparse<T>) -> RowSparse<T> {
+    /// Adds another's rows, in place: those of both are merged from the last one on.
+    pub(crate) fn add(&mut self, other: &RowSparse<T>) {
         let dim = self.values.dim.max(other.values.dim);
-        let (mut rows, mut values) = (Vec::new(), Vec::new());
-        let (mut i, mut j) = (0, 0);
-        while i < self.rows.len() || j < other.rows.len() {
-            let (a, b) = (self.rows.get(i).copied(), other.rows.get(j).copied());
-            let row = a.into_iter().chain(b).min().expect("one of the two has a row left");
-            rows.push(row);
-            let start = values.len();
-            values.resize(start + dim, T::default());
-            for (from, at, next) in [(self, &mut i, a), (other, &mut j, b)] {
-                if next == Some(row) {
-                    for (to, &x) in values[start..].iter_mut().zip(from.values.row(*at)) {
-                        *to = T::from_f64((*to).into() + x.into());
-                    }
-                    *at += 1;
+        let (mut i, mut j) = (self.rows.len(), other.rows.len());
+        let common = other.rows.iter().filter(|row| self.rows.binary_search(row).is_ok()).count();
+        let rows = i + j - common;
+        self.rows.reserve_exact(rows - i);
+        self.rows.resize(rows, 0);
+        self.values.values.reserve_exact((rows - i) * dim);
+        self.values.values.resize(rows * dim, T::default());
+        (self.values.rows, self.values.dim) = (rows, dim);
+        let values = &mut self.values.values;
+        for to in (0..rows).rev() {
+            let row = |rows: &[u32], end: usize| end.checked_sub(1).map(|last| rows[last]);
+            let (mine, others) = (row(&self.rows, i), row(&other.rows, j));
+            if mine >= others {
+                i -= 1;
+                self.rows[to] = self.rows[i];
+                values.copy_within(i * dim..(i + 1) * dim, to * dim);
+            }
+            if others >= mine {
+                j -= 1;
+                let (to_row, from) = (&mut values[to * dim..(to + 1) * dim], other.values.row(j));
+                match mine == others {
+                    true => to_row.iter_mut().zip(from).for_each(|(to, &x)| *to = T::from_f64((*to).into() + x.into())),
+                    false => to_row.copy_from_slice(from),
                 }
+                self.rows[to] = other.rows[j];
             }
         }
-        RowSparse { values: Matrix { values, rows: rows.len(), dim }, rows }
     }
 }
 

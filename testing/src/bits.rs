@@ -1,8 +1,9 @@
 //! For tests that compare outputs bit by bit.
 
-use catalog_softmax::{Correction, DType, Similarity};
+use catalog_softmax::{Correction, DType, Similarity, TableGradient};
 
 use super::generate::{Config, Masking};
+use super::generate_tables::{FilterKind, PoolKind, PositiveKind, TableConfig};
 use super::problem::Problem;
 use super::step::Step;
 
@@ -28,6 +29,29 @@ pub fn problems() -> Vec<Problem> {
     ]
 }
 
+/// Problems over a table, with several positives and filters.
+pub fn table_problems() -> Vec<Problem> {
+    let base = TableConfig {
+        pools: vec![PoolKind::Rows(700), PoolKind::Own(33), PoolKind::Rows(300)],
+        per_row: 70,
+        positives: PositiveKind::Several,
+        correction: Correction::LogQ,
+        filter: FilterKind::MarginAbove,
+        excluded: true,
+        weights: true,
+        ..TableConfig::new(530, 3_000, 24)
+    };
+    let catalogue = TableConfig { pools: vec![PoolKind::WholeTable], per_row: 0, ids: true, ..base.clone() };
+    let own =
+        TableConfig { pools: Vec::new(), per_row: 300, dtype: DType::F16, filter: FilterKind::Ratio, ..base.clone() };
+    let separate =
+        TableConfig { b: 3, dim: 300, positives: PositiveKind::SeveralSeparate, dtype: DType::Bf16, ..base.clone() };
+    let one = TableConfig { b: 1, dim: 1, positives: PositiveKind::One, similarity: Similarity::Dot, ..base.clone() };
+    // Few rows of a table in many places.
+    let few = TableConfig { rows: 7, frozen: 1, ..base.clone() };
+    [base, catalogue, own, separate, one, few].iter().map(TableConfig::problem).collect()
+}
+
 /// All of an output as bits: −0 is not 0, and NaN is itself.
 pub fn bits(output: &Step) -> Vec<u64> {
     let statistics = &output.statistics;
@@ -39,7 +63,14 @@ pub fn bits(output: &Step) -> Vec<u64> {
     let doubles = doubles.chain([output.total, g.d_temperature, g.d_log_temperature]).map(f64::to_bits);
     let singles = [&g.d_queries, statistics.expected_negative.as_ref().expect("asked for")];
     let singles = singles.into_iter().chain(&g.d_candidates).chain(&g.d_positive_embeddings);
+    let (dense, row_sparse) = match &g.d_table {
+        Some(TableGradient::Dense(d)) => (Some(d), None),
+        Some(TableGradient::RowSparse(rows)) => (Some(&rows.values), Some(&rows.rows)),
+        None => (None, None),
+    };
+    let singles = singles.chain(dense);
     let singles = singles.flat_map(|matrix| &matrix.values).map(|v| u64::from(v.to_bits()));
     let counts = [&statistics.num_negatives, &rank.above, &rank.ties].into_iter().flatten().copied();
-    doubles.chain(singles).chain(counts).collect()
+    let rows = row_sparse.into_iter().flatten().map(|&row| u64::from(row));
+    doubles.chain(singles).chain(counts).chain(rows).collect()
 }

@@ -212,9 +212,10 @@ impl<'a> Widened<'a> {
             _ => f64::INFINITY,
         };
         let mut all = self.unmasked(row);
-        // A NaN score is not above it.
-        let filtered = |score: f64| score > bound;
-        all.retain(|candidate| !filtered(self.score(row, candidate.source)));
+        all.retain(|candidate| {
+            let left_out = self.score(row, candidate.source) > bound;
+            !left_out
+        });
         all
     }
 }

@@ -109,8 +109,8 @@ pub(super) fn plan(batch: &Batch<'_>, symmetric: bool, request: Request) -> Plan
 }
 
 /// What the gradient of a table and negatives of a row's own take: lists of who names which row, each thread's stretch of
-/// rows and its list of one row's negatives, the stretches themselves, and a stretch that is added to the caller's
-/// gradients.
+/// rows and its list of one row's negatives, the stretches themselves, a stretch that is added to the caller's gradients,
+/// and a row-sparse gradient before it is added to the caller's.
 fn table_bytes(batch: &Batch<'_>, cut: &Cut, request: Request) -> usize {
     let dim = batch.dim();
     let spare = if request.accumulate { cut.block_n.max(ROWS_PER_TASK) * dim * size_of::<f32>() } else { 0 };
@@ -119,7 +119,8 @@ fn table_bytes(batch: &Batch<'_>, cut: &Cut, request: Request) -> usize {
     let own = batch.matrix.row_negatives.map_or(0, |negatives| 2 * negatives.per_row * size_of::<u32>());
     let stretches = table.shape.rows.div_ceil(cut.block_n) * UNIT_BYTES;
     let back = if request.gradients { TableUses::bytes(batch) + stretches } else { 0 };
-    threads * (spare + own + TableScratch::bytes(cut.block_n, dim)) + back
+    let added = if request.accumulate && request.row_sparse { TableUses::gradient_bytes(batch) } else { 0 };
+    threads * (spare + own + TableScratch::bytes(cut.block_n, dim)) + back + added
 }
 
 /// What a symmetric loss keeps beside the output: the swapped batch's indices and weights, twice while they are checked,

@@ -93,11 +93,22 @@ impl TableUses {
     /// Bytes of the lists.
     pub(super) fn bytes(batch: &Batch<'_>) -> usize {
         let Some(table) = &batch.matrix.table else { return 0 };
-        let own = batch.matrix.row_negatives.map_or(0, |negatives| negatives.rows.len());
-        let uses = batch.num_candidates() + own + batch.num_positives();
+        let uses = Self::most(batch);
         // A list that grows while its entries are counted doubles.
         let rows = uses.min(table.shape.rows).next_power_of_two().max(4);
         2 * uses * size_of::<u64>() + 2 * rows * size_of::<u32>()
+    }
+
+    /// Bytes of a row-sparse gradient, at most.
+    pub(super) fn gradient_bytes(batch: &Batch<'_>) -> usize {
+        let rows = batch.matrix.table.as_ref().map_or(0, |table| table.shape.rows);
+        Self::most(batch).min(rows) * (batch.dim() * size_of::<f32>() + size_of::<u32>())
+    }
+
+    /// The largest number of uses of rows.
+    fn most(batch: &Batch<'_>) -> usize {
+        let own = batch.matrix.row_negatives.map_or(0, |negatives| negatives.rows.len());
+        batch.num_candidates() + own + batch.num_positives()
     }
 }
 
@@ -286,13 +297,17 @@ impl<'a> TableJob<'a> {
         };
         let dim = self.batch.dim();
         fresh.rows.clear();
+        fresh.rows.reserve_exact(stretches.iter().map(TableRows::len).sum());
         fresh.rows.extend(stretches.iter().flat_map(|rows| (0..rows.len()).map(|position| rows.at(position))));
         fresh.values.set_shape(fresh.rows.len(), dim);
         let mut rest = fresh.values.values.as_mut_slice();
         let outs = stretches.iter().map(|rows| StretchOut::Sparse(split_off(&mut rest, rows.len() * dim)));
         run(outs.collect());
         *to = Some(TableGradient::RowSparse(match before {
-            Some(before) => before.sum(&fresh),
+            Some(mut before) => {
+                before.add(&fresh);
+                before
+            }
             None => fresh,
         }));
     }

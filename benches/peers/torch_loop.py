@@ -9,15 +9,18 @@ cosine similarity over a temperature and softmax cross-entropy, of the same numb
 linear_cross_entropy has no place for.
 
 Milliseconds are medians of alternating rounds: of the loss and its backward alone, and of the whole step. Memory is the peak of the
-loss and its backward beside what was resident before. PyTorch runs as it comes; with --kept-memory all get huge pages and memory that
-is kept between steps. --overhead compares the operator with the Rust call alone, on the same tensors and threads.
+loss and its backward beside what was resident before. Each shape runs twice, in processes of their own: with PyTorch as it comes, and
+with huge pages and memory that is kept between steps, which all of them get then. --overhead compares the operator with the Rust call
+alone, on the same tensors and threads.
 """
 
 import argparse
 import datetime
+import json
 import math
 import os
 import statistics
+import subprocess
 import sys
 import time
 
@@ -42,11 +45,12 @@ NUM_CANDIDATES = {"sampled": 32_768, "full": 100_000}
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="*", default=SHAPES.split(), help="B:in-batch|sampled|full:D")
-    parser.add_argument("--peers", nargs="*", default=["eager", "lce 64", "lce 256", "compile"], help='also "lce auto": very slow at full')
+    parser.add_argument("--peers", nargs="*", default=["eager", "lce 64", "lce 256", "lce auto", "compile"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="alternations between the implementations")
     parser.add_argument("--steps", type=int, default=3, help="counted steps per implementation and round")
-    parser.add_argument("--kept-memory", action="store_true", help="huge pages, freed memory is kept: not as PyTorch comes")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # what the script runs itself with: one shape
+    parser.add_argument("--kept-memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--overhead", action="store_true", help="the operator against the Rust call alone")
     return parser.parse_args()
 
@@ -122,7 +126,8 @@ class Step:
         return status("VmHWM") - before
 
 
-def compare(shape, args):
+def measure(shape, args):
+    """Of each loss, in this process: medians and least of loss and backward, median of the step, peak bytes."""
     b, kind, dim = shape.split(":")
     b, dim = int(b), int(dim)
     steps = {name: Step(implementation(name), b, kind, dim) for name in [*args.peers, "ours"]}
@@ -130,19 +135,39 @@ def compare(shape, args):
     losses = {name: step.step()[0] for name, step in steps.items()}  # compiles, allocates
     for name, loss in losses.items():
         assert abs(loss - losses["ours"]) <= 1e-4 * abs(loss), f"{name} has the loss {loss}, ours {losses['ours']}"
-    for _ in range(args.rounds):
+    for round in range(args.rounds):
         for name, step in steps.items():
-            step.step()
-            for _ in range(args.steps):
+            # Its automatic chunks are a few rows, and take seconds: one step is enough to see it.
+            slow = name == "lce auto"
+            if slow and round > 0:
+                continue
+            if not slow:
+                step.step()
+            for _ in range(1 if slow else args.steps):
                 _, part, whole = step.step()
                 parts[name].append(part)
                 wholes[name].append(whole)
-    for name, step in steps.items():
-        part, whole = (statistics.median(seconds[name]) * 1e3 for seconds in (parts, wholes))
-        ratio = part / (statistics.median(parts["ours"]) * 1e3)
-        n = steps["ours"].n
-        cells = [datetime.date.today().isoformat(), f"{b} x {n} x {dim}, {kind}", name, f"{part:.2f} ({min(parts[name]) * 1e3:.2f})"]
-        print("| " + " | ".join([*cells, f"{ratio:.1f}", f"{whole:.2f}", f"{step.memory() / 2**20:.1f}"]) + " |", flush=True)
+    return {
+        name: [statistics.median(parts[name]), min(parts[name]), statistics.median(wholes[name]), step.memory(), step.n]
+        for name, step in steps.items()
+    }
+
+
+def compare(shape, args):
+    """A line for each loss: both processes."""
+    found = []
+    for kept in ([], ["--kept-memory"]):
+        command = [sys.executable, __file__, "--measure", shape, "--rounds", str(args.rounds), "--steps", str(args.steps)]
+        command += ["--threads", str(args.threads), "--peers", *args.peers, *kept]
+        found.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]))
+    b, kind, dim = shape.split(":")
+    for name in found[0]:
+        cells = [datetime.date.today().isoformat(), f"{b} x {found[0][name][-1]} x {dim}, {kind}", name]
+        for of_mode in found:
+            median, least, whole, memory, _ = of_mode[name]
+            cells += [f"{median * 1e3:.2f} ({least * 1e3:.2f})", f"{median / of_mode['ours'][0]:.1f}"]
+        _, _, whole, memory, _ = found[0][name]
+        print("| " + " | ".join([*cells, f"{whole * 1e3:.2f}", f"{memory / 2**20:.1f}"]) + " |", flush=True)
 
 
 def overhead(shape, args):
@@ -183,15 +208,17 @@ def main():
     torch.set_num_threads(args.threads)
     if args.kept_memory:
         keep_freed_memory()
-    memory = "with huge pages, kept between steps" if args.kept_memory else "as it comes"
-    print(f"{processor()}, {args.threads} threads; PyTorch {torch.__version__}, f32, memory {memory}; median (best) of {args.rounds}")
-    print(f"alternating rounds of {args.steps} steps; load average at the start {os.getloadavg()[0]:.1f}\n")
+    if args.measure:
+        print(json.dumps(measure(args.measure, args)))
+        return
+    print(f"{processor()}, {args.threads} threads; PyTorch {torch.__version__}, f32; median (best) of {args.rounds} alternating rounds")
+    print(f"of {args.steps} steps; load average at the start {os.getloadavg()[0]:.1f}\n")
     if args.overhead:
         print("| date | B x N x D | operator, ms | Rust call, ms | difference, ms |")
         print("|" + "---|" * 5)
     else:
-        print("| date | B x N x D | loss | loss and backward, ms | times ours | whole step, ms | memory, MiB |")
-        print("|" + "---|" * 7)
+        print("| date | B x N x D | loss | loss and backward, ms | times ours | huge pages, kept, ms | times ours | step, ms | memory, MiB |")
+        print("|" + "---|" * 9)
     for shape in args.shapes:
         (overhead if args.overhead else compare)(shape, args)
 

@@ -45,7 +45,9 @@ def plan(place: Place, batch: tuple, loss: tuple, requested: tuple[bool, bool, b
     return _core.device_plan(place.raw, batch, loss, requested)
 
 
-def compute(place: Place, batch: tuple, loss: tuple, results: dict[str, tuple[tuple[int, ...], str]], gradients: dict | None = None) -> dict:
+def compute(
+    place: Place, batch: tuple, loss: tuple, results: dict[str, tuple[tuple[int, ...], str]], gradients: dict | None = None
+) -> dict[str, Any]:
     """A step. `results` names what is wanted, with shapes and types (`src/device.rs` has the names); "total" is there always.
     `gradients`: see `gradient_places`. Returns the arrays."""
     arrays, raw = {}, {}

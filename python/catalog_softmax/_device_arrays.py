@@ -36,20 +36,18 @@ def on_device(values: Any) -> bool:
     """Whether an array says that it is in a CUDA device's memory."""
     if isinstance(values, np.ndarray):
         return False
-    if hasattr(values, "__cuda_array_interface__"):
-        return True
-    return hasattr(values, "__dlpack_device__") and values.__dlpack_device__()[0] in (_CUDA, _CUDA_MANAGED)
+    if hasattr(values, "__dlpack_device__"):
+        return values.__dlpack_device__()[0] in (_CUDA, _CUDA_MANAGED)
+    return hasattr(values, "__cuda_array_interface__")
 
 
 def stream_of(arrays: Sequence[Any], stream: int | None) -> int:
     """The stream that a call runs on: the one that is asked for, else the one that the arrays name, else the legacy default one."""
     if stream is not None:
         return stream
-    named = {
-        values.__cuda_array_interface__.get("stream")
-        for values in arrays
-        if values is not None and hasattr(values, "__cuda_array_interface__")
-    } - {None}
+    # DLPack names none: there, the producer is told the one that has to wait.
+    plain = [values for values in arrays if values is not None and not hasattr(values, "__dlpack_device__") and on_device(values)]
+    named = {values.__cuda_array_interface__.get("stream") for values in plain} - {None}
     if len(named) > 1:
         raise ValueError(f"the arrays name the streams {sorted(named)}; rule: one of them, or the argument stream")
     return named.pop() if named else 0
@@ -61,14 +59,8 @@ class View:
     def __init__(self, values: Any, argument: str, stream: int):
         if not on_device(values):
             raise ValueError(f"{argument} is in host memory; rule: device memory, as queries")
-        try:
-            described = _of_interface(values)
-        except (TypeError, AttributeError):
-            if not hasattr(values, "__dlpack__"):
-                raise
-            # A type that the interface has no name for: bfloat16 of PyTorch.
-            described = None
-        self.address, self.shape, strides, self.dtype, self.ordinal, self.owner = described or _of_dlpack(values, argument, stream)
+        described = _of_dlpack(values, argument, stream) if hasattr(values, "__dlpack__") else _of_interface(values)
+        self.address, self.shape, strides, self.dtype, self.ordinal, self.owner = described
         if any(n == 0 for n in self.shape):
             self.strides = tuple(strides or (0,) * len(self.shape))
             return
@@ -196,7 +188,8 @@ def compute(batch: Batch, loss: tuple, requested: tuple[bool, bool, bool]) -> tu
     """What `_core.compute` returns of host memory, in arrays of the device."""
     gradients, moments, rank = requested
     symmetric = loss[4]
-    wanted = _wanted(batch, gradients and not symmetric, moments, rank) | {"loss": ((batch.rows,), "float64"), "probability": ((batch.rows,), "float64")}
+    of_rows = {name: ((batch.rows,), "float64") for name in ("loss", "probability")}
+    wanted = _wanted(batch, gradients and not symmetric, moments, rank) | of_rows
     places = _device.gradient_places(batch.place, batch.raw) if gradients else None
     found = _device.compute(batch.place, batch.raw, loss, wanted, places)
     return found["total"], found["loss"], found["probability"], _statistics(found), None if places is None else _gradients(places)
@@ -214,7 +207,8 @@ def gradients(batch: Batch, loss: tuple, found: Any, d_lse: Any, d_positive: Any
         embeddings(found.expected_negative, "statistics.expected_negative", stream),
         column(d_lse, "d_lse", stream, f64), column(d_positive, "d_positive", stream, f64),
     ]
-    for view, shape, argument in zip(upstream, [(batch.rows,), (batch.rows,), (batch.rows, batch.dim), (batch.rows,), (batch.rows,)], _UPSTREAM):
+    for view, argument in zip(upstream, _UPSTREAM):
+        shape = (batch.rows, batch.dim)[: len(view.shape)]
         if view.shape != shape:
             raise ValueError(f"{argument} has shape {view.shape}; rule: {shape}")
     return _gradients(_device.gradients(batch.place, batch.raw, loss, upstream))

@@ -76,7 +76,8 @@ def value_and_grad(
 
     Or all of them are in the memory of one CUDA device, with ``__cuda_array_interface__`` or DLPack. Then nothing is copied: ids are
     int64 or uint64, ``positives`` int32 or uint32, ``excluded[0]`` int64, other columns float32, contiguous. Results are
-    `DeviceArray` (numbers, too), written in the order of the stream; values that break a rule, such as an index past the candidates,
+    `DeviceArray` (numbers, too), written in the order of the stream. So keep the arrays until that work is done, or free them in the
+    order of the same stream, as their library does if it is its own. Values that break a rule, such as an index past the candidates,
     are seen by the device alone, and `check_device` reports them.
 
     Args:

@@ -14,6 +14,7 @@ with matplotlib and --curves FILE a picture of the validation.
 
 import argparse
 import csv
+import gzip
 import time
 
 import numpy as np
@@ -34,7 +35,7 @@ SAMPLED = 1024
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="CSV with the columns user, item, time (or timestamp); generated where not given")
+    parser.add_argument("--data", help="CSV (or .csv.gz) with the columns user, item, time, or user_id, item_id, timestamp; generated where not given")
     parser.add_argument("--write", metavar="FILE", help="where to save the generated data")
     parser.add_argument("--loss", choices=["all", *LOSSES], default="all")
     parser.add_argument("--users", type=int, default=6000, help="of generated data")
@@ -54,13 +55,14 @@ def arguments():
 
 def read(path):
     """Of each user the items in the order of time, first takes alone."""
-    with open(path, newline="") as file:
+    with (gzip.open if path.endswith(".gz") else open)(path, "rt", newline="") as file:
         rows = list(csv.DictReader(file))
-    when = next(name for name in ("time", "timestamp") if name in rows[0])
+    column = lambda *names: next(name for name in names if name in rows[0])
+    user, item, when = column("user", "user_id", "userId"), column("item", "item_id", "movieId"), column("time", "timestamp")
     rows.sort(key=lambda row: float(row[when]))  # stable: equal times keep the order of the file
     items, users = {}, {}
     for row in rows:
-        users.setdefault(row["user"], {}).setdefault(items.setdefault(row["item"], len(items)))
+        users.setdefault(row[user], {}).setdefault(items.setdefault(row[item], len(items)))
     return [np.array(list(taken)) for taken in users.values()], len(items)
 
 

@@ -35,7 +35,10 @@ def scores(queries, pools, positives, positive_embeddings, similarity, temperatu
     items = torch.cat(pools)
     unit = (lambda x: F.normalize(x, dim=1, eps=1e-12)) if similarity == "cosine" else (lambda x: x)
     queries, items = unit(queries), unit(items)
-    s = queries @ items.T / temperature if COEFFICIENTS is None else _Scores.apply(queries, items, torch.as_tensor(temperature, dtype=queries.dtype))
+    if COEFFICIENTS is None:
+        s = queries @ items.T / temperature
+    else:
+        s = _Scores.apply(queries, items, torch.as_tensor(temperature, dtype=queries.dtype))
     if positive_embeddings is not None:
         return s, (queries * unit(positive_embeddings)).sum(1) / temperature
     return s, s[torch.arange(len(s)), positives]

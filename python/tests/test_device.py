@@ -9,7 +9,7 @@ import torch
 import catalog_softmax as cs
 import device
 import reference
-from catalog_softmax import _core
+from catalog_softmax import _core, _device
 from catalog_softmax.torch import FullSoftmaxLoss, _arguments, _cuda, check_device, row_statistics, softmax_loss, top_k
 from common import check, embeddings, excluded, integers, log_q
 from device import DLPack, Interface, Place, needs_device
@@ -234,37 +234,74 @@ def test_padding_of_weight_0_may_hold_anything(cuda_tensors):
     assert (rows[[2, 11, 30]] == 0.0).all() and rows.isfinite().all()
 
 
+class Prepared(Place):
+    """Everything from one block that is there before."""
+
+    class Memory:
+        def __init__(self):
+            self.block, self.used, self.dtypes = device.Block(64 << 20), 0, []
+
+    def __init__(self, context, memory):
+        super().__init__(context)
+        self.memory = memory
+
+    def empty(self, shape, dtype):
+        memory, count = self.memory, int(np.prod(shape)) * np.dtype(dtype).itemsize
+        start = memory.used
+        memory.used = (start + count + 255) // 256 * 256
+        memory.dtypes.append(dtype)
+        return torch.from_numpy(memory.block.bytes()[start : start + count].view(dtype).reshape(shape))
+
+    def address(self, tensor):
+        if self._lies_in_device_memory(tensor):
+            return tensor.data_ptr()
+        held = self.empty((tensor.numel() * tensor.element_size(),), "uint8")
+        held.copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
+        return held.data_ptr()
+
+
+def test_a_step_is_captured_and_replayed(context, monkeypatch):
+    """In the strictest mode, on a stream that nothing ran on before: as torch.cuda.graph does it after a warm-up elsewhere."""
+    memory = Prepared.Memory()
+    monkeypatch.setattr(_cuda, "place_of", lambda tensor, argument: Prepared(context, memory))
+    arguments = _arguments.Arguments(embeddings(B, D, 1), embeddings(N, D, 2), integers(N, B, 3), *[None] * 8)
+    place, raw, loss = arguments.place, arguments.raw(), ("cosine", 0.1, "none", "mean", False)
+    wanted = {"loss": ((B,), "float64"), "expected_negative": ((B, D), "float32")}
+    eager = _device.compute(place, raw, loss, wanted)
+    context.synchronize()
+    other = device.Context()
+    place.raw = (0, other.stream, True)
+    driver = device.driver
+    stream, mode = driver.CUstream(other.stream), driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
+    device.checked(driver.cuStreamBeginCapture(stream, mode))
+    captured = _device.compute(place, raw, loss, wanted)
+    graph = device.checked(driver.cuStreamEndCapture(stream))
+    runnable = device.checked(driver.cuGraphInstantiate(graph, 0))
+    for array in captured.values():
+        array.fill_(torch.nan)
+    device.checked(driver.cuGraphLaunch(runnable, stream))
+    context.synchronize()
+    for name, array in eager.items():
+        assert torch.equal(captured[name], array), name
+    # An eager step on another stream, meanwhile, is none of the graph's business.
+    place.raw = (0, context.stream, True)
+    again = _device.compute(place, raw, loss, wanted)
+    context.synchronize()
+    assert torch.equal(again["loss"], eager["loss"])
+
+
 def test_what_a_step_allocates_comes_from_the_place(context, monkeypatch):
     """Of PyTorch's allocator there, so that its reports and its graphs know of all of it."""
     q, c = embeddings(B, D, 1), embeddings(N, D, 2)
-
-    class Fixed(Place):
-        """Everything from one block that is there before."""
-
-        block, used, names = device.Block(64 << 20), 0, []
-
-        def empty(self, shape, dtype):
-            count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            start = Fixed.used
-            Fixed.used = (start + count + 255) // 256 * 256
-            Fixed.names.append(dtype)
-            return torch.from_numpy(Fixed.block.bytes()[start : start + count].view(dtype).reshape(shape))
-
-        def address(self, tensor):
-            if self._lies_in_device_memory(tensor):
-                return tensor.data_ptr()
-            held = self.empty((tensor.numel() * tensor.element_size(),), "uint8")
-            held.copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
-            return held.data_ptr()
-
-    monkeypatch.setattr(_cuda, "place_of", lambda tensor, argument: Fixed(context))
+    block = Prepared.Memory()
+    monkeypatch.setattr(_cuda, "place_of", lambda tensor, argument: Prepared(context, block))
     softmax_loss(q, c)  # opens the device
     q.requires_grad_(), c.requires_grad_()
     before = context.free_bytes()
     softmax_loss(q, c).backward()
     top_k(q, c, 5)
     assert context.free_bytes() == before
-    assert q.grad.isfinite().all() and Fixed.names.count("uint8") > 3
+    assert q.grad.isfinite().all() and block.dtypes.count("uint8") > 3
 
 
 def test_tensors_of_several_devices_and_of_others(cuda_tensors):

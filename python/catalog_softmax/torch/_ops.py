@@ -52,7 +52,8 @@ def _softmax_loss(*args):
     arguments = Arguments(*args[:_NUM_BATCH], all_rows=bool(symmetric))
     if arguments.place is not None:
         with arguments.guard():
-            return _cuda.softmax_loss(arguments, (similarity, _temperature(temperature, tau), correction, reduction, bool(symmetric)), gradients)
+            options = (similarity, _temperature(temperature, tau), correction, reduction, bool(symmetric))
+            return _cuda.softmax_loss(arguments, options, gradients)
     b, scale = arguments.num_rows, 1.0
     if arguments.kept is not None:
         if len(arguments.kept) == 0:

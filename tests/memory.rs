@@ -205,7 +205,7 @@ fn steps_and_searches_allocate_what_their_plans_say() {
             a_step_on_the_cpu(&problem, request);
         }
         for request in [Request::value_and_grad(), Request::value_and_grad().row_sparse()] {
-            fresh_threads().install(|| an_accumulating_step(&problem, request));
+            fresh_threads().install(|| an_accumulating_step(&mut Cpu::new(), &problem, request));
         }
     }
     let small = Config { symmetric: true, weights: true, ..Config::new(60, 60, 40) };
@@ -214,6 +214,22 @@ fn steps_and_searches_allocate_what_their_plans_say() {
         for request in [Request::value(), Request::value_and_grad().with_moments().with_rank()] {
             let Measured { planned, first, .. } = measure(&mut Reference::new(), &config.problem(), request);
             assert!(first <= planned, "reference, {config:?}, {request:?}: used {first}, planned {planned}");
+        }
+    }
+    let own = TableConfig { per_row: 30, positives: PositiveKind::Several, ..TableConfig::new(60, 400, 33) };
+    let separate = TableConfig {
+        pools: vec![PoolKind::Rows(300), PoolKind::Own(50)],
+        positives: PositiveKind::SeveralSeparate,
+        ..TableConfig::new(60, 100, 33)
+    };
+    for config in [own, separate] {
+        for request in [Request::value(), Request::value_and_grad().with_rank(), Request::value_and_grad().row_sparse()]
+        {
+            let Measured { planned, first, .. } = measure(&mut Reference::new(), &config.problem(), request);
+            assert!(first <= planned, "reference, {config:?}, {request:?}: used {first}, planned {planned}");
+            if request.gradients {
+                an_accumulating_step(&mut Reference::new(), &config.problem(), request);
+            }
         }
     }
     for (b, n, k) in [(512, 20_000, 100), (300, 30_000, 1024)] {
@@ -238,13 +254,13 @@ fn a_step_on_the_cpu(problem: &Problem, request: Request) {
 }
 
 /// A step whose gradients are added to those of the step before.
-fn an_accumulating_step(problem: &Problem, request: Request) {
+fn an_accumulating_step<B: Backend + Default>(backend: &mut B, problem: &Problem, request: Request) {
     let batch = problem.batch().expect("a valid problem");
-    let (mut cpu, mut output) = (Cpu::new(), Step::default());
+    let mut output = Step::default();
     let accumulating = request.accumulate();
-    output.compute(&mut Cpu::new(), &batch, &problem.loss, request).expect("a loss that fits");
-    let planned = cpu.plan(&batch, &problem.loss, accumulating).expect("a loss that fits").workspace_bytes;
-    let used = peak(|| output.compute(&mut cpu, &batch, &problem.loss, accumulating).expect("a loss that fits"));
+    output.compute(&mut B::default(), &batch, &problem.loss, request).expect("a loss that fits");
+    let planned = backend.plan(&batch, &problem.loss, accumulating).expect("a loss that fits").workspace_bytes;
+    let used = peak(|| output.compute(backend, &batch, &problem.loss, accumulating).expect("a loss that fits"));
     println!("{request:?}, accumulating: planned {planned}, used {used}");
     assert!(used <= planned + RAYON, "{request:?}: used {used}, planned {planned}");
 }

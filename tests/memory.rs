@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use catalog_softmax::{Backend, Correction, Cpu, DType, Reference, Request, TableGradient};
 use catalog_softmax_testing::generate::{Config, Masking};
-use catalog_softmax_testing::generate_tables::{FilterKind, PoolKind, PositiveKind, TableConfig};
+use catalog_softmax_testing::generate_tables::{PoolKind, PositiveKind, TableConfig};
 use catalog_softmax_testing::problem::Problem;
 use catalog_softmax_testing::step::Step;
 use catalog_softmax_testing::topk::{SearchData, Values};
@@ -136,7 +136,6 @@ fn table_problems() -> Vec<Problem> {
         per_row: 100,
         positives: PositiveKind::Several,
         correction: Correction::LogQ,
-        filter: FilterKind::MarginAbove,
         excluded: true,
         weights: true,
         ..TableConfig::new(512, 9_000, 64)
@@ -152,8 +151,11 @@ fn table_problems() -> Vec<Problem> {
     let large =
         TableConfig { b: 40, rows: 100_000, pools: vec![PoolKind::Rows(300)], dtype: DType::Bf16, ..own.clone() };
     let wide = TableConfig { b: 70, rows: 1_000, dim: 600, positives: PositiveKind::One, ..own.clone() };
-    let narrow = TableConfig { b: 3, dim: 1, filter: FilterKind::None, ..own.clone() };
-    [own, both, catalogue, large, wide, narrow].iter().map(TableConfig::problem).collect()
+    let narrow = TableConfig { b: 3, dim: 1, ..own.clone() };
+    let mut problems: Vec<Problem> =
+        [own, both, catalogue, large, wide, narrow].iter().map(TableConfig::problem).collect();
+    problems.iter_mut().for_each(|problem| problem.loss = problem.loss.false_negative_margin(0.1));
+    problems
 }
 
 const HERE: &str = "steps_and_searches_allocate_what_their_plans_say";

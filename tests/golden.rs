@@ -234,3 +234,25 @@ fn golden_files_are_written_as_they_are_read() {
         assert_eq!(read.expected, again.expected, "{}", path.display());
     }
 }
+
+/// Nothing over a table is compared so loosely that a wrong element passes.
+#[test]
+fn a_wrong_element_is_bad_over_a_table() {
+    for name in ["everything_logq", "several_row_logq", "both_uncorrected"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden2").join(name).with_extension("safetensors");
+        let golden = Golden::load(&path).expect("a golden batch");
+        let batch = golden.problem.batch().expect("a valid batch");
+        let output = Cpu::new().value_and_grad(&batch, &golden.problem.loss).expect("a loss that fits");
+        let right = results(&output.into());
+        for result in golden.expected.keys() {
+            let mut found = right.clone();
+            let values = &mut found.get_mut(result).expect("found").values;
+            let largest = values.iter().fold(0.0, |max: f64, value| max.max(value.abs()));
+            let at = values.iter().position(|value| value.abs() == largest).expect("the largest is there");
+            values[at] += if *result == "num_negatives" { 1.0 } else { 1e-3 * largest };
+            let verdicts = judge(&golden, &found, Precision::Single { operands: DType::F32 });
+            let bad: Vec<_> = verdicts.iter().filter(|verdict| !verdict.passes()).map(|verdict| verdict.name).collect();
+            assert_eq!(bad, [*result], "{name}");
+        }
+    }
+}

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use catalog_softmax::{Backend, Correction, Cpu, DType, Reference, Request, TableGradient};
 use catalog_softmax_testing::generate::{Config, Masking};
-use catalog_softmax_testing::generate_tables::{FilterKind, PoolKind, PositiveKind, TableConfig};
+use catalog_softmax_testing::generate_tables::{PoolKind, PositiveKind, TableConfig};
 use catalog_softmax_testing::problem::Problem;
 use catalog_softmax_testing::step::Step;
 use catalog_softmax_testing::topk::{SearchData, Values};
@@ -136,7 +136,6 @@ fn table_problems() -> Vec<Problem> {
         per_row: 100,
         positives: PositiveKind::Several,
         correction: Correction::LogQ,
-        filter: FilterKind::MarginAbove,
         excluded: true,
         weights: true,
         ..TableConfig::new(512, 9_000, 64)
@@ -152,8 +151,11 @@ fn table_problems() -> Vec<Problem> {
     let large =
         TableConfig { b: 40, rows: 100_000, pools: vec![PoolKind::Rows(300)], dtype: DType::Bf16, ..own.clone() };
     let wide = TableConfig { b: 70, rows: 1_000, dim: 600, positives: PositiveKind::One, ..own.clone() };
-    let narrow = TableConfig { b: 3, dim: 1, filter: FilterKind::None, ..own.clone() };
-    [own, both, catalogue, large, wide, narrow].iter().map(TableConfig::problem).collect()
+    let narrow = TableConfig { b: 3, dim: 1, ..own.clone() };
+    let mut problems: Vec<Problem> =
+        [own, both, catalogue, large, wide, narrow].iter().map(TableConfig::problem).collect();
+    problems.iter_mut().for_each(|problem| problem.loss = problem.loss.false_negative_margin(0.1));
+    problems
 }
 
 const HERE: &str = "steps_and_searches_allocate_what_their_plans_say";
@@ -205,7 +207,7 @@ fn steps_and_searches_allocate_what_their_plans_say() {
             a_step_on_the_cpu(&problem, request);
         }
         for request in [Request::value_and_grad(), Request::value_and_grad().row_sparse()] {
-            fresh_threads().install(|| an_accumulating_step(&problem, request));
+            fresh_threads().install(|| an_accumulating_step(&mut Cpu::new(), &problem, request));
         }
     }
     let small = Config { symmetric: true, weights: true, ..Config::new(60, 60, 40) };
@@ -214,6 +216,22 @@ fn steps_and_searches_allocate_what_their_plans_say() {
         for request in [Request::value(), Request::value_and_grad().with_moments().with_rank()] {
             let Measured { planned, first, .. } = measure(&mut Reference::new(), &config.problem(), request);
             assert!(first <= planned, "reference, {config:?}, {request:?}: used {first}, planned {planned}");
+        }
+    }
+    let own = TableConfig { per_row: 30, positives: PositiveKind::Several, ..TableConfig::new(60, 400, 33) };
+    let separate = TableConfig {
+        pools: vec![PoolKind::Rows(300), PoolKind::Own(50)],
+        positives: PositiveKind::SeveralSeparate,
+        ..TableConfig::new(60, 100, 33)
+    };
+    for config in [own, separate] {
+        for request in [Request::value(), Request::value_and_grad().with_rank(), Request::value_and_grad().row_sparse()]
+        {
+            let Measured { planned, first, .. } = measure(&mut Reference::new(), &config.problem(), request);
+            assert!(first <= planned, "reference, {config:?}, {request:?}: used {first}, planned {planned}");
+            if request.gradients {
+                an_accumulating_step(&mut Reference::new(), &config.problem(), request);
+            }
         }
     }
     for (b, n, k) in [(512, 20_000, 100), (300, 30_000, 1024)] {
@@ -238,13 +256,13 @@ fn a_step_on_the_cpu(problem: &Problem, request: Request) {
 }
 
 /// A step whose gradients are added to those of the step before.
-fn an_accumulating_step(problem: &Problem, request: Request) {
+fn an_accumulating_step<B: Backend + Default>(backend: &mut B, problem: &Problem, request: Request) {
     let batch = problem.batch().expect("a valid problem");
-    let (mut cpu, mut output) = (Cpu::new(), Step::default());
+    let mut output = Step::default();
     let accumulating = request.accumulate();
-    output.compute(&mut Cpu::new(), &batch, &problem.loss, request).expect("a loss that fits");
-    let planned = cpu.plan(&batch, &problem.loss, accumulating).expect("a loss that fits").workspace_bytes;
-    let used = peak(|| output.compute(&mut cpu, &batch, &problem.loss, accumulating).expect("a loss that fits"));
+    output.compute(&mut B::default(), &batch, &problem.loss, request).expect("a loss that fits");
+    let planned = backend.plan(&batch, &problem.loss, accumulating).expect("a loss that fits").workspace_bytes;
+    let used = peak(|| output.compute(backend, &batch, &problem.loss, accumulating).expect("a loss that fits"));
     println!("{request:?}, accumulating: planned {planned}, used {used}");
     assert!(used <= planned + RAYON, "{request:?}: used {used}, planned {planned}");
 }

@@ -49,18 +49,26 @@ enum At {
     Table(usize, bool),
 }
 
-fn plan(matrix: &ScoreMatrix<'_>, symmetric: bool) -> Plan {
+/// `pairs` is P, or B in a search, which has no positives.
+fn plan(matrix: &ScoreMatrix<'_>, pairs: usize, symmetric: bool, accumulate: bool) -> Plan {
     let (b, n, dim) = (matrix.num_queries(), matrix.num_candidates(), matrix.dim());
     let own = matrix.row_negatives.map_or(0, |negatives| negatives.per_row);
     let table = matrix.table.as_ref().map_or(0, |table| table.shape.rows);
-    let widened = (2 * b + n + table) * (dim + 1) * size_of::<f64>();
+    let widened = (b + pairs + n + table) * (dim + 1) * size_of::<f64>();
+    // The table's gradient before and after the chain rule, and its rows that are named; what names them, in a list that
+    // doubles.
+    let of_table =
+        if table > 0 { 2 * table * dim * size_of::<f64>() + 4 * (n + b * own + pairs) * size_of::<u32>() } else { 0 };
     let one_row = (n + own) * size_of::<Negative>();
-    // Statistics that were not asked for are computed all the same; the epilogue has two derivatives for each row.
-    let per_row = b * (dim + 6) * size_of::<f64>();
+    // Statistics that were not asked for are computed all the same; the epilogue has a derivative for each row and pair.
+    let per_row = b * (dim + 6) * size_of::<f64>() + 3 * pairs * size_of::<f64>();
     // A symmetric loss holds the other direction's indices, weights and output while it computes that direction.
     let other = if symmetric { 2 * b * 8 + (4 * b * dim + 9 * b) * size_of::<f64>() } else { 0 };
+    // Gradients that are added to the caller's are there beside them.
+    let added = if accumulate { widened } else { 0 };
     // Gradients by unit vectors, which the chain rule then turns into those of the embeddings.
-    Plan { block_b: 1, block_n: n, splits: 1, workspace_bytes: 2 * widened + one_row + per_row + other }
+    let workspace_bytes = 2 * widened + of_table + one_row + per_row + other + added;
+    Plan { block_b: 1, block_n: n, splits: 1, workspace_bytes }
 }
 
 /// One side of the dot product: x̂ = x / |x| under cosine, x itself under dot.
@@ -250,8 +258,8 @@ impl<'a> WidenedBatch<'a> {
 impl Stream for Reference {
     type Real = f64;
 
-    fn plan_stream(&self, CheckedBatch { batch, loss }: CheckedBatch<'_>, _request: Request) -> Plan {
-        plan(&batch.matrix, loss.symmetric)
+    fn plan_stream(&self, CheckedBatch { batch, loss }: CheckedBatch<'_>, request: Request) -> Plan {
+        plan(&batch.matrix, batch.num_positives(), loss.symmetric, request.accumulate)
     }
 
     fn stream(
@@ -269,7 +277,8 @@ impl Stream for Reference {
         let counts = || Vec::with_capacity(batch.num_positives());
         let mut rank = Rank { above: counts(), ties: counts() };
         statistics.clear(request, b, batch.num_positives());
-        let mut negatives: Vec<Negative> = Vec::with_capacity(batch.num_candidates());
+        let own = batch.matrix.row_negatives.map_or(0, |negatives| negatives.per_row);
+        let mut negatives: Vec<Negative> = Vec::with_capacity(batch.num_candidates() + own);
         for row in 0..b {
             negatives.clear();
             scores.for_each_negative(row, problem.bound(row), |_, negative| negatives.push(negative));
@@ -360,7 +369,8 @@ impl Stream for Reference {
     }
 
     fn plan_search(&self, checked: CheckedSearch<'_>) -> Plan {
-        plan(&checked.search.matrix, false)
+        let matrix = &checked.search.matrix;
+        plan(matrix, matrix.num_queries(), false, false)
     }
 
     fn search(&mut self, CheckedSearch { search, similarity, k }: CheckedSearch<'_>) -> Result<TopK<f64>> {

@@ -166,7 +166,7 @@ impl TableConfig {
         if self.pools.is_empty() && self.per_row == 0 {
             problem.pools = vec![self.pool(&mut rng, 0, PoolKind::WholeTable, size, &id)];
         }
-        problem.loss = self.filtered(&problem);
+        problem.loss = filtered(&problem, self.filter);
         problem
     }
 
@@ -253,45 +253,47 @@ impl TableConfig {
         }
         weights
     }
+}
 
-    /// The loss with a filter whose bound no score is near: in the middle of a wide gap between scores that are about
-    /// right. Without one where there is no such gap.
-    fn filtered(&self, problem: &Problem) -> Loss {
-        let ratio = self.filter == FilterKind::Ratio && self.similarity == Similarity::Cosine;
-        let widened = Widened::new(problem);
-        let rows: Vec<(Vec<f64>, f64)> = (0..self.b)
-            .filter_map(|row| match widened.scores(row) {
-                (scores, Some(best)) if !ratio || best > 0.0 => Some((scores, best)),
-                _ => None,
-            })
-            .collect();
-        let place = |score: f64, best: f64| if ratio { score / best } else { score - best };
-        let places = rows.iter().flat_map(|(scores, best)| scores.iter().map(move |&score| place(score, *best)));
-        let mut places: Vec<f64> = places.filter(|&place| !ratio || place > 0.0).collect();
-        places.sort_by(f64::total_cmp);
-        let share = match self.filter {
-            FilterKind::None => return problem.loss,
-            FilterKind::MarginAbove => 0.97..1.0,
-            FilterKind::MarginBelow | FilterKind::Ratio => 0.75..0.95,
-        };
-        let at = |share: f64| (share * places.len().saturating_sub(1) as f64) as usize;
-        let window = places.get(at(share.start)..=at(share.end)).unwrap_or_default();
-        let mut gaps: Vec<&[f64]> = window.windows(2).collect();
-        gaps.sort_by(|a, b| (b[1] - b[0]).total_cmp(&(a[1] - a[0])));
-        let bound = |middle: f64, best: f64| if ratio { best * middle } else { best + middle };
-        let is_clear = |middle: f64| {
-            rows.iter().all(|(scores, best)| {
-                let (bound, largest) = (bound(middle, *best), scores.iter().fold(0.0, |max: f64, s| max.max(s.abs())));
-                let near = 2e-5 * (largest + best.abs() + 1.0 / self.temperature);
-                scores.iter().all(|score| (score - bound).abs() > near)
-            })
-        };
-        let middles = gaps.iter().take(20).map(|gap| 0.5 * (gap[0] + gap[1]));
-        match middles.into_iter().find(|&middle| is_clear(middle)) {
-            Some(middle) if ratio => problem.loss.false_negative_ratio(middle),
-            Some(middle) => problem.loss.false_negative_margin(middle),
-            None => problem.loss,
-        }
+/// The loss with a filter whose bound no score is near: in the middle of a wide gap between scores that are about right.
+/// Without one where there is no such gap.
+pub fn filtered(problem: &Problem, filter: FilterKind) -> Loss {
+    let share = match filter {
+        FilterKind::None => return problem.loss,
+        FilterKind::MarginAbove => 0.97..1.0,
+        FilterKind::MarginBelow | FilterKind::Ratio => 0.75..0.95,
+    };
+    let ratio = filter == FilterKind::Ratio && problem.loss.similarity == Similarity::Cosine;
+    let directions = [Some(problem.clone()), problem.loss.symmetric.then(|| problem.swapped())];
+    // A row's scores, and the best of its positives'.
+    let mut rows: Vec<(Vec<f64>, f64)> = Vec::new();
+    for direction in directions.into_iter().flatten() {
+        let widened = Widened::new(&direction);
+        let of_row = |row: usize| widened.scores(row);
+        let with_bound = (0..direction.num_queries()).map(of_row).filter_map(|(scores, best)| Some((scores, best?)));
+        rows.extend(with_bound.filter(|(_, best)| !ratio || *best > 0.0));
+    }
+    let place = |score: f64, best: f64| if ratio { score / best } else { score - best };
+    let places = rows.iter().flat_map(|(scores, best)| scores.iter().map(move |&score| place(score, *best)));
+    let mut places: Vec<f64> = places.filter(|&place| !ratio || place > 0.0).collect();
+    places.sort_by(f64::total_cmp);
+    let at = |share: f64| (share * places.len().saturating_sub(1) as f64) as usize;
+    let window = places.get(at(share.start)..=at(share.end)).unwrap_or_default();
+    let mut gaps: Vec<&[f64]> = window.windows(2).collect();
+    gaps.sort_by(|a, b| (b[1] - b[0]).total_cmp(&(a[1] - a[0])));
+    let is_clear = |middle: f64| {
+        rows.iter().all(|(scores, best)| {
+            let bound = if ratio { best * middle } else { best + middle };
+            let largest = scores.iter().fold(best.abs(), |max, score| max.max(score.abs()));
+            let near = 2e-5 * (2.0 * largest + 1.0 / problem.loss.temperature);
+            scores.iter().all(|score| (score - bound).abs() > near)
+        })
+    };
+    let middles = gaps.iter().take(20).map(|gap| 0.5 * (gap[0] + gap[1]));
+    match middles.into_iter().find(|&middle| is_clear(middle)) {
+        Some(middle) if ratio => problem.loss.false_negative_ratio(middle),
+        Some(middle) => problem.loss.false_negative_margin(middle),
+        None => problem.loss,
     }
 }
 

@@ -111,15 +111,12 @@ impl Expected {
     pub fn measure(problem: &Problem, operands: DType) -> Expected {
         let output = reference(problem);
         let tensors = tensors(&output);
-        let Measured { baseline, scales, exact } = if !problem.is_ordinary() {
-            Measured::lifted(problem, operands)
-        } else if problem.loss.symmetric {
+        let Measured { baseline, scales, exact } = if problem.loss.symmetric {
             let mut one = problem.clone();
             one.loss.symmetric = false;
-            let other = problem.swapped();
-            Measured::new(&one, operands).average(Measured::new(&other, operands), problem)
+            Measured::of(&one, operands).average(Measured::of(&problem.swapped(), operands), problem)
         } else {
-            Measured::new(problem, operands)
+            Measured::of(problem, operands)
         };
         let epsilon = epsilon(operands);
         let lost = |name: &str| lost_units(&tensors, &baseline, &scales, name);
@@ -239,6 +236,11 @@ fn lost_units(reference: &[Tensor], baseline: &[Tensor], scales: &Scales, name: 
 }
 
 impl Measured {
+    /// Of one direction.
+    fn of(problem: &Problem, operands: DType) -> Measured {
+        if problem.is_ordinary() { Measured::new(problem, operands) } else { Measured::lifted(problem, operands) }
+    }
+
     fn new(problem: &Problem, operands: DType) -> Measured {
         let baseline = baseline(problem, operands);
         let (scales, exact) = scales(problem);

@@ -89,6 +89,7 @@ macro_rules! with_table_properties {
             tables_agree_at_the_edges_of_tiles,
             tables_agree_on_strided_views,
             tables_agree_for_every_combination_of_options,
+            filters_agree_without_a_table,
             a_score_at_the_bound_is_a_negative_in_both_passes,
             nan_in_a_table_spoils_what_names_it,
             row_negatives_alike_are_a_shared_pool,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::generate_tables::{
-    CORRECTIONS, FILTERS, FilterKind, PoolKind, PositiveKind, REDUCTIONS, TableConfig, table_configs,
+    CORRECTIONS, FILTERS, FilterKind, PoolKind, PositiveKind, REDUCTIONS, TableConfig, filtered, table_configs,
 };
 
 fn agrees(backend: Subject<'_>, config: &TableConfig, operands: Operands) -> Result<(), String> {
@@ -50,6 +50,9 @@ pub fn tables_agree_at_the_edges_of_tiles(backend: Subject<'_>, operands: Operan
             must_agree(backend, &TableConfig { rows: n, pools: vec![PoolKind::WholeTable], ..base }, operands);
         }
     }
+    // As many for each query as there may be.
+    let most = catalog_softmax::RowNegatives::MAX_PER_ROW;
+    must_agree(backend, &TableConfig { per_row: most, ..TableConfig::new(2, 300, 5) }, operands);
     // Many negatives of few rows; more rows of the table than a stretch holds, few of them named.
     let many = TableConfig {
         per_row: 5 * plan.block_n + 1,
@@ -128,7 +131,7 @@ pub fn tables_agree_for_every_combination_of_options(backend: Subject<'_>, opera
                             ..TableConfig::new(9, 31, 10)
                         };
                         must_agree(backend, &config, operands);
-                        left_out[filter as usize] += left_out_by_the_filter(&config);
+                        left_out[filter as usize] += left_out_by_the_filter(&config.problem());
                     }
                 }
             }
@@ -137,13 +140,47 @@ pub fn tables_agree_for_every_combination_of_options(backend: Subject<'_>, opera
     assert!(left_out[0] == 0 && left_out[1..].iter().all(|&count| count > 500), "a case for the test: {left_out:?}");
 }
 
-fn left_out_by_the_filter(config: &TableConfig) -> u64 {
-    let problem = config.problem();
+fn left_out_by_the_filter(problem: &Problem) -> u64 {
     let mut unfiltered = problem.clone();
     unfiltered.loss.false_negatives = None;
     let [with, without] =
-        [&problem, &unfiltered].map(|problem| reference(problem).statistics.num_negatives.iter().sum::<u64>());
+        [problem, &unfiltered].map(|problem| reference(problem).statistics.num_negatives.iter().sum::<u64>());
     without - with
+}
+
+/// A filter needs no table: in pools of embeddings, with positives by index and separate ones, and in both directions.
+pub fn filters_agree_without_a_table(backend: Subject<'_>, operands: Operands) {
+    let mut left_out = 0;
+    for (turn, correction) in CORRECTIONS.into_iter().enumerate() {
+        for filter in FILTERS {
+            for (masking, separate, symmetric) in [
+                (Masking::None, false, false),
+                (Masking::Excluded, true, false),
+                (Masking::Ids, false, true),
+                (Masking::None, false, true),
+            ] {
+                let config = Config {
+                    similarity: if turn % 2 == 0 { Similarity::Cosine } else { Similarity::Dot },
+                    dtype: [DType::F32, DType::F16, DType::Bf16][turn % 3],
+                    temperature: 0.3,
+                    correction,
+                    masking,
+                    separate,
+                    symmetric,
+                    pools: vec![90, 1, 260],
+                    weights: true,
+                    seed: turn as u64,
+                    ..Config::new(70, 1, 9)
+                };
+                let mut problem = config.problem();
+                problem.loss = filtered(&problem, filter);
+                let agrees = Expected::new(&problem, operands(config.dtype)).check(&everything(backend, &problem));
+                agrees.unwrap_or_else(|error| panic!("{error}\nwith {:?} in {config:?}", problem.loss));
+                left_out += left_out_by_the_filter(&problem);
+            }
+        }
+    }
+    assert!(left_out > 10_000, "a case for the test: {left_out}");
 }
 
 /// Each row's bound is what one of its candidates scores, to the bit. The candidate is a negative in both passes or in

@@ -41,6 +41,8 @@ pub(super) struct TableUses {
     pairs: Vec<u64>,
     /// The rows that are named, each once. Empty where a pool is the whole table.
     rows: Vec<u32>,
+    /// Where a list is sorted into.
+    sorted: Vec<u64>,
 }
 
 fn entry(row: usize, index: usize) -> u64 {
@@ -55,6 +57,7 @@ impl TableUses {
     pub(super) fn gather(&mut self, batch: &Batch<'_>) {
         let matrix = &batch.matrix;
         self.candidates.clear();
+        self.candidates.reserve_exact(batch.num_candidates());
         for (start, pool) in matrix.pools_with_start().filter(|(_, pool)| pool.gradient) {
             if let Candidates::Rows(rows) = pool.candidates {
                 self.candidates.extend((0..rows.len()).map(|j| entry(rows.at(j), start + j)));
@@ -62,6 +65,7 @@ impl TableUses {
         }
         self.own.clear();
         if let Some(negatives) = &matrix.row_negatives {
+            self.own.reserve_exact(negatives.rows.len());
             let places = 0..negatives.rows.len();
             self.own.extend(places.filter_map(|place| Some(entry(negatives.by_index(place)?, place))));
         }
@@ -69,8 +73,9 @@ impl TableUses {
         if let Positives::Rows(rows) = &batch.positives {
             self.pairs.extend(rows.iter().enumerate().map(|(pair, &row)| entry(row as usize, pair)));
         }
+        let table_rows = matrix.table.as_ref().map_or(0, |table| table.shape.rows);
         for list in [&mut self.candidates, &mut self.own, &mut self.pairs] {
-            list.par_sort_unstable();
+            sort_by_row(list, &mut self.sorted, table_rows);
         }
         self.rows.clear();
         if !is_whole(batch) {
@@ -94,7 +99,8 @@ impl TableUses {
     pub(super) fn bytes(batch: &Batch<'_>) -> usize {
         let Some(table) = &batch.matrix.table else { return 0 };
         let uses = Self::most(batch);
-        // A list that grows while its entries are counted doubles.
+        // The list of rows grows while they are counted, and so it doubles. The others are as long as they need to be; one
+        // more is what the longest of them is sorted into.
         let rows = uses.min(table.shape.rows).next_power_of_two().max(4);
         2 * uses * size_of::<u64>() + 2 * rows * size_of::<u32>()
     }
@@ -109,6 +115,36 @@ impl TableUses {
     fn most(batch: &Batch<'_>) -> usize {
         let own = batch.matrix.row_negatives.map_or(0, |negatives| negatives.rows.len());
         batch.num_candidates() + own + batch.num_positives()
+    }
+}
+
+/// Sorts a list whose lower halves ascend: digit by digit of the row, the least first, so that uses of one row stay in
+/// their order (least-significant-digit radix sort).
+fn sort_by_row(list: &mut [u64], sorted: &mut Vec<u64>, table_rows: usize) {
+    const DIGIT: u32 = 11;
+    sorted.clear();
+    sorted.resize(list.len(), 0);
+    let digit = |entry: u64, shift: u32| (entry >> shift) as usize % (1 << DIGIT);
+    let row_bits = table_rows.next_power_of_two().ilog2();
+    let (mut from, mut to) = (&mut *list, sorted.as_mut_slice());
+    let digits = (32..32 + row_bits).step_by(DIGIT as usize);
+    let odd = digits.len() % 2 == 1;
+    for shift in digits {
+        let mut places = [0usize; 1 << DIGIT];
+        from.iter().for_each(|&entry| places[digit(entry, shift)] += 1);
+        let mut start = 0;
+        for place in &mut places {
+            start += std::mem::replace(place, start);
+        }
+        for &entry in from.iter() {
+            let place = &mut places[digit(entry, shift)];
+            to[*place] = entry;
+            *place += 1;
+        }
+        std::mem::swap(&mut from, &mut to);
+    }
+    if odd {
+        list.copy_from_slice(sorted);
     }
 }
 
@@ -465,6 +501,23 @@ impl NullaryFnOnce for NamedRows<'_, '_> {
                 let q = tiles.queries.row(pairs.rows[pair] as usize);
                 add_scaled(&mut d[position * dim..(position + 1) * dim], gamma * back.d_positive[pair] as f32, q);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{entry, sort_by_row};
+
+    #[test]
+    fn lists_are_sorted_whatever_the_number_of_rows() {
+        for table_rows in [1usize, 2, 3, 2047, 2048, 2049, 1 << 22, (1 << 31) - 1] {
+            let row = |i: usize| (i * 0x9e37_79b9) % table_rows;
+            let mut list: Vec<u64> = (0..5000).map(|i| entry(row(i), i)).chain([entry(table_rows - 1, 5000)]).collect();
+            let mut expected = list.clone();
+            expected.sort_unstable();
+            sort_by_row(&mut list, &mut Vec::new(), table_rows);
+            assert!(list == expected, "{table_rows} rows");
         }
     }
 }

@@ -219,10 +219,25 @@ impl Problem {
 
     /// The batch of a problem whose rows have `padding` elements behind each.
     pub fn strided_batch(&self, padding: usize) -> Result<Batch<'_>> {
+        self.batch_over(self.table.as_ref().map(|table| table_view(table, self.dim, padding)), padding)
+    }
+
+    /// The batch of a step that `Backend::update` takes: it knows the shape of its table alone.
+    pub fn update_batch(&self) -> Result<Batch<'_>> {
+        let table = self.table.as_ref().expect("an update steps a table");
+        let of_shape = Table::of_shape(self.table_rows(), self.dim, table.embeddings.dtype());
+        let of_shape = match &table.ids {
+            Some(ids) => of_shape.ids(ids),
+            None => of_shape,
+        };
+        self.batch_over(Some(of_shape), 0)
+    }
+
+    fn batch_over<'a>(&'a self, table: Option<Table<'a>>, padding: usize) -> Result<Batch<'a>> {
         let mut pools = self.pools.iter().map(|data| pool_view(data, self.dim, padding));
         let queries = self.queries.strided_view(self.dim, padding);
-        let mut builder = match &self.table {
-            Some(table) => Batch::of_table(queries, table_view(table, self.dim, padding)),
+        let mut builder = match table {
+            Some(table) => Batch::of_table(queries, table),
             None => Batch::builder(queries, pools.next().expect("a problem without a table has a pool")),
         };
         for pool in pools {

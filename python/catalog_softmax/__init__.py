@@ -24,12 +24,27 @@ from ._core import (
     union_gradient_weight,
     union_log_q,
 )
-from ._numpy import Gradients, Output, Statistics, TopK, alignment, check_device, gradients, statistics, top_k, uniformity, value_and_grad
+from ._numpy import (
+    Gradients,
+    Output,
+    Statistics,
+    TopK,
+    alignment,
+    check_device,
+    gradients,
+    hardest_negatives,
+    statistics,
+    top_k,
+    uniformity,
+    value_and_grad,
+)
+from ._optimizer import Optimizer, update
 from ._queue import NegativeQueue, Queued
 
 __all__ = [
     "CountMin", "DeviceArray", "DeviceUnavailable", "Distribution", "ExactCounts", "GapEstimator", "Gradients", "LogUniform", "Mixture",
-    "NegativeQueue", "Output", "Queued", "RandomStream", "Ranking", "Recommended", "Sample", "Statistics",
+    "NegativeQueue", "Optimizer", "Output", "Queued", "RandomStream", "Ranking", "Recommended", "Sample", "Statistics",
     "TemperatureSchedule", "TopK", "Uniform", "Unigram",
-    "alignment", "check_device", "gradients", "statistics", "top_k", "uniformity", "union_gradient_weight", "union_log_q", "value_and_grad",
+    "alignment", "check_device", "gradients", "hardest_negatives", "statistics", "top_k", "uniformity", "union_gradient_weight",
+    "union_log_q", "update", "value_and_grad",
 ]

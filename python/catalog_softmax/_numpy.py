@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from . import _core, _device_arrays
-from ._arrays import Batch, embeddings, numbers, raw, raw_embeddings, threads as _threads
+from ._arrays import Batch, Extra, embeddings, numbers, raw, raw_embeddings, threads as _threads
 from ._device_arrays import on_device
 
 Similarity = Literal["cosine", "dot"]
@@ -17,7 +17,8 @@ Reduction = Literal["none", "mean", "sum", "weighted_mean"]
 
 
 class Statistics(NamedTuple):
-    """Statistics of each row's scores over its negatives: (B) each, but for the last."""
+    """Statistics of each row's scores over its negatives: (B) each, but for the last. With ``positive_offsets``, what belongs to a
+    positive is (P)."""
 
     lse: np.ndarray
     """float64: log of the sum over negatives of exp(s - log_q); -inf of a row with none."""
@@ -45,8 +46,10 @@ class Gradients(NamedTuple):
     d_candidates: Any
     """(N, D), or a list with one for each pool where candidates were a list; None for a pool without gradient."""
     d_positive_embeddings: np.ndarray | None
-    """(B, D)"""
+    """(B, D); with ``positive_offsets`` (P, D)."""
     d_temperature: float
+    d_table: Any = None
+    """(M, D), or with ``row_sparse=True`` the pair (rows (U) int64 ascending, values (U, D)): all other rows are 0."""
 
 
 class Output(NamedTuple):
@@ -57,17 +60,20 @@ class Output(NamedTuple):
     loss: np.ndarray
     """(B) float64: of each row, before weights."""
     probability: np.ndarray
-    """(B) float64: that of the positive under the loss."""
+    """(B) float64: that of the positive under the loss; with ``positive_offsets`` (P)."""
     statistics: Statistics
     gradients: Gradients | None
 
 
 def value_and_grad(
-    queries: Any, candidates: Any, positives: Any = None, *, similarity: Similarity = "cosine", temperature: float = 0.05,
+    queries: Any, candidates: Any = None, positives: Any = None, *, similarity: Similarity = "cosine", temperature: float = 0.05,
     correction: Correction = "none", log_q: Any = None, positive_log_q: Any = None, candidate_ids: Any = None,
     positive_ids: Any = None, positive_embeddings: Any = None, excluded: Any = None, row_weight: Any = None,
     reduction: Reduction = "mean", symmetric: bool = False, candidate_gradients: bool | Sequence[bool] = True,
     gradients: bool = True, moments: bool = False, rank: bool = False, threads: int | None = None, stream: int | None = None,
+    table: Any = None, table_ids: Any = None, candidate_rows: Any = None, row_negatives: Any = None, row_negatives_log_q: Any = None,
+    positive_offsets: Any = None, positive_weight: Any = None, false_negative_margin: float | None = None,
+    false_negative_ratio: float | None = None, table_gradient: bool = True, row_sparse: bool = False,
 ) -> Output:
     """The loss and its gradients.
 
@@ -86,6 +92,9 @@ def value_and_grad(
         gradients, moments, rank: what to compute beside the loss.
         threads: how many; None: as many as the process may use. Results do not depend on it. Of no meaning on a device.
         stream: of device memory, the handle of the stream to run on; None: the one that the arrays name, else the legacy default one.
+        table ... false_negative_ratio: those of `catalog_softmax.torch.softmax_loss`. In host memory.
+        table_gradient: whether the table has a gradient.
+        row_sparse: the table's gradient as the rows that the batch names, without (M, D) memory.
 
     Raises:
         ValueError: names the argument, its value and the rule that it breaks.
@@ -95,21 +104,35 @@ def value_and_grad(
         queries, candidates, positives, positive_embeddings, candidate_ids, log_q, positive_ids, positive_log_q, excluded,
         row_weight, candidate_gradients,
     )
+    extra = Extra(
+        table, table_ids, candidate_rows, row_negatives, row_negatives_log_q, positive_offsets, positive_weight,
+        false_negative_margin, false_negative_ratio, table_gradient,
+    )
     options = (similarity, float(temperature), correction, reduction, symmetric)
     requested = (gradients, moments, rank)
     if on_device(queries):
+        _refuse_on_device(extra)
         batch = _device_arrays.Batch(*arguments, stream=stream)
         total, loss, probability, statistics, found = _device_arrays.compute(batch, options, requested)
+    elif extra.given:
+        batch = Batch(*arguments, extra)
+        return output_over_table(
+            _core.table_compute(batch.raw, batch.raw_extra, options, row_sparse, requested, _threads(threads)), batch
+        )
     else:
         batch = Batch(*arguments)
+        _check_row_sparse(row_sparse)
         total, loss, probability, statistics, found = _core.compute(batch.raw, options, requested, _threads(threads))
     return Output(total, loss, probability, _statistics(statistics), None if found is None else _gradients(found, batch))
 
 
 def statistics(
-    queries: Any, candidates: Any, positives: Any = None, *, similarity: Similarity = "cosine", temperature: float = 0.05,
+    queries: Any, candidates: Any = None, positives: Any = None, *, similarity: Similarity = "cosine", temperature: float = 0.05,
     log_q: Any = None, candidate_ids: Any = None, positive_ids: Any = None, positive_embeddings: Any = None, excluded: Any = None,
     gradients: bool = False, moments: bool = False, rank: bool = False, threads: int | None = None, stream: int | None = None,
+    table: Any = None, table_ids: Any = None, candidate_rows: Any = None, row_negatives: Any = None, row_negatives_log_q: Any = None,
+    positive_offsets: Any = None,
+    false_negative_margin: float | None = None, false_negative_ratio: float | None = None,
 ) -> Statistics:
     """Row statistics, for a loss of your own or for an evaluation over a whole catalogue (``rank=True``).
 
@@ -117,20 +140,33 @@ def statistics(
     have what `gradients` needs.
     """
     arguments = (queries, candidates, positives, positive_embeddings, candidate_ids, log_q, positive_ids, None, excluded)
-    options = (similarity, float(temperature), "none" if log_q is None else "logq_negatives_only", "sum", False)
+    extra = Extra(
+        table, table_ids, candidate_rows, row_negatives, row_negatives_log_q, positive_offsets, None, false_negative_margin,
+        false_negative_ratio,
+    )
+    options = _options(similarity, temperature, log_q, row_negatives_log_q)
     requested = (gradients, moments, rank)
     if on_device(queries):
+        _refuse_on_device(extra)
         return _statistics(_device_arrays.statistics(_device_arrays.Batch(*arguments, stream=stream), options, requested))
+    if extra.given:
+        batch = Batch(*arguments, extra=extra)
+        return _statistics(_core.table_statistics(batch.raw, batch.raw_extra, options, requested, _threads(threads)))
     return _statistics(_core.statistics(Batch(*arguments).raw, options, requested, _threads(threads)))
 
 
 def gradients(
-    statistics: Statistics, d_lse: Any, d_positive: Any, queries: Any, candidates: Any, positives: Any = None, *,
+    statistics: Statistics, d_lse: Any, d_positive: Any, queries: Any, candidates: Any = None, positives: Any = None, *,
     similarity: Similarity = "cosine", temperature: float = 0.05, log_q: Any = None, candidate_ids: Any = None,
     positive_ids: Any = None, positive_embeddings: Any = None, excluded: Any = None,
     candidate_gradients: bool | Sequence[bool] = True, threads: int | None = None, stream: int | None = None,
+    table: Any = None, table_ids: Any = None, candidate_rows: Any = None, row_negatives: Any = None, row_negatives_log_q: Any = None,
+    positive_offsets: Any = None,
+    false_negative_margin: float | None = None, false_negative_ratio: float | None = None,
+    table_gradient: bool = True, row_sparse: bool = False,
 ) -> Gradients:
-    """Gradients of any function of the rows' ``lse`` and ``positive``, given its derivatives (B) by them.
+    """Gradients of any function of the rows' ``lse`` and ``positive``, given its derivatives (B) by them; with ``positive_offsets``, (P)
+    by ``positive``.
 
     ``statistics`` are `statistics` with ``gradients=True`` of the same arguments.
     """
@@ -140,16 +176,37 @@ def gradients(
         queries, candidates, positives, positive_embeddings, candidate_ids, log_q, positive_ids, None, excluded, None,
         candidate_gradients,
     )
-    options = (similarity, float(temperature), "none" if log_q is None else "logq_negatives_only", "sum", False)
+    extra = Extra(
+        table, table_ids, candidate_rows, row_negatives, row_negatives_log_q, positive_offsets, None, false_negative_margin,
+        false_negative_ratio, table_gradient,
+    )
+    options = _options(similarity, temperature, log_q, row_negatives_log_q)
     if on_device(queries):
+        _refuse_on_device(extra)
         batch = _device_arrays.Batch(*arguments, stream=stream)
         return _gradients(_device_arrays.gradients(batch, options, statistics, d_lse, d_positive), batch)
+    if extra.given:
+        return _gradients_over_table(
+            statistics, numbers(d_lse, "d_lse", np.float64), numbers(d_positive, "d_positive", np.float64), Batch(*arguments, extra),
+            options, row_sparse, _threads(threads),
+        )
     batch = Batch(*arguments)
+    _check_row_sparse(row_sparse)
     rows = np.stack([statistics.lse, statistics.positive, statistics.num_negatives.astype(np.float64)])
     expected = np.ascontiguousarray(statistics.expected_negative)
     upstream = numbers(d_lse, "d_lse", np.float64), numbers(d_positive, "d_positive", np.float64)
     found = _core.gradients(batch.raw, options, raw(rows), raw(expected), (raw(upstream[0]), raw(upstream[1])), _threads(threads))
     return _gradients(found, batch)
+
+
+def _gradients_over_table(
+    statistics: Statistics, d_lse: np.ndarray, d_positive: np.ndarray, batch: Batch, options: tuple, row_sparse: bool, threads: int
+) -> Gradients:
+    counts, expected = statistics.num_negatives.astype(np.float64), np.ascontiguousarray(statistics.expected_negative)
+    kept = [np.ascontiguousarray(x) for x in (statistics.lse, statistics.positive, counts, expected)]
+    upstream = raw(d_lse), raw(d_positive)
+    found = _core.table_gradients(batch.raw, batch.raw_extra, options, row_sparse, tuple(raw(x) for x in kept), upstream, threads)
+    return _with_table(*found, batch)
 
 
 class TopK(NamedTuple):
@@ -173,6 +230,21 @@ def top_k(
         return TopK(scores, indices)
     batch = Batch(**arguments)
     indices, scores = _core.top_k(batch.raw, similarity, k, _threads(threads))
+    return TopK(scores, indices)
+
+
+def hardest_negatives(
+    queries: Any, candidates: Any = None, positives: Any = None, *, k: int, similarity: Similarity = "cosine",
+    candidate_ids: Any = None, positive_ids: Any = None, positive_embeddings: Any = None, excluded: Any = None, table: Any = None,
+    table_ids: Any = None, candidate_rows: Any = None, positive_offsets: Any = None, threads: int | None = None,
+) -> TopK:
+    """The ``k`` negatives of each row that are most similar to its query, among the candidates of the pools: see
+    `catalog_softmax.torch.hardest_negatives`. In host memory."""
+    extra = Extra(table, table_ids, candidate_rows, positive_offsets=positive_offsets)
+    arguments = (queries, candidates, positives, positive_embeddings, candidate_ids, None, positive_ids, None, excluded)
+    batch = Batch(*arguments, extra=extra)
+    raw_extra = batch.raw_extra or extra.raw(len(batch.pools), [])
+    indices, scores = _core.hardest_negatives(batch.raw, raw_extra, similarity, k, _threads(threads))
     return TopK(scores, indices)
 
 
@@ -204,6 +276,31 @@ def check_device(device: int = 0, stream: int = 0) -> None:
     _core.device_fault((device, stream, False))
 
 
+def _options(similarity: str, temperature: float, *log_q: Any) -> tuple:
+    """Of statistics: what is subtracted from the negatives' scores alone."""
+    correction = "none" if all(x is None for x in log_q) else "logq_negatives_only"
+    return (similarity, float(temperature), correction, "sum", False)
+
+
+def _refuse_on_device(extra: Extra) -> None:
+    if extra.given:
+        rule = "tables, several positives and filters are for host memory here"
+        raise ValueError(f"{extra.names[0]} does not apply in device memory; rule: {rule}")
+
+
+def _check_row_sparse(row_sparse: bool) -> None:
+    if row_sparse:
+        raise ValueError("row_sparse is True; rule: the gradient of a table, and there is none")
+
+
+def output_over_table(found: tuple, batch: Batch) -> Output:
+    """Of what `_core.table_compute` returns."""
+    total, loss, probability, statistics, gradients = found
+    if gradients is not None:
+        gradients = _with_table(*gradients, batch)
+    return Output(total, loss, probability, _statistics(statistics), gradients)
+
+
 def _statistics(found: Any) -> Statistics:
     lse, positive, num_negatives, moments, rank, expected_negative = found
     return Statistics(lse, positive, num_negatives, *(moments or (None, None)), *(rank or (None, None)), expected_negative)
@@ -212,3 +309,10 @@ def _statistics(found: Any) -> Statistics:
 def _gradients(found: Any, batch: Batch) -> Gradients:
     d_queries, d_pools, d_positives, d_temperature = found
     return Gradients(d_queries, d_pools if batch.several else d_pools[0], d_positives, d_temperature)
+
+
+def _with_table(found: tuple, d_table: Any, batch: Batch) -> Gradients:
+    d_queries, d_pools, d_positives, d_temperature = found
+    # Pools by rows of the table come after the others, and have no gradient but the table's.
+    own = d_pools[: len(batch.pools)]
+    return Gradients(d_queries, (own if batch.several else own[0]) if own else None, d_positives, d_temperature, d_table)

@@ -82,7 +82,6 @@ struct Parts<'a> {
     queries: Embeddings<'a>,
     first: Pool<'a>,
     others: Vec<Pool<'a>>,
-    excluded: Option<(&'a [i64], &'a [i64])>,
 }
 
 impl RawBatch {
@@ -92,7 +91,18 @@ impl RawBatch {
     /// As [`slice`], of all that the batch names, for the lifetime that the caller chooses.
     pub unsafe fn batch<'a>(&self) -> PyResult<Batch<'a>> {
         // SAFETY: handed on.
-        let mut builder = unsafe { self.builder(self.2.is_none() && self.3.is_none())? };
+        unsafe {
+            self.with_columns(self.builder(self.2.is_none() && self.3.is_none())?)?
+                .build()
+                .map_err(crate::errors::raise)
+        }
+    }
+
+    /// A builder with positives, weights and exclusions.
+    ///
+    /// # Safety
+    /// As [`slice`].
+    pub unsafe fn with_columns<'a>(&self, mut builder: BatchBuilder<'a>) -> PyResult<BatchBuilder<'a>> {
         // SAFETY: handed on.
         unsafe {
             if let Some(positives) = &self.2 {
@@ -111,7 +121,11 @@ impl RawBatch {
                 builder = builder.row_weight(slice(weight, "row_weight")?);
             }
         }
-        builder.build().map_err(crate::errors::raise)
+        // SAFETY: handed on.
+        Ok(match unsafe { self.excluded()? } {
+            Some((offsets, ids)) => builder.excluded_ids(offsets, ids),
+            None => builder,
+        })
     }
 
     /// The crate's search, of the same queries, pools and exclusions.
@@ -120,7 +134,7 @@ impl RawBatch {
     /// As [`slice`].
     pub unsafe fn search<'a>(&self) -> PyResult<Search<'a>> {
         // SAFETY: handed on.
-        let Parts { queries, first, others, excluded } = unsafe { self.parts()? };
+        let (Parts { queries, first, others }, excluded) = unsafe { (self.parts()?, self.excluded()?) };
         let builder = Search::builder(queries, first).pools(others);
         let builder = match excluded {
             Some((offsets, ids)) => builder.excluded_ids(offsets, ids),
@@ -131,15 +145,19 @@ impl RawBatch {
 
     /// # Safety
     /// As [`slice`].
-    unsafe fn builder<'a>(&self, in_batch: bool) -> PyResult<BatchBuilder<'a>> {
+    pub unsafe fn builder<'a>(&self, in_batch: bool) -> PyResult<BatchBuilder<'a>> {
         // SAFETY: handed on.
-        let Parts { queries, first, others, excluded } = unsafe { self.parts()? };
+        let Parts { queries, first, others } = unsafe { self.parts()? };
         let builder = if in_batch { Batch::in_batch(queries, first) } else { Batch::builder(queries, first) };
-        let builder = builder.pools(others);
-        Ok(match excluded {
-            Some((offsets, ids)) => builder.excluded_ids(offsets, ids),
-            None => builder,
-        })
+        Ok(builder.pools(others))
+    }
+
+    /// # Safety
+    /// As [`slice`].
+    unsafe fn excluded<'a>(&self) -> PyResult<Option<(&'a [i64], &'a [i64])>> {
+        let Some((offsets, ids)) = &self.6 else { return Ok(None) };
+        // SAFETY: handed on.
+        Ok(Some(unsafe { (slice(offsets, "excluded[0]")?, slice(ids, "excluded[1]")?) }))
     }
 
     /// # Safety
@@ -154,12 +172,7 @@ impl RawBatch {
             return Err(PyValueError::new_err("candidates is a list of no pools; rule: one pool at least"));
         }
         let first = pools.remove(0);
-        let excluded = match &self.6 {
-            // SAFETY: handed on.
-            Some((offsets, ids)) => Some(unsafe { (slice(offsets, "excluded[0]")?, slice(ids, "excluded[1]")?) }),
-            None => None,
-        };
-        Ok(Parts { queries, first, others: pools, excluded })
+        Ok(Parts { queries, first, others: pools })
     }
 
     /// The weights of rows, where there are any.

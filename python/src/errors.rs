@@ -13,7 +13,7 @@ create_exception!(
 );
 
 /// What the crate calls an argument or an option, and what Python does.
-const NAMES: [(&str, &str); 15] = [
+const NAMES: [(&str, &str); 23] = [
     ("Correction::CorrectedLogQ", "correction=\"corrected_logq\""),
     ("Correction::LogQNegativesOnly", "correction=\"logq_negatives_only\""),
     ("Correction::LogQ", "correction=\"logq\""),
@@ -22,6 +22,14 @@ const NAMES: [(&str, &str); 15] = [
     ("exclude_offsets", "excluded[0]"),
     ("exclude_ids", "excluded[1]"),
     ("excluded_ids", "excluded"),
+    ("table ids", "table_ids"),
+    ("row_negatives.per_row", "row_negatives.shape[1]"),
+    ("table.without_gradient", "table_gradient=False"),
+    ("request.row_sparse", "row_sparse"),
+    ("-1 (u32::MAX)", "-1"),
+    ("Pool::rows and Pool::whole_table name its rows", "candidate_rows are rows of it"),
+    ("use Batch::of_table", "give one"),
+    ("loss.false_negatives", "the filter of false negatives"),
     ("in_batch needs", "positives=None needs"),
     ("the diagonal of in_batch", "positives=None"),
     ("F32", "float32"),
@@ -47,7 +55,7 @@ pub fn raise(error: Error) -> PyErr {
 fn per_pool(message: String) -> String {
     let Some(rest) = message.strip_prefix("candidates[") else { return message };
     let Some((index, rest)) = rest.split_once("].") else { return message };
-    for field in ["candidate_ids", "log_q", "candidates"] {
+    for field in ["candidate_ids", "candidate_rows", "log_q", "candidates"] {
         if let Some(rest) = rest.strip_prefix(field) {
             return format!("{field}[{index}]{rest}");
         }

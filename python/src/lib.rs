@@ -6,11 +6,14 @@ mod arrays;
 mod device;
 mod device_array;
 mod errors;
+mod extra;
 mod frequency;
 mod loss;
 mod numbers;
+mod optimizer;
 mod queue;
 mod sampling;
+mod tables;
 mod threads;
 
 use pyo3::prelude::*;
@@ -34,7 +37,14 @@ mod _core {
         compute, forward, gradients, reference_forward, reference_gradients, reference_statistics, statistics, top_k,
     };
     #[pymodule_export]
+    use crate::optimizer::Optimizer;
+    #[pymodule_export]
     use crate::queue::Queue;
     #[pymodule_export]
     use crate::sampling::{Distribution, LogUniform, Mixture, RandomStream, Sample, Uniform, Unigram};
+    #[pymodule_export]
+    use crate::tables::{
+        hardest_negatives, reference_table_forward, reference_table_gradients, reference_table_statistics,
+        table_compute, table_forward, table_gradients, table_statistics, table_update,
+    };
 }

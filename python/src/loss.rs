@@ -49,14 +49,19 @@ pub fn similarity_of(name: &str) -> PyResult<Similarity> {
     }
 }
 
-type Column<'py, T> = Bound<'py, PyArray1<T>>;
-type Table<'py, T> = Bound<'py, PyArray2<T>>;
+pub type Column<'py, T> = Bound<'py, PyArray1<T>>;
+pub type Table<'py, T> = Bound<'py, PyArray2<T>>;
 
-fn table<'py, T: numpy::Element>(py: Python<'py>, values: Vec<T>, rows: usize, dim: usize) -> PyResult<Table<'py, T>> {
+pub fn table<'py, T: numpy::Element>(
+    py: Python<'py>,
+    values: Vec<T>,
+    rows: usize,
+    dim: usize,
+) -> PyResult<Table<'py, T>> {
     values.into_pyarray(py).reshape([rows, dim])
 }
 
-fn matrix<T: numpy::Element>(py: Python<'_>, matrix: Matrix<T>) -> PyResult<Table<'_, T>> {
+pub fn matrix<T: numpy::Element>(py: Python<'_>, matrix: Matrix<T>) -> PyResult<Table<'_, T>> {
     table(py, matrix.values, matrix.rows, matrix.dim)
 }
 
@@ -115,12 +120,8 @@ fn loss_of<B: Backend>(
 fn forward_out<'py, T: numpy::Element>(
     py: Python<'py>,
     weight: Option<&[f32]>,
-    (statistics, mut epilogue): (RowStatistics<T>, Epilogue),
+    (statistics, epilogue): (RowStatistics<T>, Epilogue),
 ) -> PyResult<ForwardOut<'py, T>> {
-    for (loss, &weight) in epilogue.loss.iter_mut().zip(weight.unwrap_or_default()) {
-        // A row of weight 0 is absent, whatever its loss.
-        *loss = if weight == 0.0 { 0.0 } else { *loss * f64::from(weight) };
-    }
     let b = statistics.lse.len();
     let mut rows = Vec::with_capacity(4 * b);
     rows.extend(statistics.lse);
@@ -128,10 +129,19 @@ fn forward_out<'py, T: numpy::Element>(
     rows.extend(statistics.num_negatives.iter().map(|&n| n as f64));
     rows.extend(epilogue.d_lse);
     let expected = statistics.expected_negative.map(|o| matrix(py, o)).transpose()?;
-    Ok((epilogue.total, epilogue.loss.into_pyarray(py), table(py, rows, 4, b)?, expected))
+    Ok((epilogue.total, weighted(epilogue.loss, weight).into_pyarray(py), table(py, rows, 4, b)?, expected))
 }
 
-type StatisticsOut<'py, T = f32> = (
+/// Losses of rows times their weights.
+pub fn weighted(mut losses: Vec<f64>, weight: Option<&[f32]>) -> Vec<f64> {
+    for (loss, &weight) in losses.iter_mut().zip(weight.unwrap_or_default()) {
+        // A row of weight 0 is absent, whatever its loss.
+        *loss = if weight == 0.0 { 0.0 } else { *loss * f64::from(weight) };
+    }
+    losses
+}
+
+pub type StatisticsOut<'py, T = f32> = (
     Column<'py, f64>,
     Column<'py, f64>,
     Column<'py, i64>,
@@ -140,7 +150,10 @@ type StatisticsOut<'py, T = f32> = (
     Option<Table<'py, T>>,
 );
 
-fn statistics_out<T: numpy::Element>(py: Python<'_>, statistics: RowStatistics<T>) -> PyResult<StatisticsOut<'_, T>> {
+pub fn statistics_out<T: numpy::Element>(
+    py: Python<'_>,
+    statistics: RowStatistics<T>,
+) -> PyResult<StatisticsOut<'_, T>> {
     let moments = statistics.moments.map(|m| (m.expected_score.into_pyarray(py), m.entropy.into_pyarray(py)));
     let rank = statistics.rank.map(|r| (signed(&r.above).into_pyarray(py), signed(&r.ties).into_pyarray(py)));
     Ok((
@@ -153,7 +166,7 @@ fn statistics_out<T: numpy::Element>(py: Python<'_>, statistics: RowStatistics<T
     ))
 }
 
-fn request(gradients: bool, moments: bool, rank: bool) -> Request {
+pub fn request(gradients: bool, moments: bool, rank: bool) -> Request {
     let mut request = if gradients { Request::value_and_grad() } else { Request::value() };
     request.moments = moments;
     request.rank = rank;
@@ -191,9 +204,9 @@ pub fn reference_statistics<'py>(
     statistics_out(py, statistics.map_err(raise)?)
 }
 
-type GradientsOut<'py, T = f32> = (Table<'py, T>, Vec<Option<Table<'py, T>>>, Option<Table<'py, T>>, f64);
+pub type GradientsOut<'py, T = f32> = (Table<'py, T>, Vec<Option<Table<'py, T>>>, Option<Table<'py, T>>, f64);
 
-fn gradients_out<T: numpy::Element>(py: Python<'_>, gradients: Gradients<T>) -> PyResult<GradientsOut<'_, T>> {
+pub fn gradients_out<T: numpy::Element>(py: Python<'_>, gradients: Gradients<T>) -> PyResult<GradientsOut<'_, T>> {
     let pools = gradients.d_candidates.into_iter();
     let pools = pools.map(|d| if d.rows == 0 { Ok(None) } else { matrix(py, d).map(Some) });
     Ok((
@@ -298,6 +311,8 @@ pub fn compute<'py>(
     ))
 }
 
+pub type TopKOut<'py> = (Table<'py, i64>, Table<'py, f32>);
+
 /// (indices int64, similarities), each (B, K): -1 and -inf where a row has fewer than K.
 #[pyfunction]
 pub fn top_k<'py>(
@@ -306,12 +321,15 @@ pub fn top_k<'py>(
     similarity: &str,
     k: usize,
     threads: usize,
-) -> PyResult<(Table<'py, i64>, Table<'py, f32>)> {
+) -> PyResult<TopKOut<'py>> {
     let similarity = similarity_of(similarity)?;
     // SAFETY: as in `forward`.
     let search = unsafe { batch.search()? };
-    let top = threads::run(py, threads, |cpu| cpu.top_k(&search, similarity, k))?.map_err(raise)?;
-    let b = top.num_rows();
+    top_k_out(py, threads::run(py, threads, |cpu| cpu.top_k(&search, similarity, k))?.map_err(raise)?)
+}
+
+pub fn top_k_out(py: Python<'_>, top: TopK) -> PyResult<TopKOut<'_>> {
+    let (b, k) = (top.num_rows(), top.k);
     let index = |&index: &u32| if index == TopK::NONE { -1 } else { i64::from(index) };
     let indices = top.indices.iter().map(index).collect();
     Ok((table(py, indices, b, k)?, table(py, top.scores, b, k)?))

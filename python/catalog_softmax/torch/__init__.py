@@ -1,10 +1,11 @@
 """Softmax losses for PyTorch, as operators with gradients. See `softmax_loss`."""
 
-from ._functional import RowStatistics, TopK, check_device, row_statistics, softmax_loss, top_k
-from ._modules import FullSoftmaxLoss, InfoNCELoss, SampledSoftmaxLoss
+from ._functional import RowStatistics, TopK, check_device, hardest_negatives, row_statistics, softmax_loss, top_k
+from ._modules import FullSoftmaxLoss, InfoNCELoss, SampledSoftmaxLoss, TableSoftmaxLoss
 from ._queue import NegativeQueue
+from ._update import update_table
 
 __all__ = [
     "FullSoftmaxLoss", "InfoNCELoss", "NegativeQueue", "RowStatistics", "SampledSoftmaxLoss",
-    "TopK", "check_device", "row_statistics", "softmax_loss", "top_k",
+    "TableSoftmaxLoss", "TopK", "check_device", "hardest_negatives", "row_statistics", "softmax_loss", "top_k", "update_table",
 ]

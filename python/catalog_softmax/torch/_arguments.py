@@ -161,7 +161,8 @@ class Arguments:
         self.positive_log_q = self._of_kept(self.positive_log_q, "positive_log_q")
         self.row_weight = self.row_weight[kept]
         if self.excluded is not None:
-            self.excluded = _rows_of_csr(*self.excluded, kept, b)
+            offsets, places = _rows_of_csr(self.excluded[0], "excluded[0]", len(self.excluded[1]), "excluded[1]", kept, b)
+            self.excluded = offsets, self.excluded[1][places]
 
     def _of_kept(self, tensor, argument):
         if tensor is None:
@@ -201,13 +202,13 @@ def _check_length(tensor, argument, length):
         raise ValueError(f"{argument} has length {tensor.shape[0]}; rule: length {length}")
 
 
-def _rows_of_csr(offsets, ids, rows, num_rows):
-    """Offsets and ids of some rows alone."""
-    _check_length(offsets, "excluded[0]", num_rows + 1)
+def _rows_of_csr(offsets, argument, total, of_what, rows, num_rows):
+    """Offsets of some rows alone, and the places of their elements among the `total`."""
+    _check_length(offsets, argument, num_rows + 1)
     counts = offsets.diff()
-    if offsets[0] != 0 or (counts < 0).any() or offsets[-1] != len(ids):
-        raise ValueError(f"excluded[0] is {offsets.tolist()}; rule: from 0 to {len(ids)}, the length of excluded[1], and never falling")
+    if offsets[0] != 0 or (counts < 0).any() or offsets[-1] != total:
+        raise ValueError(f"{argument} is {offsets.tolist()}; rule: from 0 to {total}, the length of {of_what}, and never falling")
     counts = counts[rows]
     ends = counts.cumsum(0)
     within = torch.arange(int(counts.sum())) - (ends - counts).repeat_interleave(counts)
-    return torch.cat([ends.new_zeros(1), ends]), ids[within + offsets[rows].repeat_interleave(counts)]
+    return torch.cat([ends.new_zeros(1), ends]), within + offsets[rows].repeat_interleave(counts)

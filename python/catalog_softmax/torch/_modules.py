@@ -117,6 +117,50 @@ class SampledSoftmaxLoss(nn.Module):
         )
 
 
+class TableSoftmaxLoss(nn.Module):
+    """A loss over a table of all items' embeddings, of which a batch names rows, as sequential recommenders train: ``loss(states,
+    items.weight, positives, row_negatives=negatives, mask=mask)``. With neither row_negatives nor candidate_rows the whole table is the
+    pool.
+
+    Args: those of `softmax_loss`; "dot" and 1.0 are what SASRec and gSASRec have.
+    """
+
+    def __init__(
+        self, *, correction: Correction = "none", similarity: Similarity = "dot", temperature: float = 1.0, reduction: Reduction = "mean",
+        false_negative_margin: float | None = None, false_negative_ratio: float | None = None, sparse_gradient: bool = False,
+    ):
+        super().__init__()
+        self.correction, self.similarity, self.temperature, self.reduction = correction, similarity, temperature, reduction
+        self.false_negative_margin, self.false_negative_ratio = false_negative_margin, false_negative_ratio
+        self.sparse_gradient = sparse_gradient
+
+    def extra_repr(self) -> str:
+        return (
+            f"correction={self.correction!r}, similarity={self.similarity!r}, temperature={self.temperature}, "
+            f"sparse_gradient={self.sparse_gradient}"
+        )
+
+    def forward(
+        self, queries: Tensor, table: Tensor, positives: Tensor, *, row_negatives: Tensor | None = None,
+        row_negatives_log_q: Tensor | None = None, candidate_rows: Pools | None = None, log_q: Pools | None = None,
+        positive_log_q: Tensor | None = None, excluded: tuple[Tensor, Tensor] | None = None, row_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """queries (B, D) or (B, T, D); positives, positive_log_q, row_weight and mask of the same leading axes; row_negatives and
+        row_negatives_log_q with an axis K behind them. Where the mask is False, at no cost, nothing is looked at."""
+        flat = _flat(queries)
+        one = lambda tensor: None if tensor is None else tensor.reshape(-1)
+        of_rows = lambda tensor: None if tensor is None else tensor.reshape(-1, tensor.shape[-1])
+        return softmax_loss(
+            flat, None, one(positives), table=table, similarity=self.similarity, temperature=self.temperature,
+            correction=self.correction, log_q=log_q, positive_log_q=one(positive_log_q), candidate_rows=candidate_rows,
+            row_negatives=of_rows(row_negatives), row_negatives_log_q=of_rows(row_negatives_log_q), excluded=excluded,
+            row_weight=_weights(mask, row_weight, flat.shape[0]), reduction=_reduction(self.reduction, mask),
+            false_negative_margin=self.false_negative_margin, false_negative_ratio=self.false_negative_ratio,
+            sparse_gradient=self.sparse_gradient,
+        )
+
+
 class FullSoftmaxLoss(nn.Module):
     """Cross-entropy over the whole catalogue: ``F.cross_entropy(queries @ items.T, positives, ignore_index=...)`` without the logits.
 

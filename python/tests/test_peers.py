@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from catalog_softmax.torch import FullSoftmaxLoss, InfoNCELoss, SampledSoftmaxLoss, softmax_loss
+from catalog_softmax.torch import FullSoftmaxLoss, InfoNCELoss, SampledSoftmaxLoss, TableSoftmaxLoss, hardest_negatives, softmax_loss
 from common import embeddings, integers, log_q
 
 B, D = 24, 16
@@ -25,6 +25,18 @@ def test_tensorflow_recommenders_retrieval():
         q, c, similarity="dot", temperature=0.5, correction="logq", log_q=p.log(), candidate_ids=ids, row_weight=weight, reduction="sum"
     )
     close(found, wanted)
+
+
+def test_tensorflow_recommenders_hard_negatives():
+    q, c, k = embeddings(B, D, 1), embeddings(B, D, 2), 5
+    scores = q @ c.T
+    # HardNegativeMining: the k best of each row beside its positive.
+    mined = (scores + 1e9 * torch.eye(B)).topk(k + 1).indices
+    logits = scores.gather(1, mined)
+    wanted = F.cross_entropy(logits, torch.zeros(B, dtype=torch.int64), reduction="sum")
+    hardest = hardest_negatives(q, c, k=k, similarity="dot").indices
+    options = {"similarity": "dot", "temperature": 1.0, "reduction": "sum"}
+    close(softmax_loss(q, table=c, positives=torch.arange(B), row_negatives=hardest, **options), wanted)
 
 
 def test_open_clip():
@@ -71,3 +83,27 @@ def test_sasrec_with_full_and_with_sampled_softmax():
         positive_log_q=torch.full((4, 6), math.log(1 / 40)), negative_ids=negatives, positive_ids=labels, mask=mask,
     )
     close(found, wanted)
+
+
+def test_sentence_transformers_margins():
+    q, c, tau, margin = F.normalize(embeddings(B, D, 1), dim=1), F.normalize(embeddings(B, D, 2), dim=1), 0.05, 0.1
+    s = q @ c.T
+    positive = s.diagonal()[:, None]
+    for bound, option in (
+        (positive - margin, {"false_negative_margin": -margin / tau}),
+        (torch.where(positive > 0, positive * (1 - margin), torch.inf), {"false_negative_ratio": 1 - margin}),
+    ):
+        masked = (s / tau).masked_fill((s > bound) & ~torch.eye(B, dtype=torch.bool), -torch.inf)
+        close(softmax_loss(q, c, temperature=tau, **option), F.cross_entropy(masked, torch.arange(B)))
+
+
+def test_sasrec_with_negatives_of_each_position():
+    t, k, items = 5, 7, 40
+    hidden, table = torch.randn(B, t, D), embeddings(items, D, 2)
+    labels, negatives = torch.randint(1, items, (B, t)), torch.randint(items, (B, t, k))
+    mask = torch.rand(B, t) > 0.3
+    logits = torch.einsum("btd,btkd->btk", hidden, table[torch.cat([labels[..., None], negatives], 2)])
+    hits = F.pad(negatives == labels[..., None], (1, 0))
+    logits = logits.masked_fill(hits, -torch.inf)[mask]
+    wanted = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
+    close(TableSoftmaxLoss()(hidden, table, labels, row_negatives=negatives, mask=mask), wanted)

@@ -619,7 +619,8 @@ pub fn steps_on_device_memory_agree(cuda: &mut Cuda) {
 
 /// Rows that the table does not have, and offsets out of order: the step stays in bounds, and the fault names them.
 pub fn rows_that_are_none_are_faults(_: &mut Cuda) {
-    let spoil: [(&str, fn(&mut Data)); 4] = [
+    type Spoil = fn(&mut Data);
+    let spoil: [(&str, Spoil); 4] = [
         ("candidate_rows[3]", |data| data.candidate_rows[3] = 90),
         ("row_negatives[8]", |data| data.own[8] = 1 << 30),
         ("positives[2]", |data| data.positives[2] = u32::MAX),

@@ -181,8 +181,9 @@ pub mod cuda {
 
     pub use crate::backend::cuda::{
         Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceMemory, DeviceMemoryMut,
-        DeviceMoments, DeviceOutput, DevicePool, DeviceQueue, DeviceRank, DeviceSearch, DeviceSlice, DeviceSliceMut,
-        DeviceStatistics, DeviceTopK, DeviceUpstream, StepGraph,
+        DeviceMoments, DeviceOutput, DevicePool, DeviceQueue, DeviceRank, DeviceRowNegatives, DeviceSearch,
+        DeviceSlice, DeviceSliceMut, DeviceStatistics, DeviceTable, DeviceTableGradient, DeviceTopK, DeviceUpstream,
+        StepGraph,
     };
 }
 pub use backend::device::{Device, Selected};

@@ -19,6 +19,8 @@ mod small;
 mod soundness;
 #[path = "gpu/steps.rs"]
 mod steps;
+#[path = "gpu/tables.rs"]
+mod tables;
 #[path = "gpu/workspace.rs"]
 mod workspace;
 
@@ -32,7 +34,7 @@ use catalog_softmax_testing::golden::Golden;
 use catalog_softmax_testing::golden_check::{Precision, judge, results};
 use catalog_softmax_testing::golden_files::files;
 use catalog_softmax_testing::problem::{PositiveData, Problem, Storage};
-use catalog_softmax_testing::properties::{PROPERTIES, Property};
+use catalog_softmax_testing::properties::{PROPERTIES, Property, of_tables};
 use catalog_softmax_testing::step::Step;
 use catalog_softmax_testing::tolerance::{Expected, compare as compare_tensors, tensors};
 use catalog_softmax_testing::topk::{SearchData, TOP_K, Values};
@@ -77,9 +79,10 @@ fn trials(cuda: Shared) -> Vec<Trial> {
     let mut trials = Vec::new();
     for file in golden_files() {
         let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        trials.push(Trial::test(format!("golden::{name}"), move || golden(&mut *locked(cuda)?, &file)));
+        let folder = file.parent().and_then(|folder| folder.file_name()).unwrap_or_default().to_string_lossy();
+        trials.push(Trial::test(format!("{folder}::{name}"), move || golden(&mut *locked(cuda)?, &file)));
     }
-    for &(name, property) in PROPERTIES {
+    for &(name, property) in PROPERTIES.iter().chain(of_tables::PROPERTIES) {
         trials.push(Trial::test(format!("property::{name}"), move || hold(cuda, property)));
     }
     for &(name, property) in TOP_K {
@@ -89,7 +92,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         }));
     }
     trials.extend(soundness::trials());
-    let own: [Own; 45] = [
+    let own: [Own; 52] = [
         ("small::narrow", small::narrow),
         ("small::wide", small::wide),
         ("small::portable", small::portable),
@@ -160,6 +163,13 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         ("settings::addresses_of_another_library_do", settings::addresses_of_another_library_do),
         ("settings::two_streams_do_not_meet", settings::two_streams_do_not_meet),
         ("settings::two_threads_do_not_meet", settings::two_threads_do_not_meet),
+        ("tables::several_positives_agree", tables::several_positives_agree),
+        ("tables::filters_agree", tables::filters_agree),
+        ("tables::pools_by_reference_agree", tables::pools_by_reference_agree),
+        ("tables::negatives_of_rows_own_agree", tables::negatives_of_rows_own_agree),
+        ("tables::hardest_negatives_agree", tables::hardest_negatives_agree),
+        ("tables::steps_on_device_memory_agree", tables::steps_on_device_memory_agree),
+        ("tables::rows_that_are_none_are_faults", tables::rows_that_are_none_are_faults),
         (
             "workspace::steps_in_the_callers_workspace_allocate_nothing",
             workspace::steps_in_the_callers_workspace_allocate_nothing,
@@ -223,9 +233,11 @@ fn hold(cuda: Shared, property: Property) -> Result<(), Failed> {
 }
 
 fn golden_files() -> Vec<PathBuf> {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
-    let folder = std::env::var("GOLDEN").unwrap_or_else(|_| folder.to_owned());
-    files(std::path::Path::new(&folder))
+    let tests = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    match std::env::var("GOLDEN") {
+        Ok(folder) => files(std::path::Path::new(&folder)),
+        Err(_) => [files(&tests.join("golden")), files(&tests.join("golden2"))].concat(),
+    }
 }
 
 fn golden(cuda: &mut Cuda, file: &std::path::Path) -> Result<(), Failed> {

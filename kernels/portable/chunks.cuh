@@ -2,18 +2,20 @@
 #pragma once
 #include "portable/fragments.cuh"
 
-// Rows in global memory: a matrix, or addresses of single rows.
+// Rows in global memory: those of a matrix, rows of it by their indices, or addresses of single rows.
 template <typename Element>
 struct Rows {
     const Element* base;
     const void* const* addresses;
+    const uint32_t* indices;
     uint64_t stride;
     uint32_t count;
     uint32_t dim;
     bool aligned;
 
     __device__ __forceinline__ const Element* row(uint32_t index) const {
-        return addresses ? static_cast<const Element*>(addresses[index]) : base + index * stride;
+        if (addresses) return static_cast<const Element*>(addresses[index]);
+        return base + (indices ? indices[index] : index) * stride;
     }
 
     // One 16-byte unit of row `index`, from element `column` on, to shared memory at `to`.

@@ -7,7 +7,7 @@
 //   EXPECTED    queries        candidates             the same, and Σ 2^(z − max) y / |y|
 //   DETAIL      queries        candidates             as STATISTICS, and Σ 2^(z − max) s, Σ 2^(z − max) (z − max), rank
 //   GRADIENT    candidates     queries                Σ coefficient · y / |y|; d_lse · min(1, 2^(z − lse))
-//   PAIRED      queries        each row's positive    (x · y) · x.scale · y.scale of pairs with equal index
+//   PAIRED      pairs' queries their positives        (x · y) · x.scale · y.scale of pairs with equal index
 //
 // A block of 128 stationary rows walks the tiles of 64 streamed rows of its split:
 //
@@ -19,7 +19,8 @@
 //
 // Where the code differs from that:
 // [1] By a ring of buffers (tile_stream.cuh).
-// [2] Only tiles that may hold a masked pair look for them (tile_mask.cuh).
+// [2] Only tiles that may hold a masked pair look for them (tile_mask.cuh). With a false-negative filter these are all tiles: a pair
+//     above its query's bound is masked, too (score.cuh).
 // [3] Where the caller bounds z (p.online == 0), m is 0, as biases hold the shift, and nothing is rescaled. A row's columns are spread over
 //     four lanes, whose sums meet at the end.
 // [4] Y comes a second time, its columns [first, first + OUTPUT_CHUNKS chunks) only: blockIdx.z is the slice of columns.
@@ -70,6 +71,43 @@ struct Stream : TileStream<Element, MODE, OUTPUT_CHUNKS> {
         }
     }
 
+    // The same where rows have several positives: each has a place in memory, to which one thread of the row's four adds.
+    __device__ __forceinline__ void count_ranks(const float (&s)[8][4], const Tile& tile, const RowTerm (&rows)[2]) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int64_t first = first_pair(half), end = end_pair(half);
+#pragma unroll 1
+            for (int64_t pair = first; __any_sync(~0u, pair < end); ++pair) {
+                const float positive = pair < end ? p.positive_z[pair] : INFINITY;
+                uint32_t above = 0, ties = 0;
+#pragma unroll
+                for (int i = 0; i < 16; ++i) {
+                    const int n = i / 2, e = 2 * half + i % 2, column = c_column(lane, n, e);
+                    if (tile.first_column + column >= p.y_rows || tile.mask.holds(n, e)) continue;
+                    const float sim = similarity(s[n][e], rows[half].scale, tile.terms[column].scale);
+                    above += sim > positive;
+                    ties += sim == positive;
+                }
+                above = sum_of_quad(above);
+                ties = sum_of_quad(ties);
+                if (pair >= end || lane % 4 != 0) continue;
+                p.above[rank_slot(pair)] += above;
+                p.ties[rank_slot(pair)] += ties;
+            }
+        }
+    }
+
+    __device__ __forceinline__ void clear_ranks() const {
+        if (lane % 4 != 0) return;
+        for (int half = 0; half < 2; ++half) {
+            for (int64_t pair = first_pair(half); pair < end_pair(half); ++pair) p.above[rank_slot(pair)] = p.ties[rank_slot(pair)] = 0;
+        }
+    }
+
+    __device__ __forceinline__ int64_t first_pair(int half) const { return row(half) < p.x_rows ? p.pair_offsets[row(half)] : 0; }
+    __device__ __forceinline__ int64_t end_pair(int half) const { return row(half) < p.x_rows ? p.pair_offsets[row(half) + 1] : 0; }
+    __device__ __forceinline__ uint64_t rank_slot(int64_t pair) const { return uint64_t(p.first_split + blockIdx.y) * p.pairs + pair; }
+
     // Moments of a tile, relative to the maximum that the row has with it.
     __device__ __forceinline__ void add_moments(const float (&s)[8][4], const float (&z)[8][4], const Tile& tile,
                                                 const RowTerm (&rows)[2], const float (&origin)[2], Detail& detail) {
@@ -102,7 +140,8 @@ struct Stream : TileStream<Element, MODE, OUTPUT_CHUNKS> {
                     const int column = c_column(lane, n, e);
                     const uint32_t index = row(e / 2);
                     if (index < p.x_rows && tile * BLOCK_Y + column == index) {
-                        p.max[index] = similarity(s[n][e], p.x_terms[index].scale, terms[column].scale);
+                        const uint32_t query = p.x_indices ? p.x_indices[index] : index;
+                        p.max[index] = similarity(s[n][e], p.x_terms[query].scale, terms[column].scale);
                     }
                 }
             }
@@ -119,11 +158,12 @@ struct Stream : TileStream<Element, MODE, OUTPUT_CHUNKS> {
         for (int half = 0; half < 2; ++half) {
             const bool present = row(half) < p.x_rows;
             rows[half] = present ? p.x_terms[row(half)] : RowTerm{0.0f, 0.0f};
-            positive[half] = MODE == Mode::DETAIL && present ? p.positive_z[row(half)] : 0.0f;
+            positive[half] = MODE == Mode::DETAIL && present && !p.pair_offsets ? p.positive_z[row(half)] : 0.0f;
             // The terms hold the shift.
             if (!p.online) state.max[half] = 0.0f;
         }
         float o[HAS_OUTPUT ? OUTPUT_CHUNKS * TILES_PER_CHUNK : 1][4] = {};
+        if (MODE == Mode::DETAIL && p.pair_offsets) clear_ranks();
         start();
         uint32_t stage = 0;
         for (uint32_t tile = first_tile; tile < end_tile; ++tile) {
@@ -136,13 +176,15 @@ struct Stream : TileStream<Element, MODE, OUTPUT_CHUNKS> {
             Tile of_scores(p, terms, tile * BLOCK_Y, row(0), lane);
             if (is_special) {
                 of_scores.look();
+                if (p.bounds) of_scores.filter(s, rows);
                 // Each of a row's four lanes has some of its columns.
                 masked[0] += of_scores.mask.count(0);
                 masked[1] += of_scores.mask.count(1);
             }
             float raw[8][4];
             if (MODE == Mode::DETAIL) {
-                count_rank(s, of_scores, rows, positive, detail);
+                if (p.pair_offsets) count_ranks(s, of_scores, rows);
+                else count_rank(s, of_scores, rows, positive, detail);
 #pragma unroll
                 for (int i = 0; i < 32; ++i) raw[i / 4][i % 4] = s[i / 4][i % 4];
             }
@@ -208,6 +250,7 @@ struct Stream : TileStream<Element, MODE, OUTPUT_CHUNKS> {
                 if (MODE == Mode::DETAIL) {
                     p.sum_score[slot] = sum_score;
                     p.sum_z[slot] = sum_z;
+                    if (p.pair_offsets) continue;
                     p.above[slot] = above;
                     p.ties[slot] = ties;
                 }

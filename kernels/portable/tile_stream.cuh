@@ -40,8 +40,13 @@ struct TileStream {
     Hits own_hits;  // GRADIENT: of the candidate first_x + threadIdx.x
 
     __device__ __forceinline__ TileStream(const StreamParams& params, char* memory) : p(params) {
-        x = {static_cast<const Element*>(p.x), nullptr, p.x_stride, p.x_rows, p.dim, p.aligned != 0};
-        y = {static_cast<const Element*>(p.y), p.y_addresses, p.y_stride, p.y_rows, p.dim, p.aligned != 0};
+        // Queries are a matrix; those of pairs, and candidates, may be rows of one by reference. The addresses are the pairs' positives.
+        const bool is_paired = MODE == Mode::PAIRED;
+        const uint32_t* x_indices = is_paired || !X_IS_QUERIES ? p.x_indices : nullptr;
+        const uint32_t* y_indices = !is_paired && X_IS_QUERIES ? p.y_indices : nullptr;
+        const void* const* y_addresses = is_paired ? p.y_addresses : nullptr;
+        x = {static_cast<const Element*>(p.x), nullptr, x_indices, p.x_stride, p.x_rows, p.dim, p.aligned != 0};
+        y = {static_cast<const Element*>(p.y), y_addresses, y_indices, p.y_stride, p.y_rows, p.dim, p.aligned != 0};
         chunks = (p.dim + Fragments<Element>::ELEMENTS_PER_CHUNK - 1) / Fragments<Element>::ELEMENTS_PER_CHUNK;
         x_chunks = ptx::smem_address(memory);
         const uint32_t x_bytes = (p.x_resident ? chunks : STAGES) * X_CHUNK;
@@ -113,9 +118,9 @@ struct TileStream {
     }
 
     // Whether the tile may hold a masked pair or a streamed row that is not finite. The same for all threads. (A positive that is a
-    // candidate is a masked pair.)
+    // candidate is a masked pair. With a filter, any tile may hold one.)
     __device__ __forceinline__ bool special(uint32_t tile, const ColumnTerm* terms) const {
-        bool mine = own_column_spoiled(terms);
+        bool mine = own_column_spoiled(terms) || p.bounds != nullptr;
         const uint32_t index = tile * BLOCK_Y + threadIdx.x;
         if (X_IS_QUERIES && p.hits && threadIdx.x < BLOCK_Y && index < p.y_rows) mine |= overlaps(p.hits[index], first_x, BLOCK_X);
         if (!X_IS_QUERIES) mine |= overlaps(own_hits, tile * BLOCK_Y, BLOCK_Y);

@@ -22,7 +22,6 @@ struct BlockRow {
     float total;  // and their sum
     bool empty;
     float d_lse;
-    float d_positive;
     float d_gamma;
 };
 
@@ -43,26 +42,23 @@ __device__ __forceinline__ void finish_numbers(const FinishRowsParams& p, BlockR
 
         const QueryGradientParams& g = p.gradient;
         RowStatistics statistics = {};
-        double d_lse = 0.0, d_positive = 0.0;
+        double d_lse = 0.0;
         if (p.statistics.splits.count) statistics = finish_statistics(p.statistics, merged, p.rows, row);
         if (has_epilogue) {
-            const RowLoss loss = row_loss(p.epilogue, statistics, row, of_mean);
+            const RowLoss loss = row_loss(p, statistics, row, of_mean);
             total = loss.total;
             d_lse = loss.d_lse;
-            d_positive = -loss.d_lse;
         } else if (g.d_queries) {
             statistics.lse = g.lse[row];
             statistics.num_negatives = g.num_negatives[row];
             d_lse = g.d_lse[row];
-            d_positive = g.d_positive[row];
         }
         mine.d_lse = static_cast<float>(d_lse);
-        mine.d_positive = static_cast<float>(d_positive);
         if (g.d_queries) {
             const float unit = g.query_inverse_norm[row];
             // A row with no negatives has no coefficients, and an lse of −inf.
             g.columns[row] = query_column(unit, g.scale, statistics.lse, statistics.num_negatives == 0 ? 0.0f : mine.d_lse);
-            if (g.positives) g.positive_terms[row] = positive_term(g.positives[row], unit, mine.d_positive);
+            if (g.positives) g.positive_terms[row] = positive_term(g.positives[row], unit, static_cast<float>(g.d_positive[row]));
         }
         rows[lane] = mine;
     }
@@ -78,7 +74,7 @@ __device__ __forceinline__ void finish_vectors(const FinishRowsParams& p, BlockR
     }
     if (!p.gradient.d_queries) return;
     const float* o = p.expected.expected_negative + row * p.dim;
-    const float d_gamma = query_gradient<T>(p.gradient, o, p.dim, row, lane, of_row.d_lse, of_row.d_positive);
+    const float d_gamma = query_gradient<T>(p.gradient, o, p.dim, row, lane, of_row.d_lse);
     if (lane == 0) of_row.d_gamma = d_gamma;
 }
 

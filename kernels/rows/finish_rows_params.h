@@ -10,7 +10,7 @@ struct Splits {
     uint64_t count;
 };
 
-// merge.cuh: statistics of rows.
+// merge.cuh: statistics of rows. Above and ties are (splits, pairs).
 struct StatisticsParams {
     Splits splits;  // none where statistics are given (QueryGradientParams)
     // (splits, rows) each; null but for details.
@@ -18,8 +18,9 @@ struct StatisticsParams {
     const float* sum_z;
     const uint32_t* above;
     const uint32_t* ties;
-    const float* positive_z;  // (rows)
-    // Results, (rows) each; null where nobody wants them.
+    const float* positive_z;          // (pairs)
+    const int64_t* positive_offsets;  // (rows + 1): which pairs a row has; null where row i has the pair i
+    // Results, (rows) each, of positives and ranks (pairs); null where nobody wants them.
     double* lse;
     double* positive;
     uint64_t* num_negatives;
@@ -27,7 +28,8 @@ struct StatisticsParams {
     double* entropy;
     uint64_t* ranked_above;
     uint64_t* ranked_ties;
-    uint64_t candidates;  // of all pools
+    uint64_t candidates;  // of all pools, and the row's own negatives
+    uint64_t pairs;
 };
 
 // merge.cuh: expected negatives.
@@ -40,11 +42,13 @@ struct ExpectedParams {
 // epilogue.cuh
 struct EpilogueParams {
     double* block_losses;         // the blocks' shares of the total; null: no epilogue
-    double* loss;                 // (rows); null where nobody wants it, as probability
-    double* probability;          // (rows)
-    double* d_lse;                // (rows), with weight and reduction
-    const float* positive_log_q;  // (rows); null where the correction uses none
-    const float* row_weight;      // (rows); null: 1 each
+    double* loss;                  // (rows); null where nobody wants it, as probability
+    double* probability;           // (pairs)
+    double* d_lse;                 // (rows), with weight and reduction
+    double* d_positive;            // (pairs), with these and the pair's weight
+    const float* positive_log_q;   // (pairs); null where the correction uses none
+    const float* positive_weight;  // (pairs); null where a row's pairs share 1 equally
+    const float* row_weight;       // (rows); null: 1 each
     const double* weight_sums;    // (weight_blocks), whose sum is that of all weights; null but for a weighted mean
     uint64_t weight_blocks;
     uint64_t* fault;  // fault.cuh
@@ -58,15 +62,16 @@ struct QueryGradientParams {
     const double* lse;
     const uint64_t* num_negatives;
     const double* d_lse;
-    const double* d_positive;
+    const double* d_positive;  // (pairs), of either
     const void* queries;
     const float* query_inverse_norm;          // (rows)
-    const void* const* positive_addresses;    // (rows)
-    const float* positive_inverse_norm;       // (rows)
-    const uint32_t* positives;                // (rows); null where positives are no candidates
+    const void* const* positive_addresses;    // (pairs)
+    const float* positive_inverse_norm;       // (pairs)
+    const int64_t* positive_offsets;          // (rows + 1): which pairs a row has; null where row i has the pair i
+    const uint32_t* positives;                // (rows); null where positives are no candidates, or rows have several
     // Results.
     float* d_queries;              // (rows, dim); null: no gradients. May be expected_negative itself.
-    float* d_positive_embeddings;  // (rows, dim); null where positives are candidates
+    float* d_positive_embeddings;  // (pairs, dim); null where positives are candidates or rows of a table
     ColumnTerm* columns;           // (rows)
     PositiveTerm* positive_terms;  // (rows)
     double* block_d_gamma;         // the blocks' shares of ∂L/∂gamma
@@ -94,4 +99,4 @@ constexpr uint32_t REDUCTION_SUM = 0;  // also no reduction
 constexpr uint32_t REDUCTION_MEAN = 1;
 constexpr uint32_t REDUCTION_WEIGHTED_MEAN = 2;
 
-static_assert(sizeof(FinishRowsParams) == 136 + 48 + 80 + 136 + 16, "mirrored in params.rs");
+static_assert(sizeof(FinishRowsParams) == 152 + 48 + 96 + 144 + 16, "mirrored in params.rs");

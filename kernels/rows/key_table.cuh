@@ -67,3 +67,9 @@ __device__ __forceinline__ Hits find_key(const KeyTable& table, uint64_t key) {
     if (table.first[slot] == NO_ROW) return {1, 0, 0};
     return {table.first[slot], table.last[slot], slot};
 }
+
+// Whether row `row` is one of those.
+__device__ __forceinline__ bool rejects(const KeyTable& table, const Hits& hits, uint32_t row) {
+    if (hits.first > hits.last || row < hits.first || row > hits.last) return false;
+    return rejecting_rows(table.rows, static_cast<uint32_t>(table.capacity), hits, row / ROWS_OF_KEY) >> row % ROWS_OF_KEY & 1;
+}

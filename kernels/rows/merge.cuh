@@ -6,6 +6,7 @@
 // Numerics: factors and O in f32, as the partial results are; sums of numbers in f64, since an lse is read beside scores of any size.
 #pragma once
 #include "rows/finish_rows_params.h"
+#include "rows/pairs.cuh"
 #include "rows/warp.cuh"
 
 constexpr double LN_2 = 0.69314718055994531;
@@ -19,7 +20,6 @@ struct MergedRow {
 
 struct RowStatistics {
     double lse;
-    double positive;
     uint64_t num_negatives;
 };
 
@@ -39,37 +39,49 @@ __device__ __forceinline__ MergedRow merge_row(const Splits& splits, uint64_t ro
     return merged;
 }
 
-// Moments and ranks.
+// Moments.
 __device__ __forceinline__ void merge_details(const StatisticsParams& p, const MergedRow& merged, uint64_t rows, uint64_t row) {
     double sum_score = 0.0, sum_z = 0.0;
-    uint64_t above = 0, ties = 0;
     for (uint64_t split = 0; split < p.splits.count; ++split) {
         const uint64_t slot = split * rows + row;
         const float max = p.splits.max[slot];
         const double factor = split_factor(max, merged.max), distance = max == -INFINITY ? 0.0 : double(max) - double(merged.max);
         sum_score += factor * p.sum_score[slot];
         sum_z += factor * (p.sum_z[slot] + distance * p.splits.sum[slot]);
-        above += p.above[slot];
-        ties += p.ties[slot];
     }
     const bool empty = merged.masked == p.candidates;
     if (p.expected_score) p.expected_score[row] = empty ? 0.0 : sum_score / merged.sum * LN_2;
     if (p.entropy) p.entropy[row] = empty ? 0.0 : log(merged.sum) - sum_z / merged.sum * LN_2;
-    if (p.ranked_above) p.ranked_above[row] = above;
-    if (p.ranked_ties) p.ranked_ties[row] = ties;
 }
+
+// Of a pair.
+__device__ __forceinline__ void merge_rank(const StatisticsParams& p, uint64_t pair) {
+    uint64_t above = 0, ties = 0;
+    for (uint64_t split = 0; split < p.splits.count; ++split) {
+        above += p.above[split * p.pairs + pair];
+        ties += p.ties[split * p.pairs + pair];
+    }
+    if (p.ranked_above) p.ranked_above[pair] = above;
+    if (p.ranked_ties) p.ranked_ties[pair] = ties;
+}
+
+// Of a pair, in natural units.
+__device__ __forceinline__ double positive_score(const StatisticsParams& p, uint64_t pair) { return double(p.positive_z[pair]) * LN_2; }
 
 __device__ __forceinline__ RowStatistics finish_statistics(const StatisticsParams& p, const MergedRow& merged, uint64_t rows, uint64_t row) {
     RowStatistics statistics;
     const bool empty = merged.masked == p.candidates;
     const double lse = isnan(merged.sum) ? merged.sum : (double(merged.max) + log2(merged.sum)) * LN_2;
     statistics.lse = empty ? -double(INFINITY) : lse;
-    statistics.positive = double(p.positive_z[row]) * LN_2;
     statistics.num_negatives = p.candidates - merged.masked;
     if (p.lse) p.lse[row] = statistics.lse;
-    if (p.positive) p.positive[row] = statistics.positive;
     if (p.num_negatives) p.num_negatives[row] = statistics.num_negatives;
     if (p.sum_score) merge_details(p, merged, rows, row);
+    const PairRange pairs = pairs_of(p.positive_offsets, row);
+    for (uint64_t pair = pairs.first; pair < pairs.end; ++pair) {
+        if (p.positive) p.positive[pair] = positive_score(p, pair);
+        if (p.sum_score) merge_rank(p, pair);
+    }
     return statistics;
 }
 

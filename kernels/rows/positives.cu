@@ -1,10 +1,11 @@
 // Work on rows' positives and rejected ids, ahead of the stream.
 //
-//   place_positives   of each row: address, inverse norm and scale of its positive; where that is a candidate, id and log_q too;
-//                     its key into the table of rejected keys, and those of excluded ids; sums of weights by blocks of rows
+//   place_positives   of each pair of a row and a positive: the row; address, inverse norm and scale of the positive; where that is a
+//                     candidate, id and log_q too; its key into the table of rejected keys, and those of excluded ids; sums of weights
+//                     by blocks of rows
 //
-// Shapes: (rows), (excluded pairs). One thread for each: blocks of rows first, then blocks of excluded pairs. One launch for each
-// pool, since a positive is of one; the first does what is not about positives.
+// Shapes: (rows), (pairs), (excluded pairs). One thread for each: blocks of rows first, then blocks of pairs, then of excluded ones. One
+// launch for each pool, since a positive is of one; the first does what is not about positives.
 // Sums of weights: f64, in the order of block_sum.cuh; finish_rows.cu adds those of the blocks.
 // Tests: tests/gpu.rs, through every result.
 #include "rows/block_sum.cuh"
@@ -14,7 +15,7 @@
 
 namespace {
 
-// Row of excluded pair `index`: the last row whose offset is not past it. In bounds whatever the offsets are.
+// Row of pair `index` of a CSR array: the last row whose offset is not past it. In bounds whatever the offsets are.
 __device__ __forceinline__ uint32_t row_of(const int64_t* offsets, uint32_t rows, int64_t index) {
     uint32_t low = 0, high = rows;
     while (high - low > 1) {
@@ -32,6 +33,16 @@ __device__ __forceinline__ void check_offsets(const PlacePositivesParams& p, uin
     if (row + 1 == p.rows && to != p.excluded_pairs) report_fault(p.fault, FAULT_EXCLUDE_OFFSETS, p.rows);
 }
 
+// The same of positive_offsets. Whoever comes later reads the copy, and stays in bounds.
+__device__ __forceinline__ void copy_offsets(const PlacePositivesParams& p, uint32_t row) {
+    const int64_t from = p.positive_offsets[row], to = p.positive_offsets[row + 1];
+    if (from > to || (row == 0 && from != 0)) report_fault(p.fault, FAULT_POSITIVE_OFFSETS, row);
+    if (row + 1 == p.rows && to != p.pairs) report_fault(p.fault, FAULT_POSITIVE_OFFSETS, p.rows);
+    const auto within = [&](int64_t offset) { return max(int64_t(0), min(offset, int64_t(p.pairs))); };
+    p.pair_offsets[row] = within(from);
+    if (row + 1 == p.rows) p.pair_offsets[p.rows] = within(to);
+}
+
 __device__ __forceinline__ double weight(const PlacePositivesParams& p, uint32_t row) {
     if (!p.row_weight) return 1.0;
     if (!p.swapped_weight) return p.row_weight[row];
@@ -46,32 +57,41 @@ __device__ __forceinline__ void place_query(const PlacePositivesParams& p, uint3
     if (positive >= p.rows || atomicExch(&p.query_of[positive], row) != ~0u) report_fault(p.fault, FAULT_POSITIVES, row);
 }
 
-__device__ __forceinline__ void place_positive(const PlacePositivesParams& p, uint32_t row) {
-    const uint64_t over_all = p.positives ? p.positives[row] : row;
+__device__ __forceinline__ void place_positive(const PlacePositivesParams& p, uint32_t pair) {
+    const uint32_t row = p.positive_offsets ? row_of(p.positive_offsets, p.rows, pair) : pair;
+    if (p.pair_rows) p.pair_rows[pair] = row;
+    const uint64_t over_all = p.positives ? p.positives[pair] : pair;
     // A positive that is no candidate: the first candidate is in its place, of no number, so that it spoils its row.
     const bool nowhere = p.positives && over_all >= p.candidates;
-    if (nowhere && p.start == 0) report_fault(p.fault, FAULT_POSITIVES, row);
+    if (nowhere && p.start == 0) report_fault(p.fault, FAULT_POSITIVES, pair);
     // Another pool's positive wraps around to a large number.
     const uint64_t index = nowhere ? 0 : over_all - p.start;
     if (index >= p.count || (nowhere && p.start != 0)) return;
     const float unit = nowhere ? NAN : p.base_inverse_norm[index];
-    p.addresses[row] = static_cast<const char*>(p.base) + index * p.stride * p.element_bytes;
-    p.inverse_norm[row] = unit;
-    p.terms[row] = {unit, 0.0f, 0.0f, 0.0f};
-    if (p.candidate_ids) p.positive_ids[row] = p.candidate_ids[index];
-    if (p.candidate_log_q) p.positive_log_q[row] = p.candidate_log_q[index];
+    const uint64_t at = p.base_indices ? p.base_indices[index] : index;
+    p.addresses[pair] = static_cast<const char*>(p.base) + at * p.stride * p.element_bytes;
+    p.inverse_norm[pair] = unit;
+    p.terms[pair] = {unit, 0.0f, 0.0f, 0.0f};
+    if (p.candidate_ids) p.positive_ids[pair] = p.candidate_ids[index];
+    if (p.candidate_log_q) p.positive_log_q[pair] = p.candidate_log_q[index];
     if (p.keys.capacity == 0) return;
     if (p.positives) insert_pair(p.keys, p.candidate_ids ? p.candidate_ids[index] : over_all, row);
-    else if (p.separate_ids) insert_pair(p.keys, p.separate_ids[row], row);
+    else if (p.base_indices) insert_pair(p.keys, p.separate_ids ? p.separate_ids[at] : at, row);
+    else if (p.separate_ids) insert_pair(p.keys, p.separate_ids[pair], row);
 }
 
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(THREADS) place_positives(const __grid_constant__ PlacePositivesParams p) {
-    const uint32_t row_blocks = (p.rows + THREADS - 1) / THREADS;
+    const uint32_t row_blocks = (p.rows + THREADS - 1) / THREADS, pair_blocks = (p.pairs + THREADS - 1) / THREADS;
+    if (blockIdx.x >= row_blocks + pair_blocks) {
+        const uint32_t pair = (blockIdx.x - row_blocks - pair_blocks) * THREADS + threadIdx.x;
+        if (pair < p.excluded_pairs) insert_pair(p.keys, p.exclude_ids[pair], row_of(p.exclude_offsets, p.rows, pair));
+        return;
+    }
     if (blockIdx.x >= row_blocks) {
         const uint32_t pair = (blockIdx.x - row_blocks) * THREADS + threadIdx.x;
-        if (pair < p.excluded_pairs) insert_pair(p.keys, p.exclude_ids[pair], row_of(p.exclude_offsets, p.rows, pair));
+        if (pair < p.pairs) place_positive(p, pair);
         return;
     }
     const uint32_t row = blockIdx.x * THREADS + threadIdx.x;
@@ -83,6 +103,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) place_positives(const __gr
     }
     if (!present) return;
     if (p.exclude_offsets) check_offsets(p, row);
+    if (p.pair_offsets) copy_offsets(p, row);
     if (p.query_of) place_query(p, row);
-    if (p.base) place_positive(p, row);
 }

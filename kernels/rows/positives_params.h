@@ -5,12 +5,17 @@
 struct PlacePositivesParams {
     // Of one pool, or of the separate positives; null in a search, which has no positives.
     const void* base;
+    const uint32_t* base_indices;  // (count): its row i is row base_indices[i] at `base`; null where it is row i
     const float* base_inverse_norm;
-    const uint32_t* positives;      // (rows) indices over all pools; null for separate positives
+    const uint32_t* positives;      // (pairs) indices over all pools; null for separate positives
+    const int64_t* positive_offsets;  // (rows + 1): which pairs a row has; null where row i has the pair i
     const uint64_t* candidate_ids;  // (count) of the pool; null without ids, and for separate positives
     const float* candidate_log_q;   // (count) of the pool; null without log_q, and for separate positives
-    const uint64_t* separate_ids;   // (rows) of separate positives; null without ids
-    // Of each row's positive.
+    // Of separate positives (pairs), null without ids; of rows of a table by row, null where a row is its id.
+    const uint64_t* separate_ids;
+    int64_t* pair_offsets;  // (rows + 1): a copy of positive_offsets with what is out of bounds moved into them; with the first pool
+    // Of each pair.
+    uint32_t* pair_rows;  // null without positive_offsets
     const void** addresses;
     float* inverse_norm;
     ColumnTerm* terms;
@@ -32,9 +37,9 @@ struct PlacePositivesParams {
     uint64_t count;   // its candidates
     uint64_t candidates;  // of all pools
     uint32_t rows;
+    uint32_t pairs;
     uint32_t excluded_pairs;
     uint32_t element_bytes;
-    uint32_t padding;
 };
 
-static_assert(sizeof(PlacePositivesParams) == 17 * 8 + 40 + 5 * 8 + 4 * 4, "mirrored in params.rs");
+static_assert(sizeof(PlacePositivesParams) == 21 * 8 + 40 + 5 * 8 + 4 * 4, "mirrored in params.rs");

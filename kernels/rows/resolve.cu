@@ -11,5 +11,6 @@
 extern "C" __global__ void find_hits(const __grid_constant__ FindHitsParams p) {
     const uint64_t candidate = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (candidate >= p.candidates) return;
-    p.hits[candidate] = find_key(p.keys, p.candidate_ids ? p.candidate_ids[candidate] : p.start + candidate);
+    const uint64_t at = p.indices ? p.indices[candidate] : candidate;
+    p.hits[candidate] = find_key(p.keys, p.candidate_ids ? p.candidate_ids[at] : p.start + at);
 }

@@ -5,7 +5,8 @@
 
 // Rows of one matrix, and where what is known about them goes.
 struct RowSet {
-    const void* embeddings;  // (rows, dim), f32, f16 or bf16: the kernel's name says which
+    const void* embeddings;   // (rows, dim), f32, f16 or bf16: the kernel's name says which
+    const uint32_t* indices;  // (rows): row i is row indices[i] at `embeddings`; null where it is row i
     const float* log_q;      // (rows); null without a correction
     // Results, (rows) each; null where no pass wants them.
     float* inverse_norm;
@@ -37,5 +38,5 @@ struct PrepareRowsParams {
     uint64_t cosine;  // 0: 1 in place of the inverse norm
 };
 
-static_assert(sizeof(RowSet) == 9 * 8 + 4 * 4, "mirrored in params.rs");
-static_assert(sizeof(PrepareRowsParams) == 3 * 88 + 40 + 3 * 8, "mirrored in params.rs");
+static_assert(sizeof(RowSet) == 10 * 8 + 4 * 4, "mirrored in params.rs");
+static_assert(sizeof(PrepareRowsParams) == 3 * 96 + 40 + 3 * 8, "mirrored in params.rs");

@@ -9,6 +9,12 @@ constexpr uint64_t FAULT_EXCLUDE_OFFSETS = 2;
 constexpr uint64_t FAULT_LOG_Q = 3;
 constexpr uint64_t FAULT_POSITIVE_LOG_Q = 4;
 constexpr uint64_t FAULT_ROW_WEIGHT = 5;
+constexpr uint64_t FAULT_POSITIVE_OFFSETS = 6;
+constexpr uint64_t FAULT_POSITIVE_WEIGHT = 7;
+constexpr uint64_t FAULT_CANDIDATE_ROWS = 8;
+constexpr uint64_t FAULT_ROW_NEGATIVES = 9;
+constexpr uint64_t FAULT_POSITIVE_ROWS = 10;
+constexpr uint64_t FAULT_ROW_NEGATIVES_LOG_Q = 11;
 
 // Keeps the least (kind, index): the same record whatever the order of threads. ~0 is none.
 __device__ __forceinline__ void report_fault(uint64_t* fault, uint64_t kind, uint64_t index) {

@@ -105,6 +105,26 @@ struct ScoreTile {
         else drop_weightless();
     }
 
+    // After `look`, of dots: pairs above their query's bound are no negatives. Both passes compare the same bits: a product does not
+    // depend on which side is X (fragments.cuh), and `similarity` multiplies the candidate's scale first. NaN is not above.
+    __device__ __forceinline__ void filter(const float (&dots)[TILES][4], const RowTerm (&rows)[2]) {
+        uint32_t above[2] = {};
+#pragma unroll
+        for (int i = 0; i < 4 * TILES; ++i) {
+            const int n = i / 4, e = i % 4, column = c_column(lane, n, e);
+            const uint32_t x = row + e / 2 * 8, y = first_column + column;
+            if (x >= p.x_rows || y >= p.y_rows) continue;
+            const float scale = terms[column].scale;
+            const float sim = X_IS_QUERIES ? similarity(dots[n][e], rows[e / 2].scale, scale) : similarity(dots[n][e], scale, rows[e / 2].scale);
+            if (sim > p.bounds[X_IS_QUERIES ? x : y]) above[e / 2] |= 1u << (2 * n + e % 2);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            mask.bits[half] |= above[half];
+            dropped.bits[half] |= above[half];
+        }
+    }
+
     // Streamed rows without weight, or past the end, have the bias −∞: their scores are −∞ whatever their elements.
     __device__ __forceinline__ void drop_weightless() {
 #pragma unroll 1

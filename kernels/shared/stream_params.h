@@ -47,17 +47,24 @@ struct StreamParams {
     const void* y;
     const RowTerm* x_terms;
     const ColumnTerm* y_terms;
-    // Where y is not a matrix but the rows' positives: the address of each row.
+    // Which rows of the matrices at x and y they are, where they are named by reference: row i is row x_indices[i]. Else null.
+    const uint32_t* x_indices;
+    const uint32_t* y_indices;
+    // Where y is not a matrix but the pairs' positives: the address of each row.
     const void* const* y_addresses;
     // Per candidate of the pool; null where nothing is masked.
     const Hits* hits;
     // Rows that reject a key: a hash table of `rows_capacity` places (rejected.cuh).
     const RowsOfKey* rows_of_keys;
-    // Per query; null where positives are no candidates, or without gradient.
+    // Per query; null where positives are no candidates, where rows have several, or without gradient.
     const PositiveTerm* positives;
-    // Per query, for ranks: similarity of the positive in units of log 2.
+    // Per pair, for ranks: similarity of the positive in units of log 2. Row i has the pairs from pair_offsets[i] to pair_offsets[i + 1];
+    // null where it has the pair i alone.
     const float* positive_z;
-    // Results, one per split and stationary row.
+    const int64_t* pair_offsets;
+    // Per query: candidates of a greater similarity in units of log 2 are no negatives. Null where nothing is filtered.
+    const float* bounds;
+    // Results, one per split and stationary row; ranks one per split and pair.
     float* max;
     float* sum;
     uint32_t* masked;
@@ -85,7 +92,7 @@ struct StreamParams {
     uint32_t online;
     float shift;
     uint32_t rows_capacity;
-    uint32_t padding;
+    uint32_t pairs;
 };
 
-static_assert(sizeof(StreamParams) == 17 * 8 + 2 * 8 + 12 * 4, "mirrored in params.rs");
+static_assert(sizeof(StreamParams) == 21 * 8 + 2 * 8 + 12 * 4, "mirrored in params.rs");

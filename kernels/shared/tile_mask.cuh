@@ -75,7 +75,7 @@ struct TileMask {
             if (index < p.y_rows) {
                 const Hits hits = p.hits[index];
                 if (overlaps(hits, first_row, 16)) {
-                    rejecting = uint32_t(rejecting_rows(p, hits, first_row / ROWS_OF_KEY) >> first_row % ROWS_OF_KEY) & 0xffff;
+                    rejecting = uint32_t(rejecting_rows(p.rows_of_keys, p.rows_capacity, hits, first_row / ROWS_OF_KEY) >> first_row % ROWS_OF_KEY) & 0xffff;
                 }
             }
             const uint32_t hit = __ballot_sync(~0u, rejecting != 0);
@@ -97,7 +97,7 @@ struct TileMask {
             if (!overlaps(hits, first_column, 8 * TILES)) continue;
 #pragma unroll 1
             for (int group = 0; group < TILES / 8; ++group) {
-                const uint64_t rejecting = rejecting_rows(p, hits, first_column / ROWS_OF_KEY + group);
+                const uint64_t rejecting = rejecting_rows(p.rows_of_keys, p.rows_capacity, hits, first_column / ROWS_OF_KEY + group);
                 bits[half] |= share(uint32_t(rejecting), 64 * group, lane) | share(uint32_t(rejecting >> 32), 64 * group + 32, lane);
             }
         }

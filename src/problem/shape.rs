@@ -220,9 +220,12 @@ fn check_pool_arrays(
     Ok(())
 }
 
+fn has_ids(matrix: &impl ScoreMatrixShape) -> bool {
+    matrix.table().is_some() || matrix.num_pools() > 0 && matrix.pool(0).ids.is_some()
+}
+
 fn check_ids_to_compare(matrix: &impl ScoreMatrixShape) -> Result<()> {
-    let found = matrix.table().is_some() || matrix.num_pools() > 0 && matrix.pool(0).ids.is_some();
-    match found {
+    match has_ids(matrix) {
         true => Ok(()),
         false => Err(missing("candidate_ids", "positive_ids and excluded_ids are compared with them")),
     }
@@ -269,8 +272,7 @@ fn check_positive_arrays(batch: &impl BatchShape, pairs: usize) -> Result<()> {
         }
         check_len("positive_log_q", log_q, pairs, PAIRS)?;
     }
-    let ids_compared = check_ids_to_compare(matrix).is_ok();
-    if let (PositivesShape::Separate(_), true, None) = (positives, ids_compared, batch.positive_ids()) {
+    if let (PositivesShape::Separate(_), true, None) = (positives, has_ids(matrix), batch.positive_ids()) {
         return Err(missing("positive_ids", "separate positives need ids where candidates have them"));
     }
     match (batch.positive_weight(), batch.positive_offsets()) {

@@ -127,6 +127,8 @@ impl Expected {
                 "total" | "loss" | "probability" => lost("loss").max(lost("lse")),
                 "expected_score" | "entropy" => lost("lse").max(lost("positive")),
                 "expected_negative" | "d_temperature" | "d_log_temperature" => lost("d_queries").max(lost("lse")),
+                // A row that few things name may be exact by luck: its coefficients are those of the queries' gradients.
+                "d_table" => lost("d_table").max(lost("d_queries")).max(lost("lse")),
                 name => lost(name),
             };
             // Scales of gradients are lengths of whole rows, those of scores a single number's.

@@ -1,10 +1,11 @@
 //! Batches in the caller's device memory, and everything about them that the host can check.
 
-use super::device_search::{DevicePool, DeviceSearch};
-use super::problem::{Problem, ProblemPositives};
+use super::device_search::{DevicePool, DeviceSearch, FAULT_POSITIVE_ROWS};
+use super::device_table::{DeviceRowNegatives, DeviceTable};
+use super::problem::{GivenRows, Problem, ProblemPositives};
 use super::uses::Uses;
 use super::view::{DeviceEmbeddings, DeviceSlice};
-use crate::error::{Result, does_not_apply, value};
+use crate::error::{Result, value};
 use crate::problem::loss::{GivenArrays, Loss};
 use crate::problem::shape::{BatchShape, PositivesShape, check_batch, check_symmetric, given_positives};
 
@@ -30,6 +31,8 @@ pub struct DeviceBatch<'a> {
     search: DeviceSearch<'a>,
     positives: Option<Positives<'a>>,
     positives_given_twice: bool,
+    positive_offsets: Option<DeviceSlice<'a, i64>>,
+    positive_weight: Option<DeviceSlice<'a, f32>>,
     positive_ids: Option<DeviceSlice<'a, u64>>,
     positive_log_q: Option<DeviceSlice<'a, f32>>,
     row_weight: Option<DeviceSlice<'a, f32>>,
@@ -39,10 +42,23 @@ pub struct DeviceBatch<'a> {
 impl<'a> DeviceBatch<'a> {
     /// `queries` (B, D) against `pool` (N, D). Say next where the positives are.
     pub fn new(queries: DeviceEmbeddings<'a>, pool: DevicePool<'a>) -> Self {
+        Self::of(DeviceSearch::new(queries, pool))
+    }
+
+    /// `queries` (B, D) against rows of a `table` (M, D). Positives are rows of the table, and so are the candidates of
+    /// [`DevicePool::rows`] and of [`row_negatives`](DeviceBatch::row_negatives). With neither pools nor row_negatives,
+    /// every row of the table is a candidate.
+    pub fn of_table(queries: DeviceEmbeddings<'a>, table: DeviceTable<'a>) -> Self {
+        Self::of(DeviceSearch { table: Some(table), ..DeviceSearch::of_queries(queries) })
+    }
+
+    fn of(search: DeviceSearch<'a>) -> Self {
         DeviceBatch {
-            search: DeviceSearch::new(queries, pool),
+            search,
             positives: None,
             positives_given_twice: false,
+            positive_offsets: None,
+            positive_weight: None,
             positive_ids: None,
             positive_log_q: None,
             row_weight: None,
@@ -51,7 +67,7 @@ impl<'a> DeviceBatch<'a> {
     }
 
     /// (B): the positive of row i is candidate `positives[i]`, counted over all pools. For in-batch negatives give 0,
-    /// 1, ... B − 1.
+    /// 1, ... B − 1. In a batch over a table it is row `positives[i]` of the table.
     pub fn positives(self, positives: DeviceSlice<'a, u32>) -> Self {
         self.with(Positives::Index(positives))
     }
@@ -67,6 +83,25 @@ impl<'a> DeviceBatch<'a> {
         self
     }
 
+    /// Several positives for a row, as CSR: (B + 1) offsets, as
+    /// [`BatchBuilder::positive_offsets`](crate::BatchBuilder::positive_offsets). There are P positives then.
+    pub fn positive_offsets(mut self, offsets: DeviceSlice<'a, i64>) -> Self {
+        self.positive_offsets = Some(offsets);
+        self
+    }
+
+    /// (P): what the loss of each positive is multiplied by; 1 / (positives of the row) where it is not given.
+    pub fn positive_weight(mut self, positive_weight: DeviceSlice<'a, f32>) -> Self {
+        self.positive_weight = Some(positive_weight);
+        self
+    }
+
+    /// Negatives of each row's own: rows of the table.
+    pub fn row_negatives(mut self, row_negatives: DeviceRowNegatives<'a>) -> Self {
+        self.search.row_negatives = Some(row_negatives);
+        self
+    }
+
     /// A further pool of candidates.
     pub fn pool(mut self, pool: DevicePool<'a>) -> Self {
         self.search = self.search.pool(pool);
@@ -78,13 +113,13 @@ impl<'a> DeviceBatch<'a> {
         pools.into_iter().fold(self, Self::pool)
     }
 
-    /// (B) ids of separate positives.
+    /// (P) ids of separate positives.
     pub fn positive_ids(mut self, positive_ids: DeviceSlice<'a, u64>) -> Self {
         self.positive_ids = Some(positive_ids);
         self
     }
 
-    /// (B) log_q of separate positives.
+    /// (P) log_q of positives that are separate, or rows of a table.
     pub fn positive_log_q(mut self, positive_log_q: DeviceSlice<'a, f32>) -> Self {
         self.positive_log_q = Some(positive_log_q);
         self
@@ -114,10 +149,20 @@ impl<'a> DeviceBatch<'a> {
 impl<'a> DeviceBatch<'a> {
     /// Checks the batch and returns its addresses.
     pub(super) fn checked(&self, loss: &Loss, tf32: bool, uses: &mut Uses<'a>) -> Result<Problem> {
-        check_filter(loss)?;
-        let have_log_q = self.search.pools[0].log_q.is_some();
+        let search = &self.search;
+        if search.table.is_some() && search.pools.len() == 0 && search.row_negatives.is_none() {
+            let search = search.clone().pool(DevicePool::whole_table());
+            return DeviceBatch { search, ..self.clone() }.checked_with_pools(loss, tf32, uses);
+        }
+        self.checked_with_pools(loss, tf32, uses)
+    }
+
+    fn checked_with_pools(&self, loss: &Loss, tf32: bool, uses: &mut Uses<'a>) -> Result<Problem> {
+        let own_log_q = self.search.row_negatives.is_some_and(|own| own.log_q.is_some());
+        let have_log_q = own_log_q || self.search.pools.iter().any(|pool| pool.log_q.is_some());
         let positives = given_positives(self.positives, self.positives_given_twice)?;
-        let separate = matches!(positives, Positives::Separate(_));
+        let of_table = self.search.table.is_some();
+        let separate = of_table || matches!(positives, Positives::Separate(_));
         loss.check_options(&GivenArrays {
             log_q: have_log_q,
             positive_log_q: if separate { self.positive_log_q.is_some() } else { have_log_q },
@@ -140,17 +185,34 @@ impl<'a> DeviceBatch<'a> {
         let problem = Problem {
             positive_log_q: floats(&self.positive_log_q, "positive_log_q")?,
             row_weight: floats(&self.row_weight, "row_weight")?,
-            positives: positives.checked(uses)?,
+            positive_weight: floats(&self.positive_weight, "positive_weight")?,
+            filter: loss.false_negatives,
+            pairs: positives.len(),
             positive_ids: self.positive_ids.map_or(Ok(0), |ids| ids.address("positive_ids", uses))?,
             log_q_range: if have_log_q { checked_bounds(self)? } else { Some((0.0, 0.0)) },
             ..problem
         };
+        let positive_offsets =
+            self.positive_offsets.map_or(Ok(0), |offsets| offsets.address("positive_offsets", uses))?;
+        let mut problem = Problem { positives: positives.checked(uses)?, positive_offsets, ..problem };
+        if let (ProblemPositives::Index(address), Some(table)) = (problem.positives, problem.table) {
+            let count = positives.len();
+            problem.positives = ProblemPositives::Separate(table.by_reference(address, count));
+            problem.given_rows.push(GivenRows { address, count, kind: FAULT_POSITIVE_ROWS, allows_none: false });
+        }
         problem.check_pairs()?;
         Ok(problem)
     }
 }
 
 impl<'a> Positives<'a> {
+    fn len(&self) -> usize {
+        match self {
+            Positives::Index(index) => index.len(),
+            Positives::Separate(rows) => rows.rows(),
+        }
+    }
+
     fn checked(&self, uses: &mut Uses<'a>) -> Result<ProblemPositives> {
         Ok(match self {
             Positives::Index(index) => ProblemPositives::Index(index.address("positives", uses)?),
@@ -173,9 +235,16 @@ impl<'a> BatchShape for Described<'_, 'a> {
     }
     fn positives(&self) -> PositivesShape {
         match self.positives {
+            Positives::Index(index) if self.batch.search.table.is_some() => PositivesShape::Rows(index.len()),
             Positives::Index(index) => PositivesShape::Index(index.len()),
             Positives::Separate(embeddings) => PositivesShape::Separate(embeddings.shape()),
         }
+    }
+    fn positive_offsets(&self) -> Option<usize> {
+        self.batch.positive_offsets.map(|offsets| offsets.len())
+    }
+    fn positive_weight(&self) -> Option<usize> {
+        self.batch.positive_weight.map(|weights| weights.len())
     }
     fn positive_ids(&self) -> Option<usize> {
         self.batch.positive_ids.map(|ids| ids.len())
@@ -187,17 +256,6 @@ impl<'a> BatchShape for Described<'_, 'a> {
         self.batch.row_weight.map(|weights| weights.len())
     }
 }
-
-/// The false-negative filter has no kernels yet.
-pub(super) fn check_filter(loss: &Loss) -> Result<()> {
-    match loss.false_negatives {
-        Some(_) => Err(does_not_apply("loss.false_negatives", NOT_ON_CUDA)),
-        None => Ok(()),
-    }
-}
-
-/// The rule of arguments that have no kernels yet.
-pub(super) const NOT_ON_CUDA: &str = "the CUDA backend has no kernels for it yet: use the CPU backend";
 
 fn checked_bounds(batch: &DeviceBatch<'_>) -> Result<Option<(f32, f32)>> {
     match batch.log_q_bounds {

@@ -1,7 +1,8 @@
 //! Where a step on device memory writes.
 
+use super::device_table::DeviceTableGradient;
 use super::few::Few;
-use super::finish::{Back, StatisticsOut, Totals, Upstream};
+use super::finish::{Back, StatisticsOut, TableRows, Totals, Upstream};
 use super::memory::GivenWorkspace;
 use super::problem::{Problem, ProblemPositives};
 use super::uses::Uses;
@@ -20,11 +21,11 @@ pub struct DeviceOutput<'a> {
     pub total: DeviceSliceMut<'a, f64>,
     /// (B) the loss of each row, before weights.
     pub loss: Option<DeviceSliceMut<'a, f64>>,
-    /// (B) P(positive) under the loss.
+    /// (P) P(positive) under the loss. Where rows have one positive each, P is B.
     pub probability: Option<DeviceSliceMut<'a, f64>>,
     /// (B) `log Σ exp(z)` over the row's negatives.
     pub lse: Option<DeviceSliceMut<'a, f64>>,
-    /// (B) score of the positive.
+    /// (P) score of the positive.
     pub positive: Option<DeviceSliceMut<'a, f64>>,
     /// (B) number of negatives.
     pub num_negatives: Option<DeviceSliceMut<'a, u64>>,
@@ -34,10 +35,12 @@ pub struct DeviceOutput<'a> {
     pub rank: Option<DeviceRank<'a>>,
     /// Gradients of the total.
     pub gradients: Option<DeviceGradients<'a>>,
-    /// (B) derivative of the total by the row's lse, with weight and reduction; that by the positive is its negative. What
+    /// (B) derivative of the total by the row's lse, with weight and reduction; that by a row's one positive is its negative. What
     /// [`Cuda::gradients_on_device`](super::Cuda::gradients_on_device) takes later. Not of a symmetric loss, which has one
     /// in each direction.
     pub d_lse: Option<DeviceSliceMut<'a, f64>>,
+    /// (P) derivative of the total by each positive's score, for the same purpose.
+    pub d_positive: Option<DeviceSliceMut<'a, f64>>,
     /// (B, D) the mean candidate under the row's softmax over negatives, for the same purpose. Not of a symmetric loss.
     pub expected_negative: Option<DeviceSliceMut<'a, f32>>,
     /// Memory to work in, in place of the backend's own.
@@ -57,7 +60,7 @@ pub struct DeviceMoments<'a> {
     pub entropy: DeviceSliceMut<'a, f64>,
 }
 
-/// Where a step writes each positive's [`Rank`](crate::Rank): (B) each.
+/// Where a step writes each positive's [`Rank`](crate::Rank): (P) each.
 #[derive(Debug)]
 pub struct DeviceRank<'a> {
     /// Negatives that score above the positive.
@@ -106,8 +109,10 @@ pub struct DeviceGradients<'a> {
     pub d_queries: DeviceSliceMut<'a, f32>,
     /// (N, D) for each pool, in order; `None` for a pool without gradient.
     pub d_candidates: Vec<Option<DeviceSliceMut<'a, f32>>>,
-    /// (B, D), where the batch has separate positives.
+    /// (P, D), where the batch has separate positives.
     pub d_positive_embeddings: Option<DeviceSliceMut<'a, f32>>,
+    /// Of a batch over a table that has a gradient.
+    pub d_table: Option<DeviceTableGradient<'a>>,
     /// (1) `∂total/∂tau`
     pub d_temperature: Option<DeviceSliceMut<'a, f64>>,
     /// (1) `∂total/∂ log tau`
@@ -131,6 +136,7 @@ impl<'a> DeviceOutput<'a> {
             rank: None,
             gradients: None,
             d_lse: None,
+            d_positive: None,
             expected_negative: None,
             workspace: None,
         }
@@ -168,6 +174,7 @@ impl<'a> DeviceGradients<'a> {
             d_queries,
             d_candidates,
             d_positive_embeddings: None,
+            d_table: None,
             d_temperature: None,
             d_log_temperature: None,
             workspace: None,
@@ -182,6 +189,7 @@ pub(super) struct GivenPlaces {
     pub(super) loss: u64,
     pub(super) probability: u64,
     pub(super) d_lse: u64,
+    pub(super) d_positive: u64,
     pub(super) statistics: StatisticsOut,
     pub(super) back: Option<Back>,
     pub(super) workspace: Option<GivenWorkspace>,
@@ -190,8 +198,13 @@ pub(super) struct GivenPlaces {
 impl DeviceOutput<'_> {
     pub(super) fn checked<'u>(&'u mut self, problem: &Problem, uses: &mut Uses<'u>) -> Result<GivenPlaces> {
         let (b, dim) = (problem.num_queries(), problem.dim);
+        let pairs = problem.pairs;
         let gradients = self.gradients.as_mut().map(|gradients| gradients.checked(problem, uses)).transpose()?;
-        let (back, totals) = gradients.map_or_else(Default::default, |(back, totals, _)| (Some(back), totals));
+        let (mut back, totals) = gradients.map_or_else(Default::default, |(back, totals, _)| (Some(back), totals));
+        let d_positive = one(&mut self.d_positive, "d_positive", pairs, uses)?;
+        if let Some(back) = &mut back {
+            back.d_positive = d_positive;
+        }
         let (expected_score, entropy) = match &mut self.moments {
             Some(DeviceMoments { expected_score, entropy }) => {
                 (expected_score.checked("expected_score", b, uses)?, entropy.checked("entropy", b, uses)?)
@@ -199,17 +212,20 @@ impl DeviceOutput<'_> {
             None => (0, 0),
         };
         let (above, ties) = match &mut self.rank {
-            Some(DeviceRank { above, ties }) => (above.checked("above", b, uses)?, ties.checked("ties", b, uses)?),
+            Some(DeviceRank { above, ties }) => {
+                (above.checked("above", pairs, uses)?, ties.checked("ties", pairs, uses)?)
+            }
             None => (0, 0),
         };
         Ok(GivenPlaces {
             totals: Totals { total: self.total.checked("total", 1, uses)?, ..totals },
             loss: one(&mut self.loss, "loss", b, uses)?,
-            probability: one(&mut self.probability, "probability", b, uses)?,
+            probability: one(&mut self.probability, "probability", pairs, uses)?,
             d_lse: one(&mut self.d_lse, "d_lse", b, uses)?,
+            d_positive,
             statistics: StatisticsOut {
                 lse: one(&mut self.lse, "lse", b, uses)?,
-                positive: one(&mut self.positive, "positive", b, uses)?,
+                positive: one(&mut self.positive, "positive", pairs, uses)?,
                 num_negatives: one(&mut self.num_negatives, "num_negatives", b, uses)?,
                 expected_score,
                 entropy,
@@ -250,7 +266,7 @@ impl DeviceStatistics<'_> {
         let (b, dim) = (problem.num_queries(), problem.dim);
         let places = StatisticsOut {
             lse: self.lse.checked("lse", b, uses)?,
-            positive: self.positive.checked("positive", b, uses)?,
+            positive: self.positive.checked("positive", problem.pairs, uses)?,
             num_negatives: self.num_negatives.checked("num_negatives", b, uses)?,
             expected_negative: one(&mut self.expected_negative, "expected_negative", b * dim, uses)?,
             ..StatisticsOut::default()
@@ -267,7 +283,7 @@ impl<'a> DeviceUpstream<'a> {
             num_negatives: self.num_negatives.checked("num_negatives", b, uses)?,
             expected_negative: self.expected_negative.checked("expected_negative", b * dim, uses)?,
             d_lse: self.d_lse.checked("d_lse", b, uses)?,
-            d_positive: self.d_positive.checked("d_positive", b, uses)?,
+            d_positive: self.d_positive.checked("d_positive", problem.pairs, uses)?,
         })
     }
 }
@@ -281,12 +297,22 @@ impl DeviceGradients<'_> {
     ) -> Result<(Back, Totals, Option<GivenWorkspace>)> {
         let elements = problem.num_queries() * problem.dim;
         let DeviceGradients {
-            d_queries, d_candidates, d_positive_embeddings, d_temperature, d_log_temperature, ..
+            d_queries,
+            d_candidates,
+            d_positive_embeddings,
+            d_table,
+            d_temperature,
+            d_log_temperature,
+            ..
         } = self;
+        let (d_table, table_rows) = checked_table(problem, d_table, uses)?;
         let back = Back {
+            d_table,
+            table_rows,
             d_candidates: checked_pools(problem, d_candidates, uses)?,
             d_positive_embeddings: checked_positives(problem, d_positive_embeddings, uses)?,
             d_queries: d_queries.checked("d_queries", elements, uses)?,
+            ..Back::default()
         };
         let d_temperature = one(d_temperature, "d_temperature", 1, uses)?;
         let d_log_temperature = one(d_log_temperature, "d_log_temperature", 1, uses)?;
@@ -307,7 +333,8 @@ fn checked_pools<'u>(
     let pools = problem.pools.iter().zip(d_candidates).enumerate();
     let checked = pools.map(|(p, (pool, d))| {
         let argument = Argument::Element("d_candidates", p);
-        match (pool.gradient, d) {
+        match (pool.gradient && !pool.of_table, d) {
+            (false, Some(_)) if pool.of_table => Err(does_not_apply(argument, "the pool's gradient is the table's")),
             (true, Some(d)) => d.checked(argument, pool.candidates.rows * problem.dim, uses),
             (true, None) => Err(missing(argument, "the pool has a gradient: give it a place, or without_gradient")),
             (false, Some(_)) => Err(does_not_apply(argument, "the pool is without_gradient")),
@@ -317,14 +344,39 @@ fn checked_pools<'u>(
     checked.collect()
 }
 
+fn checked_table<'u>(
+    problem: &Problem,
+    d_table: &'u mut Option<DeviceTableGradient<'_>>,
+    uses: &mut Uses<'u>,
+) -> Result<(u64, TableRows)> {
+    let (dim, rows) = (problem.dim, problem.table.map_or(0, |table| table.rows));
+    match (problem.table_gradient, d_table) {
+        (true, Some(DeviceTableGradient::Dense(d))) => Ok((d.checked("d_table", rows * dim, uses)?, TableRows::All)),
+        (true, Some(DeviceTableGradient::RowSparse { .. })) if problem.has_whole_table() => {
+            Err(does_not_apply("d_table.rows", "every row of the table has a gradient: give a place for a dense one"))
+        }
+        (true, Some(DeviceTableGradient::RowSparse { rows: places, values, num_rows })) => {
+            let most = problem.table_uses().min(rows);
+            let sparse = TableRows::Sparse {
+                rows: places.checked("d_table.rows", most, uses)?,
+                num_rows: num_rows.checked("d_table.num_rows", 1, uses)?,
+            };
+            Ok((values.checked("d_table.values", most * dim, uses)?, sparse))
+        }
+        (true, None) => Err(missing("d_table", "the table has a gradient: give it a place, or without_gradient")),
+        (false, Some(_)) => Err(does_not_apply("d_table", "the batch has no table with a gradient")),
+        (false, None) => Ok((0, TableRows::All)),
+    }
+}
+
 fn checked_positives<'u>(
     problem: &Problem,
     d_positive_embeddings: &'u mut Option<DeviceSliceMut<'_, f32>>,
     uses: &mut Uses<'u>,
 ) -> Result<u64> {
-    let separate = matches!(problem.positives, ProblemPositives::Separate(_));
+    let separate = matches!(problem.positives, ProblemPositives::Separate(_)) && !problem.positives_of_table();
     match (separate, d_positive_embeddings) {
-        (true, Some(d)) => d.checked("d_positive_embeddings", problem.num_queries() * problem.dim, uses),
+        (true, Some(d)) => d.checked("d_positive_embeddings", problem.pairs * problem.dim, uses),
         (true, None) => Err(missing("d_positive_embeddings", "separate positives have a gradient")),
         (false, Some(_)) => Err(does_not_apply("d_positive_embeddings", "positives given by index are candidates")),
         (false, None) => Ok(0),

@@ -1,28 +1,52 @@
 //! Queries, candidates and exclusions in the caller's device memory. That is all of a search, and a part of a batch.
 
+use super::device_table::{DeviceRowNegatives, DeviceTable};
 use super::few::Few;
 use super::memory::GivenWorkspace;
-use super::problem::{Problem, ProblemPool, ProblemPositives};
+use super::problem::{GivenRows, Problem, ProblemPool, ProblemPositives, ProblemRowNegatives, Rows};
 use super::uses::Uses;
 use super::view::{DeviceEmbeddings, DeviceSlice, DeviceSliceMut};
-use crate::error::{Argument, Result, does_not_apply};
+use crate::error::{Argument, Result, does_not_apply, missing};
 use crate::problem::loss::Similarity;
 use crate::problem::search::check_k;
-use crate::problem::shape::{MatrixShape, PoolShape, ScoreMatrixShape, check_score_matrix};
+use crate::problem::shape::{MatrixShape, PoolShape, RowNegativesShape, ScoreMatrixShape, check_score_matrix};
 
 /// Candidates in device memory, as [`Pool`](crate::Pool) in host memory.
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct DevicePool<'a> {
-    pub(super) candidates: DeviceEmbeddings<'a>,
+    pub(super) candidates: DeviceCandidates<'a>,
     pub(super) ids: Option<DeviceSlice<'a, u64>>,
     pub(super) log_q: Option<DeviceSlice<'a, f32>>,
     pub(super) gradient: bool,
 }
 
+/// Where a pool's candidates are.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum DeviceCandidates<'a> {
+    Embeddings(DeviceEmbeddings<'a>),
+    /// (N) rows of the batch's table.
+    Rows(DeviceSlice<'a, u32>),
+    WholeTable,
+}
+
 impl<'a> DevicePool<'a> {
     /// (N, D) candidates.
     pub fn new(candidates: DeviceEmbeddings<'a>) -> Self {
+        Self::of(DeviceCandidates::Embeddings(candidates))
+    }
+
+    /// (N): candidates by reference, rows of the batch's table.
+    pub fn rows(candidate_rows: DeviceSlice<'a, u32>) -> Self {
+        Self::of(DeviceCandidates::Rows(candidate_rows))
+    }
+
+    /// Every row of the batch's table, in order.
+    pub fn whole_table() -> Self {
+        Self::of(DeviceCandidates::WholeTable)
+    }
+
+    fn of(candidates: DeviceCandidates<'a>) -> Self {
         DevicePool { candidates, ids: None, log_q: None, gradient: true }
     }
 
@@ -54,6 +78,9 @@ impl<'a> DevicePool<'a> {
 #[must_use]
 pub struct DeviceSearch<'a> {
     pub(super) queries: DeviceEmbeddings<'a>,
+    /// Of a batch that has one.
+    pub(super) table: Option<DeviceTable<'a>>,
+    pub(super) row_negatives: Option<DeviceRowNegatives<'a>>,
     pub(super) pools: Few<DevicePool<'a>, 2>,
     pub(super) excluded: Option<(DeviceSlice<'a, i64>, DeviceSlice<'a, u64>)>,
 }
@@ -61,7 +88,11 @@ pub struct DeviceSearch<'a> {
 impl<'a> DeviceSearch<'a> {
     /// (B, D) queries, and candidates without log_q: a search ranks by similarity alone.
     pub fn new(queries: DeviceEmbeddings<'a>, pool: DevicePool<'a>) -> Self {
-        DeviceSearch { queries, pools: [pool].into_iter().collect(), excluded: None }
+        DeviceSearch { pools: [pool].into_iter().collect(), ..Self::of_queries(queries) }
+    }
+
+    pub(super) fn of_queries(queries: DeviceEmbeddings<'a>) -> Self {
+        DeviceSearch { queries, table: None, row_negatives: None, pools: Few::default(), excluded: None }
     }
 
     /// A further pool of candidates.
@@ -108,7 +139,14 @@ impl<'a> DeviceSearch<'a> {
         self.queries.check("queries")?;
         let pools = self.pools.len();
         let mut all = self.pools.iter().enumerate();
-        all.try_for_each(|(pool, p)| p.candidates.check(Argument::OfPool { pool, pools, field: "candidates" }))
+        self.table.map_or(Ok(()), |table| table.embeddings.check("table"))?;
+        all.try_for_each(|(pool, p)| match p.candidates {
+            DeviceCandidates::Embeddings(rows) => rows.check(Argument::OfPool { pool, pools, field: "candidates" }),
+            DeviceCandidates::Rows(_) | DeviceCandidates::WholeTable if self.table.is_none() => {
+                Err(missing("table", "DevicePool::rows and whole_table name its rows: use DeviceBatch::of_table"))
+            }
+            DeviceCandidates::Rows(_) | DeviceCandidates::WholeTable => Ok(()),
+        })
     }
 
     /// Queries, pools and exclusions by their addresses, with no positives; `scale` multiplies similarities. Their shapes
@@ -121,7 +159,14 @@ impl<'a> DeviceSearch<'a> {
         uses: &mut Uses<'a>,
     ) -> Result<Problem> {
         let queries = self.queries.address("queries", uses)?;
-        let pools = checked_pools(self, uses)?;
+        let table = self.table.map(|table| table.embeddings.address("table", uses)).transpose()?;
+        let table_ids = self.table.and_then(|table| table.ids);
+        let (pools, mut given_rows) = checked_pools(self, table, uses)?;
+        let own = self.row_negatives.map(|own| own.checked(uses)).transpose()?;
+        if let Some(own) = own {
+            let (address, count) = (own.rows, own.per_row * queries.rows);
+            given_rows.push(GivenRows { address, count, kind: FAULT_ROW_NEGATIVES, allows_none: true });
+        }
         let (exclude_offsets, exclude_ids, excluded) = checked_excluded(self, uses)?;
         Ok(Problem {
             dtype: self.queries.dtype(),
@@ -131,9 +176,18 @@ impl<'a> DeviceSearch<'a> {
             scale,
             queries,
             pools,
+            table,
+            table_ids: table_ids.map_or(Ok(0), |ids| ids.address("table ids", uses))?,
+            table_gradient: self.table.is_some_and(|table| table.gradient),
+            given_rows,
+            row_negatives: own,
             positives: ProblemPositives::None,
+            pairs: 0,
+            positive_offsets: 0,
             positive_ids: 0,
             positive_log_q: 0,
+            positive_weight: 0,
+            filter: None,
             row_weight: 0,
             exclude_offsets,
             exclude_ids,
@@ -157,21 +211,54 @@ impl DeviceTopK<'_> {
     }
 }
 
-fn checked_pools<'a>(search: &DeviceSearch<'a>, uses: &mut Uses<'a>) -> Result<Few<ProblemPool, 2>> {
-    let (mut pools, mut start) = (Few::default(), 0);
+/// As in `fault.cuh`.
+const FAULT_CANDIDATE_ROWS: u32 = 8;
+const FAULT_ROW_NEGATIVES: u32 = 9;
+pub(super) const FAULT_POSITIVE_ROWS: u32 = 10;
+
+impl<'a> DeviceRowNegatives<'a> {
+    fn checked(&self, uses: &mut Uses<'a>) -> Result<ProblemRowNegatives> {
+        Ok(ProblemRowNegatives {
+            rows: self.rows.address("row_negatives", uses)?,
+            log_q: self.log_q.map_or(Ok(0), |log_q| log_q.address("row_negatives_log_q", uses))?,
+            per_row: self.per_row,
+        })
+    }
+}
+
+/// The pools, and the rows of the table that they name.
+fn checked_pools<'a>(
+    search: &DeviceSearch<'a>,
+    table: Option<Rows>,
+    uses: &mut Uses<'a>,
+) -> Result<(Few<ProblemPool, 2>, Few<GivenRows, 4>)> {
+    let (mut pools, mut given, mut start) = (Few::default(), Few::default(), 0);
+    let table_ids = search.table.and_then(|table| table.ids);
+    let table_gradient = search.table.is_some_and(|table| table.gradient);
     for (p, pool) in search.pools.iter().enumerate() {
         let name = |field| Argument::OfPool { pool: p, pools: search.pools.len(), field };
-        let candidates = pool.candidates.address(name("candidates"), uses)?;
+        let (candidates, of_table) = match (pool.candidates, table) {
+            (DeviceCandidates::Embeddings(rows), _) => (rows.address(name("candidates"), uses)?, false),
+            (DeviceCandidates::Rows(rows), Some(table)) => {
+                let (address, count) = (rows.address(name("candidate_rows"), uses)?, rows.len());
+                given.push(GivenRows { address, count, kind: FAULT_CANDIDATE_ROWS, allows_none: false });
+                (table.by_reference(address, count), true)
+            }
+            (DeviceCandidates::WholeTable, Some(table)) => (table, true),
+            (DeviceCandidates::Rows(_) | DeviceCandidates::WholeTable, None) => unreachable!("check_views"),
+        };
+        let ids = if of_table { table_ids } else { pool.ids };
         pools.push(ProblemPool {
             candidates,
             start,
-            ids: pool.ids.map_or(Ok(0), |ids| ids.address(name("candidate_ids"), uses))?,
+            ids: ids.map_or(Ok(0), |ids| ids.address(name("candidate_ids"), uses))?,
             log_q: pool.log_q.map_or(Ok(0), |log_q| log_q.address(name("log_q"), uses))?,
-            gradient: pool.gradient,
+            gradient: pool.gradient && (!of_table || table_gradient),
+            of_table,
         });
         start += candidates.rows;
     }
-    Ok(pools)
+    Ok((pools, given))
 }
 
 fn checked_excluded<'a>(search: &DeviceSearch<'a>, uses: &mut Uses<'a>) -> Result<(u64, u64, usize)> {
@@ -185,14 +272,27 @@ impl ScoreMatrixShape for DeviceSearch<'_> {
     fn queries(&self) -> MatrixShape {
         self.queries.shape()
     }
+    fn table(&self) -> Option<(MatrixShape, Option<usize>)> {
+        self.table.map(|table| (table.embeddings.shape(), table.ids.map(|ids| ids.len())))
+    }
+    fn row_negatives(&self) -> Option<RowNegativesShape> {
+        let DeviceRowNegatives { rows, per_row, log_q } = self.row_negatives?;
+        Some(RowNegativesShape { rows: rows.len(), per_row, log_q: log_q.map(|log_q| log_q.len()) })
+    }
     fn num_pools(&self) -> usize {
         self.pools.len()
     }
     fn pool(&self, index: usize) -> PoolShape {
         let pool = &self.pools[index];
+        let table = || self.table.map_or(self.queries.shape(), |table| table.embeddings.shape());
+        let (candidates, of_table) = match pool.candidates {
+            DeviceCandidates::Embeddings(rows) => (rows.shape(), false),
+            DeviceCandidates::Rows(rows) => (MatrixShape { rows: rows.len(), ..table() }, true),
+            DeviceCandidates::WholeTable => (table(), true),
+        };
         PoolShape {
-            candidates: pool.candidates.shape(),
-            of_table: false,
+            candidates,
+            of_table,
             ids: pool.ids.map(|ids| ids.len()),
             log_q: pool.log_q.map(|log_q| log_q.len()),
             gradient: pool.gradient,

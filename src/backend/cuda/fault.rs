@@ -54,7 +54,15 @@ fn error(kind: u64, index: u64) -> Error {
         2 => ("exclude_offsets", "out of order", "ascending from 0 to the number of excluded ids"),
         3 => ("log_q", "NaN or infinite", "finite"),
         4 => ("positive_log_q", "out of range", "finite, and < 0 for Correction::CorrectedLogQ"),
-        _ => ("row_weight", "negative, NaN or infinite", "finite and >= 0, with a sum > 0 for Reduction::WeightedMean"),
+        5 => ("row_weight", "negative, NaN or infinite", WEIGHTS),
+        6 => ("positive_offsets", "out of order", "ascending from 0 to the number of positives"),
+        7 => ("positive_weight", "negative, NaN or infinite", "finite and >= 0"),
+        8 => ("candidate_rows", "no row of the table", "less than the table's rows"),
+        9 => ("row_negatives", "no row of the table", "a row of the table, or u32::MAX for none"),
+        10 => ("positives", "no row of the table", "less than the table's rows"),
+        _ => ("row_negatives_log_q", "NaN or infinite", "finite"),
     };
     value(format!("{argument}[{index}]"), found, rule)
 }
+
+const WEIGHTS: &str = "finite and >= 0, with a sum > 0 for Reduction::WeightedMean";

@@ -9,6 +9,8 @@ use super::params::{
     Splits, StatisticsParams, TotalsParams,
 };
 use super::passes::Step;
+use super::problem::ProblemPool;
+use super::tiling::Tiling;
 use super::workspace::{Partials, block_rows};
 use crate::error::Result;
 use crate::problem::statistics::Request;
@@ -34,6 +36,8 @@ pub(super) struct LossOut {
     pub(super) loss: u64,
     pub(super) probability: u64,
     pub(super) d_lse: u64,
+    /// (P); 0 for a place in the workspace.
+    pub(super) d_positive: u64,
     pub(super) correction: u32,
     pub(super) reduction: u32,
 }
@@ -58,6 +62,23 @@ pub(super) struct Back {
     pub(super) d_positive_embeddings: u64,
     /// (N, D) for each pool; 0 for one without gradient.
     pub(super) d_candidates: Few<u64, 2>,
+    /// Of a table with gradient: a row for each of `table_rows`.
+    pub(super) d_table: u64,
+    pub(super) table_rows: TableRows,
+    /// (P) derivatives by the pairs' scores; 0 where the device's own epilogue computes them.
+    pub(super) d_positive: u64,
+}
+
+/// Which rows of a table get their gradients written.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) enum TableRows {
+    /// All of them: those that nothing names get zeros.
+    #[default]
+    All,
+    /// Those of an ascending list at an address.
+    Listed(u64, usize),
+    /// Those that something names: which they are, and how many, goes to addresses.
+    Sparse { rows: u64, num_rows: u64 },
 }
 
 /// Addresses of a step's totals, (1) each; 0 for those that were not asked for.
@@ -137,6 +158,7 @@ impl Step<'_> {
             above: self.at(partials.above),
             ties: self.at(partials.ties),
             positive_z: self.at(self.workspace.positive_z),
+            positive_offsets: self.at(self.workspace.pair_offsets),
             lse: out.lse,
             positive: out.positive,
             num_negatives: out.num_negatives,
@@ -144,7 +166,8 @@ impl Step<'_> {
             entropy: out.entropy,
             ranked_above: out.above,
             ranked_ties: out.ties,
-            candidates: self.problem.num_candidates() as u64,
+            candidates: self.problem.most_negatives() as u64,
+            pairs: self.problem.pairs as u64,
         }
     }
 
@@ -179,6 +202,8 @@ impl Step<'_> {
             loss: loss.loss,
             probability: loss.probability,
             d_lse: loss.d_lse,
+            d_positive: if loss.d_positive == 0 { self.at(workspace.d_positive) } else { loss.d_positive },
+            positive_weight: problem.positive_weight,
             positive_log_q: if loss.correction == CORRECTION_NONE { 0 } else { log_q },
             row_weight: if self.swap.swapped_weight == 0 { problem.row_weight } else { self.swap.swapped_weight },
             weight_sums: self.at(workspace.weight_sums),
@@ -196,7 +221,9 @@ impl Step<'_> {
             query_inverse_norm: self.at(workspace.query_norms),
             positive_addresses: self.at(workspace.positive_addresses),
             positive_inverse_norm: self.at(workspace.positive_norms),
-            positives: problem.positive_index(),
+            positive_offsets: self.at(workspace.pair_offsets),
+            positives: if problem.positive_in_stream() { problem.positive_index() } else { 0 },
+            d_positive: if back.d_positive == 0 { self.at(workspace.d_positive) } else { back.d_positive },
             d_queries: back.d_queries,
             d_positive_embeddings: back.d_positive_embeddings,
             columns: self.at(workspace.query_columns),
@@ -218,38 +245,59 @@ impl Step<'_> {
         self.finish_totals(&TotalsParams { block_d_gamma: 0, ..self.totals_params(totals) })
     }
 
-    /// Gradients of the candidates of all pools, and the step's totals, which the last launch computes.
+    /// Gradients of the candidates of all pools and of the table, and the step's totals: the last launch computes them, or one of
+    /// their own.
     pub(super) fn back(&self, back: &Back, totals: &Totals) -> Result<()> {
         let (problem, totals) = (self.problem, self.totals_params(totals));
+        // A row's one positive by index has its gradient from the stream; several have theirs from lists.
+        let by_lists = problem.positive_index() != 0 && !problem.positive_in_stream();
         let pools = problem.pools.iter().zip(self.workspace.tilings.gradient.iter()).zip(back.d_candidates.iter());
-        let mut pools = pools.filter(|((pool, _), _)| pool.gradient).peekable();
-        if pools.peek().is_none() {
-            return self.finish_totals(&totals);
-        }
+        let mut pools = pools.filter(|((pool, _), _)| pool.gradient && !pool.of_table).peekable();
+        let uses = self.sorted_uses()?;
+        let totals_apart = pools.peek().is_none() || by_lists || problem.table_gradient;
         while let Some(((pool, tiling), &d_pool)) = pools.next() {
             let output = self.stream_gradient(pool, tiling, d_pool)?;
+            if by_lists {
+                self.finish_candidates(pool, tiling, output, d_pool, uses, back)?;
+                continue;
+            }
             let candidates = pool.candidates;
             let norms = self.element(self.workspace.candidate_norms, pool.start, 4);
-            let is_last = pools.peek().is_none();
+            let with_totals = pools.peek().is_none() && !totals_apart;
             let params = FinishGradientParams {
-                max: self.at(self.workspace.gradient.max),
-                output,
                 result: d_pool,
                 x: candidates.address,
                 inverse_norm: if problem.cosine { norms } else { 0 },
                 x_stride: candidates.stride as u64,
-                rows: candidates.rows as u64,
-                dim: problem.dim as u32,
-                splits: tiling.splits as u32,
                 gamma: problem.gamma() as f32,
-                padding: 0,
                 totals,
+                ..self.merge_params(pool, tiling, output)
             };
-            let blocks = Grid::warps(candidates.rows).blocks.0 + u32::from(is_last);
-            let grid = Grid { blocks: (blocks, 1, 1), shared_bytes: 0 };
-            self.driver.launch(FINISH_GRADIENT, problem.typed(), grid, &params)?;
+            self.finish_gradient(&params, with_totals)?;
         }
-        Ok(())
+        if problem.table_gradient {
+            self.table_gradient(uses, back)?;
+        }
+        if totals_apart { self.finish_totals(&totals) } else { Ok(()) }
+    }
+
+    /// Merges a pool's splits.
+    pub(super) fn merge_params(&self, pool: &ProblemPool, tiling: &Tiling, output: u64) -> FinishGradientParams {
+        FinishGradientParams {
+            max: self.at(self.workspace.gradient.max),
+            output,
+            rows: pool.candidates.rows as u64,
+            dim: self.problem.dim as u32,
+            splits: tiling.splits as u32,
+            gamma: 1.0,
+            ..FinishGradientParams::default()
+        }
+    }
+
+    pub(super) fn finish_gradient(&self, params: &FinishGradientParams, with_totals: bool) -> Result<()> {
+        let blocks = Grid::warps(params.rows as usize).blocks.0 + u32::from(with_totals);
+        let grid = Grid { blocks: (blocks, 1, 1), shared_bytes: 0 };
+        self.driver.launch(FINISH_GRADIENT, self.problem.typed(), grid, params)
     }
 
     fn finish_totals(&self, totals: &TotalsParams) -> Result<()> {

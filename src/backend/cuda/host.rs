@@ -3,18 +3,19 @@
 use bytemuck::NoUninit;
 
 use super::Cuda;
-use super::device_batch::{NOT_ON_CUDA, check_filter};
-use super::finish::{Back, StatisticsOut, Totals, Upstream};
+use super::finish::{Back, StatisticsOut, TableRows, Totals, Upstream};
 use super::memory::{Layout, Part};
-use super::problem::{Problem, ProblemPool, ProblemPositives, Rows};
+use super::problem::{Problem, ProblemPool, ProblemPositives, ProblemRowNegatives, Rows};
 use super::workspace::Workspace;
 use crate::backend::stream::{CheckedBatch, CheckedSearch, Stream};
-use crate::error::{Result, does_not_apply};
+use crate::error::Result;
+use crate::problem::arrays::Indices;
 use crate::problem::batch::Batch;
 use crate::problem::embeddings::{Embeddings, Matrix};
 use crate::problem::loss::{Loss, Similarity};
-use crate::problem::output::Gradients;
+use crate::problem::output::{Gradients, RowSparse, TableGradient};
 use crate::problem::plan::Plan;
+use crate::problem::pool::Candidates;
 use crate::problem::positives::Positives;
 use crate::problem::score_matrix::ScoreMatrix;
 use crate::problem::search::TopK;
@@ -24,6 +25,8 @@ use crate::problem::statistics::{Moments, Rank, Request, RowStatistics};
 #[derive(Debug)]
 pub(super) struct SearchInputs {
     queries: Part,
+    table: Part,
+    table_ids: Part,
     pools: Vec<PoolInputs>,
     exclude_offsets: Part,
     exclude_ids: Part,
@@ -35,11 +38,15 @@ struct Inputs {
     search: SearchInputs,
     /// Indices, or embeddings.
     positives: Part,
+    positive_offsets: Part,
     positive_ids: Part,
+    row_negatives: Part,
+    row_negatives_log_q: Part,
 }
 
 #[derive(Debug)]
 struct PoolInputs {
+    /// Embeddings, or rows of the table.
     candidates: Part,
     ids: Part,
     log_q: Part,
@@ -63,22 +70,34 @@ struct Outputs {
     /// By tau, and by its logarithm.
     temperature: Part,
     d_candidates: Vec<Part>,
+    /// Of the rows with a gradient.
+    d_table: Part,
+    /// Which these are; none where they are all of the table.
+    table_rows: Part,
+    most_table_rows: usize,
 }
 
 impl SearchInputs {
     pub(super) fn lay_out(layout: &mut Layout, matrix: &ScoreMatrix<'_>) -> Self {
-        let pool = |layout: &mut Layout, pool: &crate::Pool<'_>| {
-            let candidates = own_candidates(pool);
-            let n = candidates.rows();
+        let pool = |layout: &mut Layout, (p, pool): (usize, &crate::Pool<'_>)| {
+            let n = matrix.candidates(p).len();
             PoolInputs {
-                candidates: rows_part(layout, &candidates),
+                candidates: match pool.candidates {
+                    Candidates::Embeddings(embeddings) => rows_part(layout, &embeddings),
+                    Candidates::Rows(_) => layout.part(n, 4),
+                    Candidates::WholeTable => Part::default(),
+                },
                 ids: layout.part_if(pool.ids.is_some(), n, 8),
                 log_q: layout.part_if(pool.log_q.is_some(), n, 4),
             }
         };
+        let table = matrix.table.as_ref();
+        let embeddings = table.and_then(|table| table.embeddings);
         SearchInputs {
             queries: rows_part(layout, &matrix.queries),
-            pools: matrix.pools.iter().map(|p| pool(layout, p)).collect(),
+            table: embeddings.map_or_else(Part::default, |embeddings| rows_part(layout, &embeddings)),
+            table_ids: layout.part(table.and_then(|table| table.ids.as_ref()).map_or(0, |ids| ids.0.len()), 8),
+            pools: matrix.pools.iter().enumerate().map(|p| pool(layout, p)).collect(),
             exclude_offsets: layout.part_if(matrix.excluded.is_some(), matrix.num_queries() + 1, 8),
             exclude_ids: layout.part(matrix.excluded.as_ref().map_or(0, |excluded| excluded.ids.0.len()), 8),
         }
@@ -87,26 +106,21 @@ impl SearchInputs {
 
 impl Inputs {
     fn lay_out(layout: &mut Layout, batch: &Batch<'_>) -> Self {
-        let b = batch.num_queries();
-        let separate = matches!(batch.positives, Positives::Separate(_));
+        let (pairs, separate) = (batch.num_positives(), matches!(batch.positives, Positives::Separate(_)));
+        let own = batch.matrix.row_negatives;
         Inputs {
             search: SearchInputs::lay_out(layout, &batch.matrix),
             positives: match &batch.positives {
-                Positives::Index(_) => layout.part(b, 4),
+                Positives::Index(_) | Positives::Rows(_) => layout.part(pairs, 4),
                 Positives::Separate(embeddings) => rows_part(layout, embeddings),
-                Positives::Rows(_) => unreachable!("{CHECKED}"),
             },
-            positive_ids: layout.part_if(separate && batch.positive_ids.is_some(), b, 8),
+            positive_offsets: layout.part_if(several(batch).is_some(), batch.num_queries() + 1, 8),
+            positive_ids: layout.part_if(separate && batch.positive_ids.is_some(), pairs, 8),
+            row_negatives: layout.part(own.map_or(0, |own| own.rows.len()), 4),
+            row_negatives_log_q: layout.part(own.and_then(|own| own.log_q).map_or(0, <[f32]>::len), 4),
         }
     }
 }
-
-/// The embeddings of a pool of a batch that `check_support` has let through.
-fn own_candidates<'a>(pool: &crate::Pool<'a>) -> Embeddings<'a> {
-    pool.candidates().unwrap_or_else(|| unreachable!("{CHECKED}"))
-}
-
-const CHECKED: &str = "check_support lets no batch over a table through";
 
 fn rows_part(layout: &mut Layout, embeddings: &Embeddings<'_>) -> Part {
     layout.part(embeddings.bytes().len(), 1)
@@ -114,31 +128,64 @@ fn rows_part(layout: &mut Layout, embeddings: &Embeddings<'_>) -> Part {
 
 impl Outputs {
     fn lay_out(layout: &mut Layout, batch: &Batch<'_>, request: Request) -> Self {
-        let (b, dim, back) = (batch.num_queries(), batch.dim(), request.gradients);
+        let (b, pairs, dim, back) = (batch.num_queries(), batch.num_positives(), batch.dim(), request.gradients);
+        let most_table_rows = if back { most_table_rows(batch) } else { 0 };
         let separate = matches!(batch.positives, Positives::Separate(_));
         let detail = request.moments || request.rank;
         Outputs {
             lse: layout.part(b, 8),
-            positive: layout.part(b, 8),
+            positive: layout.part(pairs, 8),
             num_negatives: layout.part(b, 8),
             expected_score: layout.part_if(detail, b, 8),
             entropy: layout.part_if(detail, b, 8),
-            above: layout.part_if(detail, b, 8),
-            ties: layout.part_if(detail, b, 8),
+            above: layout.part_if(detail, pairs, 8),
+            ties: layout.part_if(detail, pairs, 8),
             expected_negative: layout.part_if(back, b * dim, 4),
             d_lse: layout.part_if(back, b, 8),
-            d_positive: layout.part_if(back, b, 8),
+            d_positive: layout.part_if(back, pairs, 8),
             d_queries: layout.part_if(back, b * dim, 4),
-            d_positive_embeddings: layout.part_if(back && separate, b * dim, 4),
+            d_positive_embeddings: layout.part_if(back && separate, pairs * dim, 4),
             temperature: layout.part_if(back, 2, 8),
             d_candidates: batch
                 .matrix
                 .pools
                 .iter()
-                .map(|pool| layout.part_if(back && pool.gradient, own_candidates(pool).rows() * dim, 4))
+                .map(|pool| layout.part_if(back, gradient_rows(pool) * dim, 4))
                 .collect(),
+            d_table: layout.part(most_table_rows * dim, 4),
+            table_rows: layout.part_if(!has_whole_table(batch), most_table_rows, 4),
+            most_table_rows,
         }
     }
+}
+
+/// The offsets of positives, unless each row has one: such a batch is computed as one without offsets.
+fn several<'b>(batch: &'b Batch<'_>) -> Option<&'b [i64]> {
+    batch.pairs.offsets.filter(|offsets| offsets.iter().zip(0..).any(|(&offset, row)| offset != row))
+}
+
+fn has_whole_table(batch: &Batch<'_>) -> bool {
+    batch.matrix.pools.iter().any(|pool| pool.gradient && matches!(pool.candidates, Candidates::WholeTable))
+}
+
+/// A bound of the rows of the table that have a gradient, so that a plan need not look for them.
+fn most_table_rows(batch: &Batch<'_>) -> usize {
+    let matrix = &batch.matrix;
+    let Some(table) = matrix.table.as_ref().filter(|table| table.gradient) else { return 0 };
+    if has_whole_table(batch) {
+        return table.shape.rows;
+    }
+    let by_reference = matrix.pools.iter().filter(|pool| pool.gradient).map(|pool| match pool.candidates {
+        Candidates::Rows(rows) => rows.len(),
+        Candidates::Embeddings(_) | Candidates::WholeTable => 0,
+    });
+    let own = matrix.row_negatives.map_or(0, |own| own.rows.len());
+    (by_reference.sum::<usize>() + own + batch.num_positives()).min(table.shape.rows)
+}
+
+/// Rows of a pool's own gradient: none of a pool without one, and of a pool whose candidates are rows of a table.
+fn gradient_rows(pool: &crate::Pool<'_>) -> usize {
+    pool.candidates().filter(|_| pool.gradient).map_or(0, |embeddings| embeddings.rows())
 }
 
 /// A step's memory: everything that it has on the device.
@@ -164,15 +211,28 @@ impl Cuda {
     /// The batch by the addresses that its arrays have, or will have, in the arena.
     fn problem(&self, batch: &Batch<'_>, loss: &Loss, inputs: &Inputs) -> Problem {
         let at = |part: Part| self.arena.address(part);
+        let pairs = batch.num_positives();
+        let problem = self.search_problem(&batch.matrix, loss.similarity, loss.scale_log2(), &inputs.search);
         Problem {
-            positives: match &batch.positives {
-                Positives::Index(_) => ProblemPositives::Index(at(inputs.positives)),
-                Positives::Separate(rows) => ProblemPositives::Separate(self.rows(rows, inputs.positives)),
-                Positives::Rows(_) => unreachable!("{CHECKED}"),
+            row_negatives: batch.matrix.row_negatives.map(|own| ProblemRowNegatives {
+                rows: at(inputs.row_negatives),
+                log_q: at(inputs.row_negatives_log_q),
+                per_row: own.per_row,
+            }),
+            positives: match (&batch.positives, problem.table) {
+                (Positives::Index(_), _) => ProblemPositives::Index(at(inputs.positives)),
+                (Positives::Separate(rows), _) => ProblemPositives::Separate(self.rows(rows, inputs.positives)),
+                (Positives::Rows(_), Some(table)) => {
+                    ProblemPositives::Separate(table.by_reference(at(inputs.positives), pairs))
+                }
+                (Positives::Rows(_), None) => unreachable!("rows are of a table"),
             },
+            pairs,
+            positive_offsets: at(inputs.positive_offsets),
+            filter: loss.false_negatives,
             positive_ids: at(inputs.positive_ids),
             log_q_range: Some(log_q_range(batch)),
-            ..self.search_problem(&batch.matrix, loss.similarity, loss.scale_log2(), &inputs.search)
+            ..problem
         }
     }
 
@@ -185,12 +245,24 @@ impl Cuda {
         inputs: &SearchInputs,
     ) -> Problem {
         let at = |part: Part| self.arena.address(part);
-        let pools = matrix.pools_with_start().zip(&inputs.pools).map(|((start, pool), parts)| ProblemPool {
-            candidates: self.rows(&own_candidates(pool), parts.candidates),
-            start,
-            ids: at(parts.ids),
-            log_q: at(parts.log_q),
-            gradient: pool.gradient,
+        let table = matrix.table.as_ref();
+        let table_rows = table.and_then(|table| table.embeddings).map(|rows| self.rows(&rows, inputs.table));
+        let table_gradient = table.is_some_and(|table| table.gradient);
+        let pools = matrix.pools_with_start().zip(&inputs.pools).map(|((start, pool), parts)| {
+            let (candidates, of_table) = match (pool.candidates, table_rows) {
+                (Candidates::Embeddings(embeddings), _) => (self.rows(&embeddings, parts.candidates), false),
+                (Candidates::Rows(rows), Some(table)) => (table.by_reference(at(parts.candidates), rows.len()), true),
+                (Candidates::WholeTable, Some(table)) => (table, true),
+                (Candidates::Rows(_) | Candidates::WholeTable, None) => unreachable!("rows are of a table"),
+            };
+            ProblemPool {
+                candidates,
+                start,
+                ids: if of_table { at(inputs.table_ids) } else { at(parts.ids) },
+                log_q: at(parts.log_q),
+                gradient: pool.gradient && (!of_table || table_gradient),
+                of_table,
+            }
         });
         Problem {
             dtype: matrix.dtype(),
@@ -200,10 +272,19 @@ impl Cuda {
             scale,
             queries: self.rows(&matrix.queries, inputs.queries),
             pools: pools.collect(),
+            table: table_rows,
+            table_ids: at(inputs.table_ids),
+            table_gradient,
+            given_rows: super::few::Few::default(),
+            row_negatives: None,
             positives: ProblemPositives::None,
+            pairs: 0,
+            positive_offsets: 0,
             positive_ids: 0,
             // The epilogue is the host's.
             positive_log_q: 0,
+            positive_weight: 0,
+            filter: None,
             row_weight: 0,
             exclude_offsets: at(inputs.exclude_offsets),
             exclude_ids: at(inputs.exclude_ids),
@@ -213,20 +294,22 @@ impl Cuda {
     }
 
     fn rows(&self, embeddings: &Embeddings<'_>, part: Part) -> Rows {
-        Rows { address: self.arena.address(part), rows: embeddings.rows(), stride: embeddings.stride() }
+        Rows { address: self.arena.address(part), rows: embeddings.rows(), stride: embeddings.stride(), indices: 0 }
     }
 
     /// Makes room and brings the batch up. The caller holds `settled`.
     fn upload(&mut self, batch: &Batch<'_>, layout: Layout, inputs: &Inputs) -> Result<()> {
         self.upload_search(&batch.matrix, layout, &inputs.search)?;
-        match &batch.positives {
-            Positives::Index(indices) => self.up(inputs.positives, indices.as_ref()),
-            Positives::Separate(embeddings) => {
-                self.up(inputs.positives, embeddings.bytes())?;
-                self.up(inputs.positive_ids, batch.positive_ids.as_deref().unwrap_or_default())
-            }
-            Positives::Rows(_) => unreachable!("{CHECKED}"),
+        self.up(inputs.positive_offsets, several(batch).unwrap_or_default())?;
+        if let Some(own) = batch.matrix.row_negatives {
+            self.up_indices(inputs.row_negatives, own.rows)?;
+            self.up(inputs.row_negatives_log_q, own.log_q.unwrap_or_default())?;
         }
+        match &batch.positives {
+            Positives::Index(indices) | Positives::Rows(indices) => return self.up(inputs.positives, indices.as_ref()),
+            Positives::Separate(embeddings) => self.up(inputs.positives, embeddings.bytes())?,
+        }
+        self.up(inputs.positive_ids, batch.positive_ids.as_deref().unwrap_or_default())
     }
 
     /// The same without positives.
@@ -238,8 +321,16 @@ impl Cuda {
     ) -> Result<()> {
         self.arena.reserve(&self.driver, layout)?;
         self.up(inputs.queries, matrix.queries.bytes())?;
+        if let Some(table) = &matrix.table {
+            self.up(inputs.table, table.embeddings.as_ref().map_or(&[], Embeddings::bytes))?;
+            self.up(inputs.table_ids, table.ids.as_ref().map_or(&[], |ids| &*ids.0))?;
+        }
         for (pool, parts) in matrix.pools.iter().zip(&inputs.pools) {
-            self.up(parts.candidates, own_candidates(pool).bytes())?;
+            match pool.candidates {
+                Candidates::Embeddings(embeddings) => self.up(parts.candidates, embeddings.bytes())?,
+                Candidates::Rows(rows) => self.up_indices(parts.candidates, rows)?,
+                Candidates::WholeTable => {}
+            }
             self.up(parts.ids, pool.ids_slice().unwrap_or_default())?;
             self.up(parts.log_q, pool.log_q.unwrap_or_default())?;
         }
@@ -254,10 +345,44 @@ impl Cuda {
         self.arena.upload(&self.driver, part, values)
     }
 
+    /// As 32 bits each, which indices of negatives and candidates fit. -1, which stands for none, is `u32::MAX` then.
+    fn up_indices(&self, part: Part, indices: Indices<'_>) -> Result<()> {
+        match indices {
+            Indices::U32(indices) => self.up(part, indices),
+            Indices::I64(indices) => self.up(part, &indices.iter().map(|&index| index as u32).collect::<Vec<_>>()),
+        }
+    }
+
     pub(super) fn down<T: bytemuck::Pod>(&self, part: Part, count: usize) -> Result<Vec<T>> {
         let mut values = vec![T::zeroed(); count];
         self.arena.download(&self.driver, part, &mut values)?;
         Ok(values)
+    }
+
+    /// The gradient of a table of `m` rows, of which the device has those that have one.
+    fn down_table(
+        &self,
+        out: &Outputs,
+        rows: Vec<u32>,
+        m: usize,
+        dim: usize,
+        row_sparse: bool,
+    ) -> Result<TableGradient> {
+        let mut values = Matrix::default();
+        self.down_matrix(out.d_table, rows.len(), dim, &mut values)?;
+        if row_sparse {
+            return Ok(TableGradient::RowSparse(RowSparse { rows, values }));
+        }
+        if rows.len() == m {
+            return Ok(TableGradient::Dense(values));
+        }
+        let mut dense = Matrix::default();
+        dense.set_shape(m, dim);
+        dense.values.fill(0.0);
+        for (position, &row) in rows.iter().enumerate() {
+            dense.values[row as usize * dim..][..dim].copy_from_slice(values.row(position));
+        }
+        Ok(TableGradient::Dense(dense))
     }
 
     fn down_matrix(&self, part: Part, rows: usize, dim: usize, to: &mut Matrix<f32>) -> Result<()> {
@@ -279,24 +404,14 @@ fn log_q_range(batch: &Batch<'_>) -> (f32, f32) {
 impl Stream for Cuda {
     type Real = f32;
 
-    fn check_support(&self, batch: &Batch<'_>, loss: Option<&Loss>) -> Result<()> {
-        if batch.matrix.table.is_some() {
-            return Err(does_not_apply("table", NOT_ON_CUDA));
-        }
-        if batch.pairs.offsets.is_some() {
-            return Err(does_not_apply("positive_offsets", NOT_ON_CUDA));
-        }
-        loss.map_or(Ok(()), check_filter)
-    }
-
     fn plan_stream(&self, CheckedBatch { batch, loss }: CheckedBatch<'_>, request: Request) -> Plan {
         let memory = self.lay_out(batch, loss, request);
         let tilings = &memory.workspace.tilings;
         let tilings = if request.gradients { &tilings.expected } else { &tilings.statistics };
         Plan {
-            block_b: tilings[0].block_x,
-            block_n: tilings[0].block_y,
-            splits: tilings.iter().map(|tiling| tiling.splits).sum(),
+            block_b: tilings.iter().next().map_or(1, |tiling| tiling.block_x),
+            block_n: tilings.iter().next().map_or(1, |tiling| tiling.block_y),
+            splits: memory.workspace.statistics.splits.max(memory.workspace.expected.splits),
             workspace_bytes: memory.layout.bytes(),
         }
     }
@@ -327,9 +442,9 @@ impl Stream for Cuda {
         };
         step.statistics_alone(request, &results)?;
 
-        let b = batch.num_queries();
+        let (b, pairs) = (batch.num_queries(), batch.num_positives());
         statistics.lse = self.down(out.lse, b)?;
-        statistics.positive = self.down(out.positive, b)?;
+        statistics.positive = self.down(out.positive, pairs)?;
         statistics.num_negatives = self.down(out.num_negatives, b)?;
         statistics.moments = match request.moments {
             true => {
@@ -338,7 +453,7 @@ impl Stream for Cuda {
             false => None,
         };
         statistics.rank = match request.rank {
-            true => Some(Rank { above: self.down(out.above, b)?, ties: self.down(out.ties, b)? }),
+            true => Some(Rank { above: self.down(out.above, pairs)?, ties: self.down(out.ties, pairs)? }),
             false => None,
         };
         if !request.gradients {
@@ -376,6 +491,10 @@ impl Stream for Cuda {
         self.up(out.expected_negative, &expected_negative.values)?;
         self.up(out.d_lse, d_lse)?;
         self.up(out.d_positive, d_positive)?;
+        let table_rows = if out.most_table_rows == 0 { Vec::new() } else { batch.rows_with_gradient() };
+        if !has_whole_table(batch) {
+            self.up(out.table_rows, &table_rows)?;
+        }
         let problem = self.problem(batch, loss, &memory.inputs);
         let at = |part: Part| self.arena.address(part);
         let step = self.step_of(&problem, &memory.workspace, self.arena.base());
@@ -390,6 +509,12 @@ impl Stream for Cuda {
             d_queries: at(out.d_queries),
             d_positive_embeddings: at(out.d_positive_embeddings),
             d_candidates: out.d_candidates.iter().map(|&part| at(part)).collect(),
+            d_table: at(out.d_table),
+            table_rows: match at(out.table_rows) {
+                0 => TableRows::All,
+                address => TableRows::Listed(address, table_rows.len()),
+            },
+            d_positive: at(out.d_positive),
         };
         let temperature = at(out.temperature);
         let totals = Totals { total: 0, d_temperature: temperature, d_log_temperature: temperature + 8 };
@@ -400,7 +525,7 @@ impl Stream for Cuda {
         gradients.d_positive_embeddings = match &batch.positives {
             Positives::Separate(_) => {
                 let mut d = gradients.d_positive_embeddings.take().unwrap_or_default();
-                self.down_matrix(out.d_positive_embeddings, b, dim, &mut d)?;
+                self.down_matrix(out.d_positive_embeddings, batch.num_positives(), dim, &mut d)?;
                 Some(d)
             }
             Positives::Index(_) | Positives::Rows(_) => None,
@@ -408,11 +533,16 @@ impl Stream for Cuda {
         gradients.d_candidates.resize_with(batch.matrix.pools.len(), Matrix::default);
         for ((pool, &part), d_pool) in batch.matrix.pools.iter().zip(&out.d_candidates).zip(&mut gradients.d_candidates)
         {
-            match pool.gradient {
-                true => self.down_matrix(part, own_candidates(pool).rows(), dim, d_pool)?,
-                false => *d_pool = Matrix::default(),
+            match gradient_rows(pool) {
+                0 => *d_pool = Matrix::default(),
+                rows => self.down_matrix(part, rows, dim, d_pool)?,
             }
         }
+        let has_gradient = batch.matrix.table.as_ref().filter(|table| table.gradient);
+        gradients.d_table = match has_gradient {
+            Some(table) => Some(self.down_table(out, table_rows, table.shape.rows, dim, request.row_sparse)?),
+            None => None,
+        };
         let mut temperature = [0.0; 2];
         self.arena.download(&self.driver, out.temperature, &mut temperature)?;
         [gradients.d_temperature, gradients.d_log_temperature] = temperature;

@@ -4,8 +4,10 @@ use std::marker::PhantomData;
 
 use super::image;
 use super::params::{
-    EnqueueParams, FindHitsParams, FinishGradientParams, FinishRowsParams, HopperParams, MergeTopKParams,
-    PlacePositivesParams, PrepareRowsParams, StreamParams, SymmetricParams, TopKParams, TotalsParams, WideParams,
+    BoundsParams, CheckRowsParams, EnqueueParams, FindHitsParams, FinishGradientParams, FinishRowsParams,
+    FinishTableParams, HopperParams, ListUsesParams, MergeTopKParams, OwnNegativesParams, PlacePositivesParams,
+    PlaceRowsParams, PrepareRowsParams, SortUsesParams, StreamParams, SymmetricParams, TopKParams, TotalsParams,
+    WideParams,
 };
 use crate::problem::embeddings::DType;
 
@@ -116,12 +118,21 @@ kernels! {
     RESOLVE {
         FIND_HITS, "find_hits", FindHitsParams, ONE, UNTYPED;
     }
+    BOUNDS {
+        BOUNDS, "bounds", BoundsParams, ONE, TYPED;
+    }
     STREAM_SM80 {
         STATISTICS, "stream_statistics", StreamParams, ONE, STREAMED;
         DETAIL, "stream_detail", StreamParams, ONE, STREAMED;
         PAIRED, "stream_paired", StreamParams, ONE, STREAMED;
         EXPECTED, "stream_expected", StreamParams, CHUNKS, STREAMED;
         GRADIENT, "stream_gradient", StreamParams, CHUNKS, STREAMED;
+    }
+    CHECK_ROWS {
+        CHECK_ROWS, "check_rows", CheckRowsParams, ONE, UNTYPED;
+    }
+    OWN_NEGATIVES {
+        OWN_NEGATIVES, "stream_own", OwnNegativesParams, ONE, TYPED;
     }
     STATISTICS_SM90A {
         HOPPER_STATISTICS, "stream_hopper_statistics", HopperParams, CHUNKS, OF_16_BITS;
@@ -149,6 +160,17 @@ kernels! {
     FINISH_GRADIENT {
         FINISH_GRADIENT, "finish_gradient", FinishGradientParams, ONE, TYPED;
         FINISH_TOTALS, "finish_totals", TotalsParams, ONE, UNTYPED;
+    }
+    SORT_USES {
+        LIST_USES, "list_uses", ListUsesParams, ONE, UNTYPED;
+        SORT_COUNT, "sort_count", SortUsesParams, ONE, UNTYPED;
+        SORT_PLACES, "sort_places", SortUsesParams, ONE, UNTYPED;
+        SORT_SCATTER, "sort_scatter", SortUsesParams, ONE, UNTYPED;
+        COUNT_ROWS, "count_rows", PlaceRowsParams, ONE, UNTYPED;
+        PLACE_ROWS, "place_rows", PlaceRowsParams, ONE, UNTYPED;
+    }
+    FINISH_TABLE {
+        FINISH_TABLE, "finish_table", FinishTableParams, ONE, TYPED;
     }
     TOPK {
         TOPK, "stream_topk", TopKParams, ONE, STREAMED;

@@ -79,9 +79,14 @@ impl Loaded {
         let found = unsafe { result::module::get_function(module, name) };
         let function = checked("cuModuleGetFunction", found)?;
         if streams {
-            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is valid, and the value is what the device reports as its limit.
-            let set = unsafe { result::function::set_function_attribute(function, attribute, shared_bytes as i32) };
+            use sys::CUfunction_attribute as Attribute;
+            let of_its_own = Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+            // SAFETY: the function is valid.
+            let taken = unsafe { result::function::get_function_attribute(function, of_its_own) };
+            let left = shared_bytes as i32 - checked("cuFuncGetAttribute", taken)?;
+            let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: as above, and the value is what the device reports as its limit, less what the kernel declares.
+            let set = unsafe { result::function::set_function_attribute(function, attribute, left) };
             checked("cuFuncSetAttribute", set)?;
         }
         Ok(function)

@@ -7,7 +7,8 @@
 //!                        how it is cut, and what memory that takes, before anything is allocated
 //! passes.rs              the passes as launches: prepare.rs, finish.rs, wide.rs; params.rs mirrors the kernels' arguments
 //! host.rs                batches in host memory: upload, passes, download
-//! device_memory.rs, view.rs, device_search.rs, device_batch.rs, device_output.rs, step.rs
+//! table.rs               what tables, several positives and filters add to the passes
+//! device_memory.rs, view.rs, device_search.rs, device_table.rs, device_batch.rs, device_output.rs, step.rs
 //!                        batches in the caller's device memory: checks, passes; fault.rs: what only the device sees
 //! uses.rs                the order of that memory's streams and the backend's
 //! graph.rs               steps as CUDA graphs
@@ -19,6 +20,7 @@ mod device_batch;
 mod device_memory;
 mod device_output;
 mod device_search;
+mod device_table;
 mod driver;
 mod fault;
 mod few;
@@ -37,6 +39,7 @@ mod problem;
 mod queue;
 mod step;
 mod stream;
+mod table;
 mod tiling;
 mod topk;
 mod uses;
@@ -52,6 +55,7 @@ pub use device_batch::DeviceBatch;
 pub use device_memory::{DeviceMemory, DeviceMemoryMut};
 pub use device_output::{DeviceGradients, DeviceMoments, DeviceOutput, DeviceRank, DeviceStatistics, DeviceUpstream};
 pub use device_search::{DevicePool, DeviceSearch, DeviceTopK};
+pub use device_table::{DeviceRowNegatives, DeviceTable, DeviceTableGradient};
 pub use graph::StepGraph;
 pub use queue::DeviceQueue;
 pub use view::{DeviceElement, DeviceEmbeddings, DeviceSlice, DeviceSliceMut};

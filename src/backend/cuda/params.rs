@@ -13,7 +13,7 @@ macro_rules! params {
     ($(#[$doc:meta])* $name:ident, $size:expr, { $($field:ident: $t:ty),* $(,)? }) => {
         $(#[$doc])*
         #[repr(C)]
-        #[derive(Debug, Clone, Copy, Default)]
+        #[derive(Debug, Clone, Copy, PartialEq, Default)]
         pub(super) struct $name { $(pub(super) $field: $t),* }
         const _: () = assert!(size_of::<$name>() == $size);
         impl Params for $name {}
@@ -32,6 +32,9 @@ macro_rules! params {
 pub(super) const OUTPUT_PLAIN: u32 = 1;
 pub(super) const OUTPUT_FOLDED: u32 = 2;
 
+/// The lowest bit of the row in an entry of a list of uses.
+pub(super) const USE_BITS: u32 = 33;
+
 params!(
     /// `key_table_params.h`
     KeyTable, 5 * 8, { keys: u64, first: u64, last: u64, rows: u64, capacity: u64 }
@@ -39,8 +42,9 @@ params!(
 
 params!(
     /// `rows_params.h`
-    RowSet, 9 * 8 + 4 * 4, {
+    RowSet, 10 * 8 + 4 * 4, {
         embeddings: u64,
+        indices: u64,
         log_q: u64,
         inverse_norm: u64,
         row_terms: u64,
@@ -58,18 +62,22 @@ params!(
 
 params!(
     /// `rows_params.h`
-    PrepareRowsParams, 3 * 88 + 40 + 3 * 8, { sets: [RowSet; 3], keys: KeyTable, fault: u64, dim: u64, cosine: u64 }
+    PrepareRowsParams, 3 * 96 + 40 + 3 * 8, { sets: [RowSet; 3], keys: KeyTable, fault: u64, dim: u64, cosine: u64 }
 );
 
 params!(
     /// `positives_params.h`
-    PlacePositivesParams, 17 * 8 + 40 + 5 * 8 + 4 * 4, {
+    PlacePositivesParams, 21 * 8 + 40 + 5 * 8 + 4 * 4, {
         base: u64,
+        base_indices: u64,
         base_inverse_norm: u64,
         positives: u64,
+        positive_offsets: u64,
         candidate_ids: u64,
         candidate_log_q: u64,
         separate_ids: u64,
+        pair_offsets: u64,
+        pair_rows: u64,
         addresses: u64,
         inverse_norm: u64,
         terms: u64,
@@ -88,29 +96,40 @@ params!(
         count: u64,
         candidates: u64,
         rows: u32,
+        pairs: u32,
         excluded_pairs: u32,
         element_bytes: u32,
-        padding: u32,
     }
 );
 
 params!(
     /// `resolve_params.h`
-    FindHitsParams, 40 + 4 * 8, { keys: KeyTable, candidate_ids: u64, hits: u64, candidates: u64, start: u64 }
+    FindHitsParams, 40 + 5 * 8, {
+        keys: KeyTable,
+        candidate_ids: u64,
+        indices: u64,
+        hits: u64,
+        candidates: u64,
+        start: u64,
+    }
 );
 
 params!(
     /// `stream_params.h`
-    StreamParams, 17 * 8 + 2 * 8 + 12 * 4, {
+    StreamParams, 21 * 8 + 2 * 8 + 12 * 4, {
         x: u64,
         y: u64,
         x_terms: u64,
         y_terms: u64,
+        x_indices: u64,
+        y_indices: u64,
         y_addresses: u64,
         hits: u64,
         rows_of_keys: u64,
         positives: u64,
         positive_z: u64,
+        pair_offsets: u64,
+        bounds: u64,
         max: u64,
         sum: u64,
         masked: u64,
@@ -132,8 +151,138 @@ params!(
         online: u32,
         shift: f32,
         rows_capacity: u32,
+        pairs: u32,
+    }
+);
+
+params!(
+    /// `bounds_params.h`
+    BoundsParams, 12 * 8 + 4 * 4, {
+        positive_z: u64,
+        positive_offsets: u64,
+        queries: u64,
+        query_inverse_norm: u64,
+        positive_addresses: u64,
+        positive_inverse_norm: u64,
+        own_z: u64,
+        bounds: u64,
+        own_bounds: u64,
+        query_stride: u64,
+        rows: u64,
+        filter: f64,
+        dim: u32,
+        is_ratio: u32,
+        scale: f32,
         padding: u32,
     }
+);
+
+params!(
+    /// `own_params.h`
+    OwnNegatives, 7 * 8 + 40 + 2 * 8 + 4 * 4, {
+        rows: u64,
+        log_q: u64,
+        bounds: u64,
+        queries: u64,
+        query_norms: u64,
+        table: u64,
+        table_ids: u64,
+        keys: KeyTable,
+        query_stride: u64,
+        table_stride: u64,
+        per_row: u32,
+        dim: u32,
+        cosine: u32,
+        scale: f32,
+    }
+);
+
+params!(
+    /// `own_params.h`
+    OwnNegativesParams, 128 + 14 * 8, {
+        own: OwnNegatives,
+        own_z: u64,
+        positive_offsets: u64,
+        max: u64,
+        sum: u64,
+        masked: u64,
+        output: u64,
+        sum_score: u64,
+        sum_z: u64,
+        above: u64,
+        ties: u64,
+        fault: u64,
+        split: u64,
+        queries: u64,
+        pairs: u64,
+    }
+);
+
+params!(
+    /// `finish_table_params.h`
+    Uses, 4 * 8, { entries: u64, count: u64, first_own: u64, first_pair: u64 }
+);
+
+params!(
+    /// `finish_table_params.h`
+    FinishTableParams, 128 + 4 * 8 + 14 * 8 + 4 * 4, {
+        own: OwnNegatives,
+        uses: Uses,
+        rows: u64,
+        max: u64,
+        output: u64,
+        parts: u64,
+        columns: u64,
+        pair_rows: u64,
+        d_positive: u64,
+        coefficients: u64,
+        places: u64,
+        x: u64,
+        result: u64,
+        x_stride: u64,
+        count: u64,
+        start: u64,
+        splits: u32,
+        by_use: u32,
+        gamma: f32,
+        padding: u32,
+    }
+);
+
+params!(
+    /// `check_rows_params.h`
+    CheckRowsParams, 5 * 8 + 2 * 4, {
+        rows: u64,
+        checked: u64,
+        fault: u64,
+        count: u64,
+        limit: u64,
+        kind: u32,
+        allows_none: u32,
+    }
+);
+
+params!(
+    /// `sort_params.h`
+    PlaceRowsParams, 7 * 8, {
+        entries: u64,
+        counts: u64,
+        places: u64,
+        rows: u64,
+        num_rows: u64,
+        count: u64,
+        blocks: u64,
+    }
+);
+
+params!(
+    /// `sort_params.h`
+    ListUsesParams, 5 * 8, { rows: u64, entries: u64, count: u64, first: u64, limit: u64 }
+);
+
+params!(
+    /// `sort_params.h`
+    SortUsesParams, 4 * 8 + 2 * 4, { from: u64, to: u64, places: u64, count: u64, blocks: u32, shift: u32 }
 );
 
 params!(
@@ -199,13 +348,14 @@ params!(
 
 params!(
     /// `finish_rows_params.h`
-    StatisticsParams, 136, {
+    StatisticsParams, 152, {
         splits: Splits,
         sum_score: u64,
         sum_z: u64,
         above: u64,
         ties: u64,
         positive_z: u64,
+        positive_offsets: u64,
         lse: u64,
         positive: u64,
         num_negatives: u64,
@@ -214,6 +364,7 @@ params!(
         ranked_above: u64,
         ranked_ties: u64,
         candidates: u64,
+        pairs: u64,
     }
 );
 
@@ -224,12 +375,14 @@ params!(
 
 params!(
     /// `finish_rows_params.h`
-    EpilogueParams, 80, {
+    EpilogueParams, 96, {
         block_losses: u64,
         loss: u64,
         probability: u64,
         d_lse: u64,
+        d_positive: u64,
         positive_log_q: u64,
+        positive_weight: u64,
         row_weight: u64,
         weight_sums: u64,
         weight_blocks: u64,
@@ -241,7 +394,7 @@ params!(
 
 params!(
     /// `finish_rows_params.h`
-    QueryGradientParams, 136, {
+    QueryGradientParams, 144, {
         lse: u64,
         num_negatives: u64,
         d_lse: u64,
@@ -250,6 +403,7 @@ params!(
         query_inverse_norm: u64,
         positive_addresses: u64,
         positive_inverse_norm: u64,
+        positive_offsets: u64,
         positives: u64,
         d_queries: u64,
         d_positive_embeddings: u64,
@@ -266,7 +420,7 @@ params!(
 
 params!(
     /// `finish_rows_params.h`
-    FinishRowsParams, 136 + 48 + 80 + 136 + 16, {
+    FinishRowsParams, 152 + 48 + 96 + 144 + 16, {
         statistics: StatisticsParams,
         expected: ExpectedParams,
         epilogue: EpilogueParams,

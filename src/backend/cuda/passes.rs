@@ -75,6 +75,10 @@ impl Step<'_> {
     /// Gradients of everything, given each row's derivatives.
     pub(super) fn gradients_alone(&self, upstream: &Upstream, back: &Back, totals: &Totals) -> Result<()> {
         self.prepare(Request::value_and_grad())?;
+        if self.problem.filter.is_some() {
+            self.paired()?;
+            self.bounds()?;
+        }
         self.finish_upstream(upstream, back)?;
         self.back(back, totals)
     }
@@ -84,19 +88,22 @@ impl Step<'_> {
         let (workspace, shifts) = (self.workspace, self.shifts(request));
         let (tilings, detail) = (&workspace.tilings, request.moments || request.rank);
         self.paired()?;
+        self.bounds()?;
         if detail || !request.gradients {
             let pass = if detail { Pass::Detail } else { Pass::Statistics };
             let columns = workspace.candidate_columns;
             self.stream_pools(pass, &tilings.statistics, columns, &workspace.statistics, shifts.statistics)?;
+            self.stream_own(&workspace.statistics)?;
         }
         if request.gradients {
             let columns = workspace.output_columns;
             self.stream_pools(Pass::Expected, &tilings.expected, columns, &workspace.expected, shifts.expected)?;
+            self.stream_own(&workspace.expected)?;
         }
         Ok(())
     }
 
-    /// Similarities of queries with their positives, by the matmul that the stream uses: a negative with the positive's
+    /// Similarities of pairs, of queries with their positives, by the matmul that the stream uses: a negative with the positive's
     /// embedding ties bit for bit.
     fn paired(&self) -> Result<()> {
         let (problem, workspace) = (self.problem, self.workspace);
@@ -105,18 +112,23 @@ impl Step<'_> {
             ProblemPositives::Separate(rows) => rows.aligned(problem.dtype),
             ProblemPositives::Index(_) => problem.pools.iter().all(|pool| pool.candidates.aligned(problem.dtype)),
         };
+        if problem.pairs == 0 {
+            return Ok(());
+        }
         let tiling = &workspace.tilings.paired;
         let params = StreamParams {
+            x_indices: self.at(workspace.pair_rows),
             y_terms: self.at(workspace.positive_columns),
             y_addresses: self.at(workspace.positive_addresses),
             // Where a row is missing, its copy of 0 bytes is addressed from here.
             y: problem.queries.address,
-            y_rows: problem.num_queries() as u32,
+            y_rows: problem.pairs as u32,
             max: self.at(workspace.positive_z),
             aligned: u32::from(problem.queries.aligned(problem.dtype) && positives_aligned),
             ..self.queries_stationary(tiling)
         };
-        let grid = Grid { blocks: (tiling.blocks(problem.num_queries()).0, 1, 1), shared_bytes: tiling.shared_bytes };
+        let params = StreamParams { x_rows: problem.pairs as u32, ..params };
+        let grid = Grid { blocks: (tiling.blocks(problem.pairs).0, 1, 1), shared_bytes: tiling.shared_bytes };
         self.driver.launch(PAIRED, problem.stream_typed(), grid, &params)
     }
 
@@ -141,6 +153,7 @@ impl Step<'_> {
             rows_of_keys: self.at(resolved.rows_of_keys),
             rows_capacity: resolved.capacity as u32,
             candidate_start: pool.start as u32,
+            bounds: self.at(self.workspace.bounds),
             ..params
         }
     }
@@ -160,9 +173,12 @@ impl Step<'_> {
             let params = StreamParams {
                 y: pool.candidates.address,
                 y_terms: self.element(columns, pool.start, COLUMN_TERM),
+                y_indices: pool.candidates.indices,
                 y_stride: pool.candidates.stride as u64,
                 y_rows: pool.candidates.rows as u32,
                 positive_z: self.at(workspace.positive_z),
+                pair_offsets: self.at(workspace.pair_offsets),
+                pairs: problem.pairs as u32,
                 first_split: first_split as u32,
                 aligned: u32::from(problem.queries.aligned(problem.dtype) && pool.candidates.aligned(problem.dtype)),
                 online: u32::from(shift.is_none()),
@@ -241,13 +257,14 @@ impl Step<'_> {
         let (problem, workspace) = (self.problem, self.workspace);
         let (queries, candidates) = (problem.queries, pool.candidates);
         let output = if tiling.splits > 1 { self.at(workspace.gradient.output) } else { d_pool };
-        let by_index = problem.positive_index() != 0;
+        let in_stream = problem.positive_in_stream();
         let params = StreamParams {
             x: candidates.address,
+            x_indices: candidates.indices,
             y: queries.address,
             x_terms: self.element(workspace.candidate_rows, pool.start, ROW_TERM),
             y_terms: self.at(workspace.query_columns),
-            positives: if by_index { self.at(workspace.positive_terms) } else { 0 },
+            positives: if in_stream { self.at(workspace.positive_terms) } else { 0 },
             max: self.at(workspace.gradient.max),
             output,
             x_stride: candidates.stride as u64,

@@ -34,6 +34,7 @@ pub(super) struct Swap {
 impl Step<'_> {
     /// Everything that the passes need. One launch for each pool of rows, of positives and of hits.
     pub(super) fn prepare(&self, request: Request) -> Result<()> {
+        self.check_rows()?;
         self.rows(request)?;
         self.positives()?;
         if self.problem.masked() { self.find_hits() } else { Ok(()) }
@@ -55,7 +56,7 @@ impl Step<'_> {
         }
     }
 
-    /// Queries, separate positives and the table's slots go with the first pool.
+    /// Queries, separate positives and the key table's slots go with the first pool, or alone where there is none.
     fn rows(&self, request: Request) -> Result<()> {
         let (problem, workspace, shifts) = (self.problem, self.workspace, self.shifts(request));
         let queries = RowSet {
@@ -67,11 +68,12 @@ impl Step<'_> {
             ProblemPositives::Separate(rows) => row_set(rows, self.at(workspace.separate_norms)),
             ProblemPositives::Index(_) | ProblemPositives::None => RowSet::default(),
         };
-        for pool in problem.pools.iter() {
-            let first = pool.start == 0;
+        for pool in problem.pools.iter().map(Some).chain(problem.pools.iter().next().is_none().then_some(None)) {
+            let first = pool.is_none_or(|pool| pool.start == 0);
             let keys = if first { self.keys() } else { KeyTable::default() };
             let [queries, separate] = if first { [queries, separate] } else { [RowSet::default(); 2] };
-            let sets = [queries, separate, self.candidates(pool, shifts)];
+            let candidates = pool.map_or_else(RowSet::default, |pool| self.candidates(pool, shifts));
+            let sets = [queries, separate, candidates];
             let slots = if keys.capacity == 0 { 0 } else { keys.capacity as usize + 1 };
             let blocks = sets.iter().map(|set| Grid::warps(set.rows as usize).blocks.0).sum::<u32>();
             let grid = Grid { blocks: (blocks + Grid::threads(slots).blocks.0, 1, 1), shared_bytes: 0 };
@@ -104,7 +106,7 @@ impl Step<'_> {
         }
     }
 
-    fn keys(&self) -> KeyTable {
+    pub(super) fn keys(&self) -> KeyTable {
         let resolved = &self.workspace.resolved;
         KeyTable {
             keys: self.at(resolved.slot_keys),
@@ -121,7 +123,9 @@ impl Step<'_> {
         let rows = problem.num_queries();
         let any = PlacePositivesParams {
             positives: problem.positive_index(),
-            separate_ids: problem.positive_ids,
+            positive_offsets: problem.positive_offsets,
+            separate_ids: if problem.positives_of_table() { problem.table_ids } else { problem.positive_ids },
+            pair_rows: self.at(workspace.pair_rows),
             addresses: self.at(workspace.positive_addresses),
             inverse_norm: self.at(workspace.positive_norms),
             terms: self.at(workspace.positive_columns),
@@ -131,6 +135,7 @@ impl Step<'_> {
             fault: self.fault,
             candidates: problem.num_candidates() as u64,
             rows: rows as u32,
+            pairs: problem.pairs as u32,
             element_bytes: problem.dtype.size() as u32,
             ..PlacePositivesParams::default()
         };
@@ -140,12 +145,14 @@ impl Step<'_> {
             excluded_pairs: problem.excluded as u32,
             row_weight: problem.row_weight,
             weight_sums: self.at(workspace.weight_sums),
+            pair_offsets: self.at(workspace.pair_offsets),
             query_of: self.swap.query_of,
             swapped_weight: self.swap.swapped_weight,
             ..any
         };
         let launch = |params: &PlacePositivesParams| {
-            let blocks = Grid::threads(rows).blocks.0 + params.excluded_pairs.div_ceil(THREADS);
+            let by_rows = Grid::threads(rows).blocks.0 + Grid::threads(problem.pairs).blocks.0;
+            let blocks = by_rows + params.excluded_pairs.div_ceil(THREADS);
             let grid = Grid { blocks: (blocks, 1, 1), shared_bytes: 0 };
             self.driver.launch(PLACE_POSITIVES, Variant::ONLY, grid, params)
         };
@@ -154,6 +161,7 @@ impl Step<'_> {
             ProblemPositives::None => launch(&first),
             ProblemPositives::Separate(rows) => launch(&PlacePositivesParams {
                 base: rows.address,
+                base_indices: rows.indices,
                 base_inverse_norm: self.at(workspace.separate_norms),
                 stride: rows.stride as u64,
                 count: rows.rows as u64,
@@ -162,6 +170,7 @@ impl Step<'_> {
             ProblemPositives::Index(_) => problem.pools.iter().try_for_each(|pool| {
                 launch(&PlacePositivesParams {
                     base: pool.candidates.address,
+                    base_indices: pool.candidates.indices,
                     base_inverse_norm: self.element(workspace.candidate_norms, pool.start, 4),
                     candidate_ids: pool.ids,
                     candidate_log_q: pool.log_q,
@@ -179,9 +188,10 @@ impl Step<'_> {
             let params = FindHitsParams {
                 keys: self.keys(),
                 candidate_ids: pool.ids,
+                indices: pool.candidates.indices,
                 hits: self.element(self.workspace.resolved.hits, pool.start, HITS),
                 candidates: pool.candidates.rows as u64,
-                start: pool.start as u64,
+                start: if pool.of_table { 0 } else { pool.start as u64 },
             };
             self.driver.launch(FIND_HITS, Variant::ONLY, Grid::threads(pool.candidates.rows), &params)
         })
@@ -191,6 +201,7 @@ impl Step<'_> {
 fn row_set(rows: Rows, inverse_norm: u64) -> RowSet {
     RowSet {
         embeddings: rows.address,
+        indices: rows.indices,
         inverse_norm,
         rows: rows.rows as u64,
         stride: rows.stride as u64,

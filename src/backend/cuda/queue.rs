@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::Cuda;
-use super::device_search::DevicePool;
+use super::device_search::{DeviceCandidates, DevicePool};
 use super::driver::{Driver, Grid};
 use super::kernels::{ENQUEUE_ROWS, Variant};
 use super::memory::{Arena, Layout, Part};
@@ -13,7 +13,7 @@ use super::params::EnqueueParams;
 use super::problem::Rows;
 use super::uses::Uses;
 use super::view::{DeviceElement, DeviceEmbeddings, DeviceSlice};
-use crate::error::Result;
+use crate::error::{Result, does_not_apply};
 use crate::negatives::queue::ring::{CopiedRows, Ring};
 use crate::negatives::queue::{NegativeQueue, QueueOptions};
 use crate::problem::embeddings::DType;
@@ -224,7 +224,10 @@ impl DeviceQueue {
     /// the queue keeps them: the queue is then as it was. [`Error::Driver`](crate::Error::Driver)
     /// where the driver refuses: the queue is then empty.
     pub fn enqueue(&mut self, cuda: &Cuda, rows: &DevicePool<'_>) -> Result<()> {
-        let (candidates, options) = (rows.candidates, self.options);
+        let DeviceCandidates::Embeddings(candidates) = rows.candidates else {
+            return Err(does_not_apply("candidates", "a queue holds copies: enqueue embeddings, not rows of a table"));
+        };
+        let options = self.options;
         let mut uses = Uses::new(&cuda.driver)?;
         uses.admit("the queue", self.driver.stream())?;
         candidates.check("candidates")?;

@@ -1,6 +1,8 @@
 //! Steps on the caller's device memory. They make no copies, allocate nothing once memory is reserved, and do not wait
 //! for the device.
 
+use std::borrow::Cow;
+
 use super::Cuda;
 use super::device_batch::DeviceBatch;
 use super::device_output::{DeviceGradients, DeviceOutput, DeviceStatistics, DeviceUpstream, GivenPlaces};
@@ -72,9 +74,9 @@ impl Cuda {
         let tilings = &memory.workspace.tilings;
         let tilings = if request.gradients { &tilings.expected } else { &tilings.statistics };
         Ok(Plan {
-            block_b: tilings[0].block_x,
-            block_n: tilings[0].block_y,
-            splits: tilings.iter().map(|tiling| tiling.splits).sum(),
+            block_b: tilings.iter().next().map_or(1, |tiling| tiling.block_x),
+            block_n: tilings.iter().next().map_or(1, |tiling| tiling.block_y),
+            splits: memory.workspace.statistics.splits.max(memory.workspace.expected.splits),
             workspace_bytes: memory.layout.bytes(),
         })
     }
@@ -133,7 +135,13 @@ impl Cuda {
         let ReadyStep { problem, request, given, memory } = ready;
         let places = Places {
             statistics: given.statistics,
-            loss: LossOut { loss: given.loss, probability: given.probability, d_lse: given.d_lse, ..options(loss) },
+            loss: LossOut {
+                loss: given.loss,
+                probability: given.probability,
+                d_lse: given.d_lse,
+                d_positive: given.d_positive,
+                ..options(loss)
+            },
             totals: given.totals,
         };
         let query_of = memory.swapped.as_ref().map_or(0, |swapped| base.address(swapped.query_of));
@@ -142,7 +150,8 @@ impl Cuda {
             self.driver.fill(query_of, 0xff, problem.num_queries() * size_of::<u32>())?;
         }
         let swap = Swap { query_of, ..Swap::default() };
-        let step = Step { swap, ..self.step_of(problem, &memory.workspace, base) };
+        let checked = checked_rows(problem, &memory.workspace, base);
+        let step = Step { swap, ..self.step_of(&checked, &memory.workspace, base) };
         direction(&step, *request, &places, given.back.as_ref())?;
         match &memory.swapped {
             Some(swapped) => self.other_direction(problem, memory, base, &places, given.back.as_ref(), swapped),
@@ -169,6 +178,7 @@ impl Cuda {
         let (places, given) = statistics.checked(&problem, &mut uses)?;
         let base = self.arena.place(&driver, memory.layout, given)?;
         uses.start()?;
+        let problem = checked_rows(&problem, &memory.workspace, base);
         let step = self.step_of(&problem, &memory.workspace, base);
         uses.finish(step.statistics_alone(request, &places))
     }
@@ -192,6 +202,7 @@ impl Cuda {
         let (back, totals, given) = gradients.checked(&problem, &mut uses)?;
         let base = self.arena.place(&driver, memory.layout, given)?;
         uses.start()?;
+        let problem = checked_rows(&problem, &memory.workspace, base);
         let step = self.step_of(&problem, &memory.workspace, base);
         uses.finish(step.gradients_alone(&upstream, &back, &totals))
     }
@@ -311,6 +322,20 @@ fn swapped_problem(problem: &Problem, ids: u64, query_of: u64) -> Problem {
         positives: ProblemPositives::Index(query_of),
         ..problem.clone()
     }
+}
+
+/// The problem that reads copies of the caller's rows of a table, which the step makes first.
+fn checked_rows<'p>(problem: &'p Problem, workspace: &Workspace, base: Base) -> Cow<'p, Problem> {
+    if problem.given_rows.len() == 0 {
+        return Cow::Borrowed(problem);
+    }
+    let copies = || problem.given_rows.iter().zip(workspace.checked_rows.iter());
+    let copy_of = |address: u64, allows_none: bool| {
+        let copy =
+            copies().find(|(rows, _)| (rows.address, rows.allows_none) == (address, allows_none) && address != 0);
+        copy.map_or(address, |(_, &copy)| base.address(copy))
+    };
+    Cow::Owned(problem.with_rows(copy_of))
 }
 
 /// The passes and the epilogue on one batch.

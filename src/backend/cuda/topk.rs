@@ -217,6 +217,7 @@ impl Step<'_> {
             let stream = StreamParams {
                 y: pool.candidates.address,
                 y_terms: self.element(workspace.candidate_columns, pool.start, COLUMN_TERM),
+                y_indices: pool.candidates.indices,
                 y_stride: pool.candidates.stride as u64,
                 y_rows: pool.candidates.rows as u32,
                 first_split: first_split as u32,

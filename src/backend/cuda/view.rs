@@ -303,6 +303,6 @@ impl<'a> DeviceEmbeddings<'a> {
     pub(super) fn address(&self, argument: impl Into<Argument>, uses: &mut Uses<'a>) -> Result<Rows> {
         let argument = argument.into();
         let address = check_address(argument, self.bytes.source.address(argument, uses)?, self.dtype.size())?;
-        Ok(Rows { address, rows: self.rows, stride: self.stride })
+        Ok(Rows { address, rows: self.rows, stride: self.stride, indices: 0 })
     }
 }

@@ -5,6 +5,7 @@ use super::few::Few;
 use super::memory::{Layout, Part};
 use super::params::{COLUMN_TERM, HITS, POSITIVE_TERM, ROW_TERM, ROWS_OF_KEY};
 use super::problem::{Problem, ProblemPool, ProblemPositives};
+use super::table::SORT_TILE;
 use super::tiling::{Panel, Tiling};
 use crate::problem::statistics::Request;
 
@@ -40,7 +41,7 @@ impl Tilings {
             statistics: each(&|pool, n| stream(pool, b, n, false, detail)),
             expected: each(&|pool, n| stream(pool, b, n, true, false)),
             gradient: each(&|pool, n| stream(pool, n, b, true, false)),
-            paired: Tiling::new(limits, dtype, dim, b, b, false),
+            paired: Tiling::new(limits, dtype, dim, problem.pairs.max(1), problem.pairs.max(1), false),
         }
     }
 }
@@ -52,7 +53,8 @@ pub(super) fn block_rows(rows: usize) -> usize {
     (rows / 128).next_power_of_two().clamp(8, 32)
 }
 
-/// Partial results of splits, (splits, rows) each.
+/// Partial results of splits, (splits, rows) each; ranks are (splits, pairs). The last split is the rows' own negatives, if there
+/// are any.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Partials {
     pub(super) splits: usize,
@@ -67,8 +69,9 @@ pub(super) struct Partials {
 }
 
 impl Partials {
-    fn lay_out(layout: &mut Layout, splits: usize, rows: usize, detail: bool, output_dim: usize) -> Self {
-        let slots = splits * rows;
+    fn lay_out(layout: &mut Layout, splits: usize, problem: &Problem, detail: bool, output_dim: usize) -> Self {
+        let slots = splits * problem.num_queries();
+        let ranks = splits * problem.pairs;
         Partials {
             splits,
             max: layout.part(slots, 4),
@@ -76,8 +79,8 @@ impl Partials {
             masked: layout.part(slots, 4),
             sum_score: layout.part_if(detail, slots, 4),
             sum_z: layout.part_if(detail, slots, 4),
-            above: layout.part_if(detail, slots, 4),
-            ties: layout.part_if(detail, slots, 4),
+            above: layout.part_if(detail, ranks, 4),
+            ties: layout.part_if(detail, ranks, 4),
             output: layout.part(slots * output_dim, 4),
         }
     }
@@ -121,13 +124,68 @@ pub(super) struct Resolved {
     pub(super) hits: Part,
 }
 
+/// What the gradient of a table is added up from, beside what the problem holds.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TableParts {
+    /// Per pool, where it starts in `parts`; none where it is not there.
+    pub(super) starts: Few<Option<usize>, 2>,
+    /// The pool that is the whole table, whose candidates are the rows.
+    pub(super) whole: Option<usize>,
+    /// (candidates of pools by reference, D): their gradients by unit vectors, over gamma.
+    pub(super) parts: Part,
+    /// Of the own negatives' uses: coefficients, where rows are wider than a warp holds.
+    pub(super) coefficients: Part,
+    /// Uses of rows, of which those as negatives of rows' own and as positives follow those as candidates. 0 where no gradient is
+    /// added up by them.
+    pub(super) uses: usize,
+    /// The uses before a pass of the sort and after it.
+    pub(super) entries: [Part; 2],
+    /// (256, blocks of a sort)
+    pub(super) places: Part,
+}
+
+/// Columns that a warp of `finish_table.cu` holds.
+const TABLE_COLUMNS: usize = 256;
+
+impl TableParts {
+    fn lay_out(layout: &mut Layout, problem: &Problem, back: bool) -> Self {
+        let mut table = TableParts::default();
+        let by_lists = problem.positive_index() != 0 && !problem.positive_in_stream();
+        if !back || !(problem.table_gradient || by_lists) {
+            return table;
+        }
+        let mut rows = 0;
+        for (p, pool) in problem.pools.iter().enumerate() {
+            let of_table = pool.of_table && pool.gradient && problem.table_gradient;
+            let is_whole = of_table && pool.candidates.indices == 0 && table.whole.is_none();
+            if is_whole {
+                table.whole = Some(p);
+            }
+            let by_reference = of_table && !is_whole;
+            table.starts.push(by_reference.then_some(rows));
+            rows += if by_reference { pool.candidates.rows } else { 0 };
+        }
+        let own = problem.row_negatives.map_or(0, |own| own.per_row * problem.num_queries());
+        let uses = rows + own + problem.pairs;
+        table.parts = layout.part(rows * problem.dim, 4);
+        table.coefficients = layout.part_if(problem.dim > TABLE_COLUMNS && own > 0, uses, 4);
+        table.uses = uses;
+        table.entries = [layout.part(uses, 8), layout.part(uses, 8)];
+        table.places = layout.part(256 * uses.div_ceil(SORT_TILE), 4);
+        table
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Workspace {
     pub(super) tilings: Tilings,
     pub(super) query_norms: Part,
     pub(super) candidate_norms: Part,
     pub(super) separate_norms: Part,
-    /// Of each row's positive, wherever it lies.
+    /// The row of each pair; of its positive, wherever it lies, what follows.
+    pub(super) pair_rows: Part,
+    /// The copy of the offsets that is in bounds.
+    pub(super) pair_offsets: Part,
     pub(super) positive_addresses: Part,
     pub(super) positive_norms: Part,
     pub(super) positive_columns: Part,
@@ -135,6 +193,13 @@ pub(super) struct Workspace {
     /// Of positives that are candidates; separate ones bring theirs.
     pub(super) positive_ids: Part,
     pub(super) positive_log_q: Part,
+    /// Similarities of positives by the sums that score negatives of rows' own.
+    pub(super) own_z: Part,
+    /// The filter's, for pools and for negatives of rows' own.
+    pub(super) bounds: Part,
+    pub(super) own_bounds: Part,
+    /// By the device's own epilogue.
+    pub(super) d_positive: Part,
     pub(super) query_rows: Part,
     /// Of passes without an output, and with one.
     pub(super) candidate_columns: Part,
@@ -150,6 +215,9 @@ pub(super) struct Workspace {
     pub(super) query_columns: Part,
     pub(super) positive_terms: Part,
     pub(super) candidate_rows: Part,
+    pub(super) table: TableParts,
+    /// Checked copies of the problem's `given_rows`.
+    pub(super) checked_rows: Few<Part, 4>,
     /// Of the pool at hand.
     pub(super) gradient: Partials,
     /// Of the pass at hand.
@@ -165,7 +233,8 @@ impl Workspace {
         let by_index = problem.positive_index() != 0;
         let separate = matches!(problem.positives, ProblemPositives::Separate(_));
         let positives = by_index || separate;
-        let splits = |tilings: &PerPool| tilings.iter().map(|tiling| tiling.splits).sum();
+        let own = usize::from(problem.row_negatives.is_some());
+        let splits = |tilings: &PerPool| tilings.iter().map(|tiling| tiling.splits).sum::<usize>() + own;
         // A search merges lists.
         let statistics = if positives && (detail || !back) { splits(&tilings.statistics) } else { 0 };
         let expected = if back { splits(&tilings.expected) } else { 0 };
@@ -186,16 +255,24 @@ impl Workspace {
         // The stream back reads candidates as stationary rows, Hopper's statistics need nothing else of them.
         let rows_alone = back || positives && tilings.statistics.iter().any(Tiling::is_hopper);
         let row_blocks = b.div_ceil(block_rows(b));
+        let pairs = problem.pairs;
+        let filtered = problem.filter.is_some();
         Workspace {
             query_norms: layout.part(b, 4),
             candidate_norms: layout.part(n, 4),
-            separate_norms: layout.part_if(separate, b, 4),
-            positive_addresses: layout.part_if(positives, b, 8),
-            positive_norms: layout.part_if(positives, b, 4),
-            positive_columns: layout.part_if(positives, b, COLUMN_TERM),
-            positive_z: layout.part_if(positives, b, 4),
-            positive_ids: layout.part_if(by_index && problem.pools[0].ids != 0, b, 8),
-            positive_log_q: layout.part_if(by_index && problem.pools[0].log_q != 0, b, 4),
+            separate_norms: layout.part_if(separate, pairs, 4),
+            pair_rows: layout.part_if(problem.positive_offsets != 0, pairs, 4),
+            pair_offsets: layout.part_if(problem.positive_offsets != 0, b + 1, 8),
+            positive_addresses: layout.part_if(positives, pairs, 8),
+            positive_norms: layout.part_if(positives, pairs, 4),
+            positive_columns: layout.part_if(positives, pairs, COLUMN_TERM),
+            positive_z: layout.part_if(positives, pairs, 4),
+            positive_ids: layout.part_if(by_index && problem.pools[0].ids != 0, pairs, 8),
+            positive_log_q: layout.part_if(by_index && problem.pools[0].log_q != 0, pairs, 4),
+            own_z: layout.part_if(own != 0 && (detail || filtered), pairs, 4),
+            bounds: layout.part_if(filtered, b, 4),
+            own_bounds: layout.part_if(filtered && own != 0, b, 4),
+            d_positive: layout.part_if(back, pairs, 8),
             query_rows: layout.part(b, ROW_TERM),
             candidate_columns: layout.part_if(detail || !back, n, COLUMN_TERM),
             output_columns: layout.part_if(back, n, COLUMN_TERM),
@@ -203,11 +280,13 @@ impl Workspace {
             block_losses: layout.part_if(positives, row_blocks, 8),
             block_d_gamma: layout.part_if(back, row_blocks, 8),
             resolved: Resolved::lay_out(layout, problem),
-            statistics: Partials::lay_out(layout, statistics, b, detail, 0),
-            expected: Partials::lay_out(layout, expected, b, false, dim),
+            statistics: Partials::lay_out(layout, statistics, problem, detail, 0),
+            expected: Partials::lay_out(layout, expected, problem, false, dim),
             query_columns: layout.part_if(back, b, COLUMN_TERM),
-            positive_terms: layout.part_if(back, b, POSITIVE_TERM),
+            positive_terms: layout.part_if(back && problem.positive_in_stream(), b, POSITIVE_TERM),
             candidate_rows: layout.part_if(rows_alone, n, ROW_TERM),
+            table: TableParts::lay_out(layout, problem, back),
+            checked_rows: problem.given_rows.iter().map(|rows| layout.part(rows.count, 4)).collect(),
             gradient,
             panel,
             tilings,

@@ -140,6 +140,12 @@ pub use spoiled::*;
 pub use table_identities::*;
 pub use tables::*;
 with_properties!(list!());
+
+/// Those of batches over a table.
+pub mod of_tables {
+    use super::*;
+    with_table_properties!(list!());
+}
 pub use {test_each, with_properties, with_table_properties};
 
 pub fn compute(backend: Subject<'_>, problem: &Problem, request: Request) -> Step {

@@ -135,12 +135,22 @@ fn structs_are_those_of_the_headers() {
     headers.check::<FinishGradientParams>();
     headers.check::<SymmetricParams>();
     headers.check::<EnqueueParams>();
+    headers.check::<BoundsParams>();
+    headers.check::<OwnNegatives>();
+    headers.check::<OwnNegativesParams>();
+    headers.check::<Uses>();
+    headers.check::<FinishTableParams>();
+    headers.check::<CheckRowsParams>();
+    headers.check::<PlaceRowsParams>();
+    headers.check::<ListUsesParams>();
+    headers.check::<SortUsesParams>();
 }
 
 #[test]
 fn constants_are_those_of_the_headers() {
     let headers = Headers::read();
     for (name, value) in [
+        ("USE_BITS", USE_BITS),
         ("OUTPUT_PLAIN", OUTPUT_PLAIN),
         ("OUTPUT_FOLDED", OUTPUT_FOLDED),
         ("CORRECTION_NONE", CORRECTION_NONE),

@@ -1,0 +1,47 @@
+// The score of a negative of a row's own: by a warp, for the stream and for the stream back.
+//
+// Dots come from row_dot.cuh and norms from norm.cuh, both in an order that does not depend on who asks, so both passes see the same
+// bits and leave out the same negatives.
+#pragma once
+#include "rows/key_table.cuh"
+#include "rows/norm.cuh"
+#include "rows/row_dot.cuh"
+#include "rows/terms.cuh"
+#include "table/own_params.h"
+
+template <typename T>
+__device__ __forceinline__ const T* table_row(const OwnNegatives& own, uint64_t row) {
+    return static_cast<const T*>(own.table) + row * own.table_stride;
+}
+
+// The inverse norm of a row of the table.
+template <typename T>
+__device__ __forceinline__ float table_norm(const OwnNegatives& own, const T* row, uint32_t lane) {
+    return inverse_norm(row, own.dim, aligned<T>(own.table, own.table_stride), own.cosine != 0, lane);
+}
+
+template <typename T>
+__device__ __forceinline__ const T* query_row(const OwnNegatives& own, uint64_t query) {
+    return static_cast<const T*>(own.queries) + query * own.query_stride;
+}
+
+// Which queries reject a row of the table.
+__device__ __forceinline__ Hits hits_of_row(const OwnNegatives& own, uint32_t row) {
+    if (own.keys.capacity == 0) return {1, 0, 0};
+    return find_key(own.keys, own.table_ids ? own.table_ids[row] : row);
+}
+
+struct OwnScore {
+    float sim;  // in units of log 2
+    float z;
+    bool is_negative;
+};
+
+// Of the negative at `place` of the (queries, per_row) array, which is a row of inverse norm `unit`.
+template <typename T>
+__device__ __forceinline__ OwnScore own_score(const OwnNegatives& own, const T* query, const T* row, float unit, uint32_t query_index, uint64_t place,
+                                              uint32_t lane) {
+    const float query_scale = own.scale * own.query_norms[query_index], dot = row_dot(query, row, own.dim, lane);
+    const float bias = own.log_q ? -own.log_q[place] * LOG2_E : 0.0f, sim = similarity(dot, query_scale, unit);
+    return {sim, score(dot, unit, query_scale, bias), !(own.bounds && sim > own.bounds[query_index])};
+}

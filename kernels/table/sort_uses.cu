@@ -1,0 +1,142 @@
+// Who names which row, sorted by row: what finish_table.cu adds gradients up by.
+//
+//   list_uses                                     one entry for each use of a row, in the order of the uses
+//   sort_count, sort_places, sort_scatter         one pass of a radix sort, by a digit of 8 bits of the row
+//   count_rows, place_rows                        of sorted uses, the rows that have one, ascending, and where each row's first use is
+//
+// Shapes: (uses). A pass keeps the order of entries with equal digits, so after the last one a row's uses are in their order: the result
+// depends on the input alone. No atomics but integer ones that count.
+// Method: a block has SORT_TILE entries. It counts its digits; one block turns all counts into places; each block then writes its
+// entries, 256 at a time, warps in their order.
+// Cost of a pass: reads the entries twice and writes them once; bound by memory.
+// Limits: 2^32 − 1 uses.
+// Tests: tests/gpu/tables.rs, through every gradient of a table.
+#include "rows/warp.cuh"
+#include "table/sort_params.h"
+
+namespace {
+
+constexpr uint32_t THREADS = BLOCK_ROWS * WARP;
+constexpr uint32_t DIGITS = 256;
+constexpr uint32_t SORT_TILE = 2048;  // as SORT_TILE in table.rs
+static_assert(DIGITS == THREADS, "a thread for each digit");
+
+__device__ __forceinline__ uint32_t digit_of(const SortUsesParams& p, uint64_t entry) { return static_cast<uint32_t>(entry >> p.shift) % DIGITS; }
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(THREADS) list_uses(const __grid_constant__ ListUsesParams p) {
+    const uint64_t i = uint64_t(blockIdx.x) * THREADS + threadIdx.x;
+    if (i >= p.count) return;
+    const uint64_t row = p.rows ? p.rows[i] : i;
+    p.entries[i] = (row < p.limit ? row : NO_ROW_USED) << USE_BITS | (p.first + i);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) sort_count(const __grid_constant__ SortUsesParams p) {
+    __shared__ uint32_t counts[DIGITS];
+    counts[threadIdx.x] = 0;
+    __syncthreads();
+    const uint64_t first = uint64_t(blockIdx.x) * SORT_TILE;
+    for (uint64_t i = first + threadIdx.x; i < min(first + SORT_TILE, p.count); i += THREADS) atomicAdd(&counts[digit_of(p, p.from[i])], 1);
+    __syncthreads();
+    p.places[uint64_t(threadIdx.x) * p.blocks + blockIdx.x] = counts[threadIdx.x];
+}
+
+// By one block: thread t has digit t.
+extern "C" __global__ void __launch_bounds__(THREADS) sort_places(const __grid_constant__ SortUsesParams p) {
+    __shared__ uint32_t sums[DIGITS];
+    uint32_t* mine = p.places + uint64_t(threadIdx.x) * p.blocks;
+    uint32_t sum = 0;
+    for (uint32_t block = 0; block < p.blocks; ++block) sum += mine[block];
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    uint32_t place = 0;
+    for (uint32_t digit = 0; digit < threadIdx.x; ++digit) place += sums[digit];
+    for (uint32_t block = 0; block < p.blocks; ++block) {
+        const uint32_t count = mine[block];
+        mine[block] = place;
+        place += count;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) sort_scatter(const __grid_constant__ SortUsesParams p) {
+    __shared__ uint32_t places[BLOCK_ROWS][DIGITS];  // of each warp's first entry of a digit, of 256 entries
+    const uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    uint32_t next = p.places[uint64_t(threadIdx.x) * p.blocks + blockIdx.x];  // of digit threadIdx.x
+    for (uint32_t round = 0; round < SORT_TILE / THREADS; ++round) {
+        const uint64_t i = uint64_t(blockIdx.x) * SORT_TILE + round * THREADS + threadIdx.x;
+        const bool present = i < p.count;
+        const uint64_t entry = present ? p.from[i] : 0;
+        const uint32_t digit = present ? digit_of(p, entry) : DIGITS;
+        const uint32_t same = __match_any_sync(~0u, digit), before = __popc(same & ((1u << lane) - 1));
+        for (uint32_t of = 0; of < BLOCK_ROWS; ++of) places[of][threadIdx.x] = 0;
+        __syncthreads();
+        if (present && before == 0) places[warp][digit] = __popc(same);
+        __syncthreads();
+        for (uint32_t of = 0; of < BLOCK_ROWS; ++of) {
+            const uint32_t count = places[of][threadIdx.x];
+            places[of][threadIdx.x] = next;
+            next += count;
+        }
+        __syncthreads();
+        if (present) p.to[places[warp][digit] + before] = entry;
+        __syncthreads();  // places are read before they are cleared
+    }
+}
+
+namespace {
+
+// Whether use `i` is the first one of its row.
+__device__ __forceinline__ bool is_first(const PlaceRowsParams& p, uint64_t i) {
+    if (i >= p.count) return false;
+    const uint64_t row = p.entries[i] >> USE_BITS;
+    return row != NO_ROW_USED && (i == 0 || p.entries[i - 1] >> USE_BITS != row);
+}
+
+// The sum over the block, the same in every thread.
+__device__ __forceinline__ uint32_t sum_of_block(uint32_t value) {
+    __shared__ uint32_t of_warps[BLOCK_ROWS];
+    value = warp_sum(value);
+    __syncthreads();  // the last sum has been read
+    if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = value;
+    __syncthreads();
+    uint32_t sum = 0;
+    for (uint32_t warp = 0; warp < BLOCK_ROWS; ++warp) sum += of_warps[warp];
+    return sum;
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(THREADS) count_rows(const __grid_constant__ PlaceRowsParams p) {
+    const uint64_t first = uint64_t(blockIdx.x) * SORT_TILE;
+    uint32_t count = 0;
+    for (uint32_t round = 0; round < SORT_TILE / THREADS; ++round) count += is_first(p, first + round * THREADS + threadIdx.x);
+    count = sum_of_block(count);
+    if (threadIdx.x == 0) p.counts[blockIdx.x] = count;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) place_rows(const __grid_constant__ PlaceRowsParams p) {
+    __shared__ uint32_t of_warps[BLOCK_ROWS];
+    const uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    uint32_t place = 0;
+    for (uint64_t block = threadIdx.x; block < blockIdx.x; block += THREADS) place += p.counts[block];
+    place = sum_of_block(place);  // first uses before those of this round
+    for (uint32_t round = 0; round < SORT_TILE / THREADS; ++round) {
+        const uint64_t i = uint64_t(blockIdx.x) * SORT_TILE + round * THREADS + threadIdx.x;
+        const bool mine = is_first(p, i);
+        const uint32_t firsts = __ballot_sync(~0u, mine);
+        if (lane == 0) of_warps[warp] = __popc(firsts);
+        __syncthreads();
+        uint32_t before = place;
+        for (uint32_t of = 0; of < BLOCK_ROWS; ++of) {
+            if (of < warp) before += of_warps[of];
+            place += of_warps[of];
+        }
+        __syncthreads();  // counts are read before they are replaced
+        if (!mine) continue;
+        before += __popc(firsts & ((1u << lane) - 1));
+        p.places[i] = before;
+        p.rows[before] = static_cast<uint32_t>(p.entries[i] >> USE_BITS);
+    }
+    if (blockIdx.x + 1 == p.blocks && threadIdx.x == 0) *p.num_rows = place;
+}

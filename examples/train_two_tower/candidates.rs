@@ -1,13 +1,17 @@
-//! The candidates of a step, as a batch of the crate: gathered, scored, and their gradients added up by item.
+//! The candidates of a step, as a batch of the crate over the item table: rows of the table where they are, and a queue.
 
 use catalog_softmax::negatives::{NegativeQueue, QueueOptions, RandomStream};
-use catalog_softmax::{Backend, Batch, Correction, DType, Embeddings, Gradients, Loss, Output, Pool, Request};
+use catalog_softmax::optimizer::TableMut;
+use catalog_softmax::{
+    Backend, Batch, BatchBuilder, Correction, DType, Embeddings, Gradients, Loss, Output, Pool, Request, RowNegatives,
+    Table, TableGradient,
+};
 
 use crate::Fallible;
 use crate::frequencies::Frequencies;
 use crate::model::Model;
-use crate::objective::{ExcludedItems, Objective};
-use crate::parameter::RowGradient;
+use crate::objective::{ItemLists, Objective};
+use crate::parameter::{Parameter, RowGradient};
 use crate::sampler::Sampler;
 use crate::split::Split;
 use crate::union::{ByPopularity, Union};
@@ -16,9 +20,10 @@ use crate::union::{ByPopularity, Union};
 pub struct StepInputs<'a> {
     /// (B, D), the query tower's output.
     pub queries: &'a [f32],
-    /// (B) items.
-    pub targets: &'a [u32],
-    pub excluded: &'a ExcludedItems,
+    /// Of each row, at least one. The first is the target, by which in-batch and queued negatives come.
+    pub positives: &'a ItemLists,
+    /// Items that are no negatives of the row.
+    pub excluded: &'a ItemLists,
     pub loss: Loss,
 }
 
@@ -30,37 +35,28 @@ pub struct Candidates<'a> {
     /// Where a correction needs them.
     frequencies: Option<Frequencies<'a>>,
     random: RandomStream,
-    /// The batch's targets: candidates where negatives are in-batch, else positives apart from the pools.
-    targets: DrawnRows,
-    /// The draws of each sampler; of `full` the whole catalogue.
-    drawn: Vec<DrawnRows>,
-    /// log_q of the queue's rows, for each of its pools.
-    queue_log_q: Vec<Vec<f32>>,
+    drawn: Drawn,
     output: Output,
     gradients: Gradients,
 }
 
-/// Items with what a pool has of them.
+/// The negatives of a step, with the log_q of everything: empty without a correction.
 #[derive(Debug, Default)]
-struct DrawnRows {
-    items: Vec<u64>,
-    /// (items, D)
-    embeddings: Vec<f32>,
-    /// Empty without a correction.
-    log_q: Vec<f32>,
-    /// What their gradients are multiplied by for the queue's rows, which have none; empty for 1.
-    gradient_weight: Vec<f32>,
+struct Drawn {
+    /// The targets where negatives are in-batch, and the draws of each sampler. Without any, all items are candidates.
+    pools: Vec<Items>,
+    /// Those of each row's own.
+    row_negatives: Option<Items>,
+    positive_log_q: Vec<f32>,
+    /// Of the queue's rows, for each of its pools.
+    queue_log_q: Vec<Vec<f32>>,
 }
 
-impl DrawnRows {
-    fn embeddings(&self, dim: usize) -> Embeddings<'_> {
-        Embeddings::new(&self.embeddings, self.items.len(), dim)
-    }
-
-    fn pool(&self, dim: usize) -> Pool<'_> {
-        let pool = Pool::new(self.embeddings(dim)).ids(&self.items);
-        if self.log_q.is_empty() { pool } else { pool.log_q(&self.log_q) }
-    }
+/// Rows of the item table.
+#[derive(Debug)]
+struct Items {
+    rows: Vec<u32>,
+    log_q: Vec<f32>,
 }
 
 impl<'a> Candidates<'a> {
@@ -74,19 +70,13 @@ impl<'a> Candidates<'a> {
                 queue = Some(NegativeQueue::new(QueueOptions::new(capacity, dim, DType::F32).with_ids())?);
             }
         }
-        let catalogue = || DrawnRows { items: (0..split.num_items() as u64).collect(), ..DrawnRows::default() };
         Ok(Candidates {
             objective,
-            drawn: match &objective.negatives {
-                Some(_) => samplers.iter().map(|_| DrawnRows::default()).collect(),
-                None => vec![catalogue()],
-            },
             samplers,
             queue,
             frequencies: Frequencies::new(objective.log_q, &split.log_q)?,
             random: RandomStream::new(0, 0),
-            targets: DrawnRows::default(),
-            queue_log_q: Vec::new(),
+            drawn: Drawn::default(),
             output: Output::default(),
             gradients: Gradients::default(),
         })
@@ -115,149 +105,174 @@ impl<'a> Candidates<'a> {
         Ok(())
     }
 
-    /// Loss and gradients of one step; the item tower's share of the gradient is added to `d_items`.
-    pub fn compute(
+    /// Computes the loss and takes the item tower's step. The gradients are those of everything else.
+    pub fn step(
         &mut self,
-        model: &Model,
+        model: &mut Model,
         step: &StepInputs<'_>,
         backend: &mut dyn Backend<Real = f32>,
-        d_items: &mut RowGradient,
     ) -> Fallible<(&Output, &Gradients)> {
-        self.score(model, step, backend)?;
-        self.scatter(d_items);
+        let targets = step.positives.firsts();
+        self.draw(&targets, step)?;
+        if self.queue.is_some() {
+            self.compute_beside_queue(&model.items, step, backend)?;
+            let gradient = self.item_gradient(&step.positives.items, self.union(targets.len()))?;
+            self.enqueue(&model.items, &targets)?;
+            model.items.step(&gradient)?;
+        } else {
+            self.update(&mut model.items, step, backend)?;
+        }
         Ok((&self.output, &self.gradients))
     }
 
-    /// The loss and its gradients by row.
-    fn score(&mut self, model: &Model, step: &StepInputs<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
-        match self.objective.negatives {
-            Some(_) => self.pools(model, step, backend),
-            None => self.full(model, step, backend),
-        }
+    /// Without a queue, the gradient is needed for the step alone: the backend takes it.
+    fn update(
+        &mut self,
+        items: &mut Parameter,
+        step: &StepInputs<'_>,
+        backend: &mut dyn Backend<Real = f32>,
+    ) -> Fallible<()> {
+        let Candidates { drawn, output, gradients, .. } = self;
+        let Parameter { rows, dim, values, optimizer } = items;
+        let table = Table::of_shape(*rows, *dim, DType::F32);
+        let batch = drawn.batch(table, step).positives(&step.positives.items).build()?;
+        let mut table = TableMut::new(values, *rows, *dim);
+        let request = Request::value_and_grad();
+        Ok(backend.update(&batch, &step.loss, request, &mut table, optimizer, output, gradients)?)
     }
 
-    /// Every item is a candidate, in place: candidate j is row j of the table.
-    fn full(&mut self, model: &Model, step: &StepInputs<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
-        let table = Embeddings::new(&model.items.values, model.items.rows, model.dim());
-        let batch = Batch::builder(queries(model, step), Pool::new(table).ids(&self.drawn[0].items))
-            .positives(step.targets)
-            .excluded_ids(&step.excluded.offsets, &step.excluded.ids)
-            .build()?;
-        Ok(backend.compute(
-            &batch,
-            &step.loss,
-            Request::value_and_grad(),
-            &mut self.output,
-            Some(&mut self.gradients),
-        )?)
-    }
-
-    /// Whether positives are apart from the pools: where targets are no negatives, and where negatives' gradients have weights,
-    /// which positives' have not. An in-batch candidate is then no negative of its own row by its id.
-    fn positives_apart(&self) -> bool {
-        !self.objective.in_batch() || self.queue.is_some()
-    }
-
-    /// The targets in-batch, then the drawn pools, then the queue, which has no gradient.
-    fn pools(&mut self, model: &Model, step: &StepInputs<'_>, backend: &mut dyn Backend<Real = f32>) -> Fallible<()> {
-        self.draw(model, step)?;
-        self.set_log_q()?;
-        let (dim, queries) = (model.dim(), queries(model, step));
+    /// With a queue, gradients of negatives have weights, because the queue's rows have none, and gradients of positives
+    /// have not. Positives are therefore embeddings apart, and the table's gradient is that of the negatives.
+    fn compute_beside_queue(
+        &mut self,
+        items: &Parameter,
+        step: &StepInputs<'_>,
+        backend: &mut dyn Backend<Real = f32>,
+    ) -> Fallible<()> {
+        let positives = &step.positives.items;
+        let embeddings = items.gather(positives);
         let queued = self.queue.iter().flat_map(NegativeQueue::pools).enumerate();
         // One log_q for the union: the queue keeps none of its own.
-        let queued = queued.map(|(p, pool)| match self.queue_log_q.get(p) {
+        let queued = queued.map(|(p, pool)| match self.drawn.queue_log_q.get(p) {
             Some(log_q) => pool.log_q(log_q),
             None => pool,
         });
-        let in_batch = self.objective.in_batch().then(|| self.targets.pool(dim));
-        let mut pools = in_batch.into_iter().chain(self.drawn.iter().map(|rows| rows.pool(dim))).chain(queued);
-        let first = pools.next().ok_or("no pool has a candidate")?;
-        let builder = if self.positives_apart() {
-            let builder = Batch::builder(queries, first)
-                .positive_embeddings(self.targets.embeddings(dim))
-                .positive_ids(&self.targets.items);
-            match step.loss.correction {
-                Correction::LogQ | Correction::CorrectedLogQ => builder.positive_log_q(&self.targets.log_q),
-                _ => builder,
-            }
-        } else {
-            Batch::in_batch(queries, first)
+        let batch = self
+            .drawn
+            .batch(items.embeddings().into(), step)
+            .positive_embeddings(Embeddings::new(&embeddings, positives.len(), items.dim))
+            .positive_ids(positives)
+            .pools(queued)
+            .build()?;
+        let request = Request::value_and_grad().row_sparse();
+        Ok(backend.compute(&batch, &step.loss, request, &mut self.output, Some(&mut self.gradients))?)
+    }
+
+    /// The item tower's gradient beside a queue. Without a union it has no weights.
+    fn item_gradient(&self, positives: &[u32], union: Option<Union<'_>>) -> Fallible<RowGradient> {
+        let Gradients { d_table: Some(TableGradient::RowSparse(negatives)), d_positive_embeddings, .. } =
+            &self.gradients
+        else {
+            return Err("the step has no gradient of the items".into());
         };
-        let batch = builder.pools(pools).excluded_ids(&step.excluded.offsets, &step.excluded.ids).build()?;
-        backend.compute(&batch, &step.loss, Request::value_and_grad(), &mut self.output, Some(&mut self.gradients))?;
-        if let Some(queue) = &mut self.queue {
-            queue.enqueue(&self.targets.pool(dim))?;
+        let weight = match union {
+            Some(union) => union.of(&ids(&negatives.rows)).gradient_weight()?,
+            None => Vec::new(),
+        };
+        let mut gradient = RowGradient::zeros(negatives.rows.iter().chain(positives).copied(), negatives.values.dim);
+        for (at, &item) in negatives.rows.iter().enumerate() {
+            gradient.add(item as usize, negatives.values.row(at), weight.get(at).copied().unwrap_or(1.0));
         }
+        let d_positives = d_positive_embeddings.iter().flat_map(|d| d.values.chunks_exact(d.dim));
+        positives.iter().zip(d_positives).for_each(|(&item, d)| gradient.add(item as usize, d, 1.0));
+        Ok(gradient)
+    }
+
+    fn enqueue(&mut self, items: &Parameter, targets: &[u32]) -> Fallible<()> {
+        let embeddings = items.gather(targets);
+        let pool = Pool::new(Embeddings::new(&embeddings, targets.len(), items.dim)).ids(targets);
+        self.queue.as_mut().map_or(Ok(()), |queue| Ok(queue.enqueue(&pool)?))
+    }
+
+    /// This step's negatives, and log_q of all candidates and positives in the union of the pools. The batch is observed
+    /// first.
+    fn draw(&mut self, targets: &[u32], step: &StepInputs<'_>) -> Fallible<()> {
+        let mut drawn = Drawn::default();
+        if self.objective.in_batch() {
+            drawn.pools.push(Items::new(targets.to_vec()));
+        }
+        for sampler in &self.samplers {
+            let items = Items::new(sampler.draw(targets.len(), &mut self.random)?);
+            if sampler.per_row { drawn.row_negatives = Some(items) } else { drawn.pools.push(items) }
+        }
+        if let Some(frequencies) = &mut self.frequencies {
+            frequencies.observe(&ids(targets));
+        }
+        if let Some(union) = self.union(targets.len()) {
+            let log_q = |items: &[u32]| union.of(&ids(items)).log_q();
+            for items in drawn.pools.iter_mut().chain(&mut drawn.row_negatives) {
+                items.log_q = log_q(&items.rows)?;
+            }
+            if let Correction::LogQ | Correction::CorrectedLogQ = step.loss.correction {
+                drawn.positive_log_q = log_q(&step.positives.items)?;
+            }
+            let queued = self.queue.iter().flat_map(NegativeQueue::ids);
+            drawn.queue_log_q = queued.map(|ids| union.of(ids).log_q()).collect::<Fallible<_>>()?;
+        }
+        self.drawn = drawn;
         Ok(())
     }
 
-    /// Items and embeddings of the targets and of this step's draws.
-    fn draw(&mut self, model: &Model, step: &StepInputs<'_>) -> Fallible<()> {
-        let Candidates { samplers, random, targets, drawn, .. } = self;
-        targets.items.clear();
-        targets.items.extend(step.targets.iter().map(|&item| u64::from(item)));
-        for (sampler, rows) in samplers.iter().zip(&mut *drawn) {
-            rows.items.clear();
-            sampler.draw(random, &mut rows.items)?;
-        }
-        for rows in std::iter::once(targets).chain(drawn) {
-            model.items.gather(&rows.items, &mut rows.embeddings);
-        }
-        Ok(())
-    }
-
-    /// log_q of all candidates and positives, in the union of the pools; the batch is observed first.
-    fn set_log_q(&mut self) -> Fallible<()> {
-        let Candidates { objective, samplers, queue, frequencies, targets, drawn, queue_log_q, .. } = self;
-        let Some(frequencies) = frequencies else { return Ok(()) };
-        frequencies.observe(&targets.items);
-        let in_batch = if objective.in_batch() { targets.items.len() - 1 } else { 0 };
+    /// What a row is compared with, where a correction needs it.
+    fn union(&self, num_queries: usize) -> Option<Union<'_>> {
+        let Candidates { objective, samplers, queue, frequencies, .. } = self;
+        let frequencies = frequencies.as_ref()?;
+        let in_batch = if objective.in_batch() { num_queries - 1 } else { 0 };
         let queued = queue.as_ref().map_or(0, NegativeQueue::len);
         let by_popularity = ByPopularity { in_batch, queued, frequencies };
-        let union = Union {
+        Some(Union {
             by_popularity: (objective.in_batch() || queue.is_some()).then_some(by_popularity),
             samplers,
             counts: objective.log_q_is_of_counts(),
-        };
-        let copies = union.of(&targets.items);
-        targets.log_q = copies.log_q()?;
-        // Of a batch of one row, the target is nobody's negative.
-        targets.gradient_weight = if in_batch > 0 { copies.gradient_weight()? } else { Vec::new() };
-        for rows in drawn {
-            let copies = union.of(&rows.items);
-            (rows.log_q, rows.gradient_weight) = (copies.log_q()?, copies.gradient_weight()?);
-        }
-        *queue_log_q =
-            queue.iter().flat_map(NegativeQueue::ids).map(|ids| union.of(ids).log_q()).collect::<Fallible<_>>()?;
-        Ok(())
-    }
-
-    /// Adds up the gradients of candidates and positives by item, in their order: an item may have been several.
-    fn scatter(&self, d_items: &mut RowGradient) {
-        let gradients = &self.gradients;
-        // The queue's pools come last and have no gradient.
-        let pools = self
-            .objective
-            .in_batch()
-            .then_some(&self.targets)
-            .into_iter()
-            .chain(&self.drawn)
-            .zip(&gradients.d_candidates);
-        for (rows, d_rows) in pools {
-            for (row, &item) in rows.items.iter().enumerate() {
-                let weight = rows.gradient_weight.get(row).copied().unwrap_or(1.0);
-                d_items.add(item as usize, d_rows.row(row), weight);
-            }
-        }
-        let Some(d_positives) = &gradients.d_positive_embeddings else { return };
-        for (row, &item) in self.targets.items.iter().enumerate() {
-            d_items.add(item as usize, d_positives.row(row), 1.0);
-        }
+        })
     }
 }
 
-fn queries<'a>(model: &Model, step: &StepInputs<'a>) -> Embeddings<'a> {
-    Embeddings::new(step.queries, step.targets.len(), model.dim())
+impl Drawn {
+    /// A batch that lacks its positives, and the queue's pools.
+    fn batch<'b>(&'b self, table: Table<'b>, step: &'b StepInputs<'_>) -> BatchBuilder<'b> {
+        let StepInputs { queries, positives, excluded, .. } = step;
+        let rows = positives.len();
+        let mut batch = Batch::of_table(Embeddings::new(*queries, rows, queries.len() / rows), table)
+            .positive_offsets(&positives.offsets)
+            .excluded_ids(&excluded.offsets, &excluded.items)
+            .pools(self.pools.iter().map(Items::pool));
+        if let Some(negatives) = &self.row_negatives {
+            batch = batch.row_negatives(negatives.row_negatives(rows));
+        }
+        if self.positive_log_q.is_empty() { batch } else { batch.positive_log_q(&self.positive_log_q) }
+    }
+}
+
+impl Items {
+    fn new(rows: Vec<u32>) -> Self {
+        Items { rows, log_q: Vec::new() }
+    }
+
+    fn pool(&self) -> Pool<'_> {
+        let pool = Pool::rows(&self.rows);
+        if self.log_q.is_empty() { pool } else { pool.log_q(&self.log_q) }
+    }
+
+    fn row_negatives(&self, num_queries: usize) -> RowNegatives<'_> {
+        let negatives = RowNegatives::new(&self.rows, self.rows.len() / num_queries);
+        if self.log_q.is_empty() { negatives } else { negatives.log_q(&self.log_q) }
+    }
+}
+
+/// Items are identified by their rows.
+fn ids(rows: &[u32]) -> Vec<u64> {
+    rows.iter().map(|&row| u64::from(row)).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! | `history`, `weight`, `bias` | (N, D), (D, D), (1, D) F32 | the query tower, as `model.rs` says |
 //! | `log_temperature` | (1, 1) F32 | its value with `--learn-temperature` |
 //! | `last.items`, `last.history`, ... | the same | parameters after the last epoch, if it was not the best |
-//! | `<parameter>.accumulator` | (rows) F32 | the state of row-wise Adagrad after the last epoch |
+//! | `<parameter>.optimizer` | (bytes) U8 | row-wise Adagrad after the last epoch, by `Optimizer::to_bytes` |
 //! | `queue`, `frequencies` | (bytes) U8 | what past steps left for later ones: queued targets, estimates of Q |
 //! | `curve` | (epochs, 4) F64 | train loss, temperature, validation Recall@10 and NDCG@10 (or NaN) of each epoch |
 //!
@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use bytemuck::{AnyBitPattern, NoUninit, cast_slice};
+use catalog_softmax::optimizer::Optimizer;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 
 use crate::Fallible;
@@ -60,7 +61,8 @@ pub type Settings = Vec<(&'static str, String)>;
 const DATA: &str = "data";
 
 pub fn settings(run: &Run<'_>) -> Settings {
-    let Options { batch, dim, history, learning_rate, temperature, learn_temperature, evaluate, .. } = run.options;
+    let Options { batch, dim, history, next, learning_rate, temperature, learn_temperature, evaluate, .. } =
+        run.options;
     let Objective { negatives, log_q, correction, .. } = run.objective;
     let schedule = match run.options.final_temperature {
         None => "constant".to_string(),
@@ -72,6 +74,9 @@ pub fn settings(run: &Run<'_>) -> Settings {
         ("--negatives", negatives.as_ref().map_or("all items".to_string(), Negatives::to_string)),
         ("--log-q", format!("{log_q:?}")),
         ("--correction", format!("{correction:?}")),
+        ("--next", next.to_string()),
+        ("--false-negative-margin", given(run.options.false_negative_margin)),
+        ("--false-negative-ratio", given(run.options.false_negative_ratio)),
         ("--seeds", run.seed.to_string()),
         ("--batch", batch.to_string()),
         ("--dim", dim.to_string()),
@@ -84,6 +89,10 @@ pub fn settings(run: &Run<'_>) -> Settings {
     ]
 }
 
+fn given(option: Option<f64>) -> String {
+    option.map_or("none".to_string(), |value| format!("{value:?}"))
+}
+
 /// Writes the checkpoint, or leaves the one at `path` as it was: the file is complete before it gets its name.
 pub fn save(path: &Path, checkpoint: &Checkpoint, settings: &Settings, item_names: &[String]) -> Fallible<()> {
     let curve: Vec<f64> = checkpoint.curve.iter().flat_map(|&point| row(point)).collect();
@@ -94,8 +103,11 @@ pub fn save(path: &Path, checkpoint: &Checkpoint, settings: &Settings, item_name
     for (name, Parameter { rows, dim, values, .. }) in checkpoint.best_model().parameters() {
         tensors.push(tensor(name, Dtype::F32, vec![*rows, *dim], values)?);
     }
-    for (name, Parameter { rows, dim, values, accumulator }) in checkpoint.model.parameters() {
-        tensors.push(tensor(&accumulator_name(name), Dtype::F32, vec![*rows], accumulator)?);
+    let optimizers = checkpoint.model.parameters().map(|(_, parameter)| parameter.optimizer.to_bytes());
+    for ((name, Parameter { rows, dim, values, .. }), bytes) in
+        checkpoint.model.parameters().into_iter().zip(&optimizers)
+    {
+        tensors.push(tensor(&optimizer_name(name), Dtype::U8, vec![bytes.len()], bytes)?);
         if checkpoint.best.is_some() {
             tensors.push(tensor(&format!("{LAST}{name}"), Dtype::F32, vec![*rows, *dim], values)?);
         }
@@ -124,17 +136,22 @@ fn parse(bytes: &[u8], settings: &Settings, num_items: usize, dim: usize) -> Fal
     check_metadata(&metadata, settings)?;
     let tensors = SafeTensors::deserialize(bytes)?;
     let curve: Vec<f64> = values(&tensors, "curve", Dtype::F64)?;
-    let mut model = Model::zeros(num_items, dim);
+    let mut model = Model::zeros(num_items, dim)?;
     let mut best = None;
     if tensors.tensor(&format!("{LAST}items")).is_ok() {
-        let mut parameters = Model::zeros(num_items, dim);
+        let mut parameters = Model::zeros(num_items, dim)?;
         fill_model(&mut parameters, &tensors, "")?;
         best = Some(parameters);
     }
     fill_model(&mut model, &tensors, if best.is_some() { LAST } else { "" })?;
     for (name, parameter) in model.parameters_mut() {
-        let name = accumulator_name(name);
-        fill(&mut parameter.accumulator, values(&tensors, &name, Dtype::F32)?, &name)?;
+        let name = optimizer_name(name);
+        let bytes: Vec<u8> = values(&tensors, &name, Dtype::U8)?;
+        parameter.optimizer = Optimizer::from_bytes(&bytes).map_err(|e| format!("tensor {name}: {e}"))?;
+        let rows = parameter.optimizer.accumulator().map_or(0, <[f32]>::len);
+        if rows != parameter.rows {
+            return Err(format!("tensor {name} has the state of {rows} rows, expected {}", parameter.rows).into());
+        }
     }
     if !model.is_finite() {
         return Err("it has parameters that are not finite".into());
@@ -160,8 +177,8 @@ fn check_metadata(metadata: &Metadata, settings: &Settings) -> Fallible<()> {
     if differences.is_empty() { Ok(()) } else { Err(differences.join("; ").into()) }
 }
 
-fn accumulator_name(parameter: &str) -> String {
-    format!("{parameter}.accumulator")
+fn optimizer_name(parameter: &str) -> String {
+    format!("{parameter}.optimizer")
 }
 
 fn tensor<'a, T: NoUninit>(

@@ -11,7 +11,7 @@ use catalog_softmax::{Backend, Batch, Embeddings, Loss, Output, Pool, Request, S
 
 use crate::Fallible;
 use crate::model::{Activations, Model};
-use crate::objective::ExcludedItems;
+use crate::objective::ItemLists;
 use crate::split::{Example, HeldOut, Split};
 
 /// Rows that are ranked in one call.
@@ -137,13 +137,10 @@ fn exact_ranks(
     targets: &[u32],
     backend: &mut dyn Backend<Real = f32>,
 ) -> Fallible<evaluation::Ranking> {
-    let ids: Vec<u64> = (0..items.rows() as u64).collect();
-    let mut taken = ExcludedItems::default();
+    let mut taken = ItemLists::default();
     taken.set(block.iter().map(|&query| split.before(query)));
-    let batch = Batch::builder(queries, Pool::new(items).ids(&ids))
-        .positives(targets)
-        .excluded_ids(&taken.offsets, &taken.ids)
-        .build()?;
+    let batch =
+        Batch::of_table(queries, items).positives(targets).excluded_ids(&taken.offsets, &taken.items).build()?;
     let mut output = Output::default();
     // Any temperature ranks alike.
     backend.compute(&batch, &Loss::softmax(similarity, 1.0), Request::value().with_rank(), &mut output, None)?;
@@ -183,10 +180,10 @@ pub fn top(
     backend: &mut dyn Backend<Real = f32>,
 ) -> catalog_softmax::Result<TopK> {
     let ids: Vec<u64> = (0..items.rows() as u64).collect();
-    let mut taken = ExcludedItems::default();
+    let mut taken = ItemLists::default();
     taken.set(block.iter().map(|&query| split.before(query)));
     let search =
-        Search::builder(queries, Pool::new(items).ids(&ids)).excluded_ids(&taken.offsets, &taken.ids).build()?;
+        Search::builder(queries, Pool::new(items).ids(&ids)).excluded_ids(&taken.offsets, &taken.items).build()?;
     backend.top_k(&search, similarity, k.min(items.rows()).min(Search::MAX_K))
 }
 

@@ -19,8 +19,12 @@
 //! - **Towers.** Items: rows of a table. Queries: the user's last K items, pooled, through a small learned layer
 //!   (`model.rs`). Cosine similarity over a temperature that is fixed, scheduled or learned.
 //! - **Losses.** Names in `objective.rs`; or pools of negatives of your choice in one loss, as in `--negatives
-//!   in-batch,uniform:4096,queue:16384 --log-q streaming` (`negatives.rs`, `frequencies.rs`). Each step is one call of
-//!   [`Backend::compute`](catalog_softmax::Backend::compute) (`candidates.rs`).
+//!   in-batch,uniform:4096,queue:16384 --log-q streaming` (`negatives.rs`, `frequencies.rs`); with `row-uniform:256`,
+//!   negatives of each example's own. `--next` takes several of the next items as positives, and
+//!   `--false-negative-margin` or `--false-negative-ratio` leaves out negatives that may be positives.
+//! - **Steps.** A batch names rows of the item table and copies none of them. The loss, its gradients and the optimiser's
+//!   step on the item table are one call of [`Backend::update`](catalog_softmax::Backend::update) (`candidates.rs`), so
+//!   that the full softmax needs no gradient of the table's size. Only beside a queue the gradient is returned first.
 //! - **Optimiser.** Row-wise Adagrad: a step costs what the rows that it touches cost (`parameter.rs`).
 //! - **Result.** Recall@10, @20 and @100, NDCG@10 and @20 and MRR of the test targets among all items that the user had
 //!   not taken before (`evaluate.rs`), mean popularity (training interactions) and coverage of the ten items

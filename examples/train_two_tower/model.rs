@@ -8,6 +8,7 @@
 //! query = x + tanh(W x + b)
 //! ```
 
+use catalog_softmax::Error;
 use rand::rngs::StdRng;
 
 use crate::parameter::{Parameter, RowGradient};
@@ -28,13 +29,11 @@ pub struct Model {
     pub log_temperature: Parameter,
 }
 
-/// Where a step collects the gradients of a [`Model`].
-pub struct ModelGradient {
-    pub items: RowGradient,
+/// The gradient of the query tower.
+pub struct QueryTowerGradient {
     pub history: RowGradient,
     pub weight: RowGradient,
     pub bias: RowGradient,
-    pub log_temperature: RowGradient,
 }
 
 /// What the query tower computed, kept for the way back. All (B, D).
@@ -48,22 +47,27 @@ pub struct Activations {
 
 impl Model {
     /// Random tables; the layer starts as nothing, so that a query starts as its pooled row.
-    pub fn new(num_items: usize, dim: usize, temperature: f64, rng: &mut StdRng) -> Self {
-        let mut model = Model::zeros(num_items, dim);
-        model.items = Parameter::random(num_items, dim, rng);
-        model.history = Parameter::random(num_items, dim, rng);
+    pub fn new(num_items: usize, dim: usize, temperature: f64, rng: &mut StdRng) -> Result<Self, Error> {
+        let mut model = Model::zeros(num_items, dim)?;
+        model.items = Parameter::random(num_items, dim, rng)?;
+        model.history = Parameter::random(num_items, dim, rng)?;
         model.log_temperature.values[0] = temperature.ln() as f32;
-        model
+        Ok(model)
     }
 
-    pub fn zeros(num_items: usize, dim: usize) -> Self {
-        Model {
-            items: Parameter::zeros(num_items, dim),
-            history: Parameter::zeros(num_items, dim),
-            weight: Parameter::zeros(dim, dim),
-            bias: Parameter::zeros(1, dim),
-            log_temperature: Parameter::zeros(1, 1),
-        }
+    pub fn zeros(num_items: usize, dim: usize) -> Result<Self, Error> {
+        Ok(Model {
+            items: Parameter::zeros(num_items, dim)?,
+            history: Parameter::zeros(num_items, dim)?,
+            weight: Parameter::zeros(dim, dim)?,
+            bias: Parameter::zeros(1, dim)?,
+            log_temperature: Parameter::zeros(1, 1)?,
+        })
+    }
+
+    /// Of the steps to come.
+    pub fn set_learning_rate(&mut self, learning_rate: f64) -> Result<(), Error> {
+        self.parameters_mut().into_iter().try_for_each(|(_, p)| p.optimizer.set_learning_rate(learning_rate))
     }
 
     pub fn dim(&self) -> usize {
@@ -73,7 +77,9 @@ impl Model {
     /// Whether no parameter is NaN or infinite, and no optimiser's state.
     pub fn is_finite(&self) -> bool {
         let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
-        self.parameters().iter().all(|(_, parameter)| finite(&parameter.values) && finite(&parameter.accumulator))
+        self.parameters().iter().all(|(_, Parameter { values, optimizer, .. })| {
+            finite(values) && optimizer.accumulator().is_none_or(finite)
+        })
     }
 
     /// The parameters by name, as checkpoints hold them.
@@ -120,15 +126,19 @@ impl Model {
         }
     }
 
-    /// Adds what `d_queries` (B, D) means for the query tower's parameters.
+    /// What `d_queries` (B, D) means for the query tower's parameters.
     pub fn queries_back(
         &self,
         histories: &[&[u32]],
         activations: &Activations,
         d_queries: &[f32],
-        gradient: &mut ModelGradient,
-    ) {
+    ) -> QueryTowerGradient {
         let dim = self.dim();
+        let mut gradient = QueryTowerGradient {
+            history: RowGradient::zeros(histories.iter().copied().flatten().copied(), dim),
+            weight: RowGradient::zeros(0..dim as u32, dim),
+            bias: RowGradient::zeros([0], dim),
+        };
         let (mut d_pre, mut d_x) = (vec![0.0f32; dim], vec![0.0f32; dim]);
         for (b, history) in histories.iter().enumerate() {
             let row = b * dim..(b + 1) * dim;
@@ -144,27 +154,14 @@ impl Model {
                 gradient.history.add(item, &d_x, weight);
             }
         }
+        gradient
     }
 
-    /// One step of the optimiser; `gradient` is then empty again.
-    pub fn step(&mut self, gradient: &mut ModelGradient, learning_rate: f32) {
-        self.items.step(&mut gradient.items, learning_rate);
-        self.history.step(&mut gradient.history, learning_rate);
-        self.weight.step(&mut gradient.weight, learning_rate);
-        self.bias.step(&mut gradient.bias, learning_rate);
-        self.log_temperature.step(&mut gradient.log_temperature, learning_rate);
-    }
-}
-
-impl ModelGradient {
-    pub fn of(model: &Model) -> Self {
-        ModelGradient {
-            items: RowGradient::of(&model.items),
-            history: RowGradient::of(&model.history),
-            weight: RowGradient::of(&model.weight),
-            bias: RowGradient::of(&model.bias),
-            log_temperature: RowGradient::of(&model.log_temperature),
-        }
+    /// One step of the optimiser on the query tower.
+    pub fn step_query_tower(&mut self, gradient: &QueryTowerGradient) -> Result<(), Error> {
+        self.history.step(&gradient.history)?;
+        self.weight.step(&gradient.weight)?;
+        self.bias.step(&gradient.bias)
     }
 }
 
@@ -211,13 +208,13 @@ mod tests {
     #[test]
     fn the_way_back_agrees_with_finite_differences() {
         let mut rng = StdRng::seed_from_u64(7);
-        let mut model = Model::new(5, 9, 0.1, &mut rng);
-        model.weight = Parameter::random(9, 9, &mut rng);
-        model.bias = Parameter::random(1, 9, &mut rng);
-        let direction = Parameter::random(3, 9, &mut rng).values;
-        let (mut activations, mut gradient) = (Activations::default(), ModelGradient::of(&model));
+        let mut model = Model::new(5, 9, 0.1, &mut rng).unwrap();
+        model.weight = Parameter::random(9, 9, &mut rng).unwrap();
+        model.bias = Parameter::random(1, 9, &mut rng).unwrap();
+        let direction = Parameter::random(3, 9, &mut rng).unwrap().values;
+        let mut activations = Activations::default();
         model.queries(&HISTORIES, &mut activations);
-        model.queries_back(&HISTORIES, &activations, &direction, &mut gradient);
+        let gradient = model.queries_back(&HISTORIES, &activations, &direction);
 
         let gradients = [("history", &gradient.history), ("weight", &gradient.weight), ("bias", &gradient.bias)];
         for (name, gradient) in gradients {

@@ -21,6 +21,13 @@ pub fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
+pub fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x.is_finite() => Ok(x),
+        _ => Err("rule: a finite number".into()),
+    }
+}
+
 /// Without hundreds of zeros: 1e308, and not all of its digits.
 pub fn readable(x: f64) -> String {
     if x == 0.0 || (1e-5..1e16).contains(&x.abs()) { x.to_string() } else { format!("{x:e}") }
@@ -39,6 +46,10 @@ mod tests {
         assert_eq!(positive("0.07"), Ok(0.07));
         for text in ["0", "-1", "nan", "inf", "1e-300", "1e300", "abc"] {
             assert_eq!(positive(text).unwrap_err(), "rule: a number from 1e-38 to 3e38");
+        }
+        assert_eq!(finite("-1.5"), Ok(-1.5));
+        for text in ["nan", "-inf", "1e999", ""] {
+            assert_eq!(finite(text).unwrap_err(), "rule: a finite number");
         }
     }
 

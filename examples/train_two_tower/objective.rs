@@ -11,8 +11,8 @@
 //! | full | the whole catalogue, which `--negatives` has no name for | | |
 //!
 //! In all of them the items of the query's own history are no negatives: they are positives of the same user, and
-//! nothing recommends them again. A candidate with the target's id is none either (an accidental hit), in whichever
-//! pool.
+//! nothing recommends them again. A candidate that is one of the row's positives is none either (an accidental hit), in
+//! whichever pool.
 
 use std::hash::Hasher;
 
@@ -39,7 +39,7 @@ impl Objective {
     /// What `--loss` has names for.
     pub fn presets() -> [Objective; 5] {
         let in_batch = Negatives { in_batch: true, sampled: Vec::new(), queue: None };
-        let uniform = Sampled { from: Source::Uniform, draws: 1024 };
+        let uniform = Sampled { from: Source::Uniform, draws: 1024, per_row: false };
         let uniform = Negatives { in_batch: false, sampled: vec![uniform], queue: None };
         let preset = |name: &str, negatives: Option<&Negatives>, log_q, correction| Objective {
             name: name.into(),
@@ -112,22 +112,33 @@ impl Objective {
     }
 }
 
-/// Per row of a batch, items that are no negatives, as the crate takes them: CSR.
+/// A list of items for each row of a batch, one after the other: CSR, as the crate takes positives and excluded ids.
 #[derive(Debug, Default)]
-pub struct ExcludedItems {
+pub struct ItemLists {
+    /// (rows + 1)
     pub offsets: Vec<i64>,
-    pub ids: Vec<u64>,
+    pub items: Vec<u32>,
 }
 
-impl ExcludedItems {
+impl ItemLists {
     pub fn set<'a>(&mut self, rows: impl Iterator<Item = &'a [u32]>) {
         self.offsets.clear();
-        self.ids.clear();
+        self.items.clear();
         self.offsets.push(0);
         for row in rows {
-            self.ids.extend(row.iter().map(|&item| u64::from(item)));
-            self.offsets.push(self.ids.len() as i64);
+            self.items.extend(row);
+            self.offsets.push(self.items.len() as i64);
         }
+    }
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// The first item of each row, of which none is empty.
+    pub fn firsts(&self) -> Vec<u32> {
+        self.offsets[..self.len()].iter().map(|&start| self.items[start as usize]).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use catalog_softmax::Correction;
+use catalog_softmax::{Correction, Loss};
 
 use clap::{Parser, ValueEnum};
 
@@ -10,7 +10,7 @@ use crate::data::{Choice, Format, Separator};
 use crate::frequencies::LogQ;
 use crate::index::HnswOptions;
 use crate::negatives::Negatives;
-use crate::numbers::{positive, readable, whole};
+use crate::numbers::{finite, positive, readable, whole};
 use crate::objective::Objective;
 use crate::temperature::{LEARNED_RANGE, Schedule};
 
@@ -73,8 +73,9 @@ pub struct Options {
     /// Which loss to train with: names for choices of --negatives, --log-q and --correction
     #[arg(long, value_enum, default_value = "all", help_heading = "Loss")]
     pub loss: LossChoice,
-    /// Pools of negatives in one loss: a list of in-batch, uniform:N, unigram:N[:EXPONENT], log-uniform:N (items ranked
-    /// by frequency) and queue:CAPACITY; give the option several times to compare several lists
+    /// Negatives of one loss: a list of in-batch, uniform:N, unigram:N[:EXPONENT], log-uniform:N (items ranked by
+    /// frequency) and queue:CAPACITY. N items are drawn for a step, or with row- before the name, as in row-uniform:N, for
+    /// each row of its batch; give the option several times to compare several lists
     #[arg(long, value_name = "LIST", conflicts_with = "loss", help_heading = "Loss")]
     pub negatives: Vec<Negatives>,
     /// Where Q of in-batch and queued negatives comes from, one source or several to compare
@@ -90,6 +91,18 @@ pub struct Options {
     /// What is done with Q
     #[arg(long, value_enum, default_value = "logq", requires = "negatives", help_heading = "Loss")]
     pub correction: CorrectionChoice,
+    /// P, how many of the user's next items an example has as positives. Each has the weight 1/P; at the end of the
+    /// user's training items P is what is left
+    #[arg(long, value_name = "P", default_value = "1", value_parser = whole(1, MOST), help_heading = "Loss")]
+    pub next: usize,
+    /// Leave out negatives that score more than X above the positive, where scores are cosine / temperature. They may be
+    /// positives that nobody marked
+    #[arg(long, value_name = "X", value_parser = finite, help_heading = "Loss")]
+    #[arg(conflicts_with = "false_negative_ratio")]
+    pub false_negative_margin: Option<f64>,
+    /// Leave out negatives whose cosine is above X times the positive's, where that is above 0
+    #[arg(long, value_name = "X", value_parser = positive, help_heading = "Loss")]
+    pub false_negative_ratio: Option<f64>,
     /// Scores are cosine / temperature; the first value where it is scheduled or learned
     #[arg(long, default_value = "0.07", value_parser = positive, help_heading = "Loss")]
     pub temperature: f64,
@@ -171,6 +184,15 @@ impl Options {
     pub fn format(&self) -> Format {
         let Options { columns, separator, skip_bad_lines, .. } = self.clone();
         Format { columns, separator, skip_bad_lines }
+    }
+
+    /// A loss with the filter of false negatives that is asked for.
+    pub fn filtered(&self, loss: Loss) -> Loss {
+        match (self.false_negative_margin, self.false_negative_ratio) {
+            (Some(margin), _) => loss.false_negative_margin(margin),
+            (None, Some(ratio)) => loss.false_negative_ratio(ratio),
+            (None, None) => loss,
+        }
     }
 
     /// What to train with, each in turn.

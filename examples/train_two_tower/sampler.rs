@@ -10,7 +10,10 @@ pub struct Sampler {
     distribution: Box<dyn Distribution>,
     /// Where the distribution is over ranks by falling popularity.
     ranking: Option<PopularityRanking>,
+    /// That a row is compared with.
     pub draws: usize,
+    /// Whether each row has draws of its own.
+    pub per_row: bool,
 }
 
 /// A catalogue sorted by popularity, both ways.
@@ -33,17 +36,17 @@ impl Sampler {
             }
         };
         let ranking = (sampled.from == Source::LogUniform).then(|| PopularityRanking::new(popularity));
-        Ok(Sampler { distribution, ranking, draws: sampled.draws })
+        Ok(Sampler { distribution, ranking, draws: sampled.draws, per_row: sampled.per_row })
     }
 
-    /// Appends a step's draws to `items`.
-    pub fn draw(&self, random: &mut RandomStream, items: &mut Vec<u64>) -> Fallible<()> {
-        let drawn = self.distribution.draw(self.draws, random)?.ids;
-        match &self.ranking {
-            None => items.extend(drawn),
-            Some(ranking) => items.extend(drawn.iter().map(|&rank| u64::from(ranking.item_of_rank[rank as usize]))),
-        }
-        Ok(())
+    /// A step's draws: all rows' together, or those of one row after the other's.
+    pub fn draw(&self, num_queries: usize, random: &mut RandomStream) -> Fallible<Vec<u32>> {
+        let draws = if self.per_row { num_queries * self.draws } else { self.draws };
+        let drawn = self.distribution.draw(draws, random)?.ids.into_iter().map(|id| id as u32);
+        Ok(match &self.ranking {
+            None => drawn.collect(),
+            Some(ranking) => drawn.map(|rank| ranking.item_of_rank[rank as usize]).collect(),
+        })
     }
 
     /// log Q of each item per draw, −∞ for one that is never drawn.
@@ -81,9 +84,9 @@ mod tests {
         let all: Vec<u64> = (0..5).collect();
         for from in [Source::Uniform, Source::Unigram { exponent: 0.5 }, Source::LogUniform] {
             let draws = 200_000;
-            let sampler = Sampler::new(Sampled { from, draws }, &popularity).unwrap();
-            let (mut items, mut counts) = (Vec::new(), [0u32; 5]);
-            sampler.draw(&mut RandomStream::new(11, 0), &mut items).unwrap();
+            let sampler = Sampler::new(Sampled { from, draws, per_row: false }, &popularity).unwrap();
+            let mut counts = [0u32; 5];
+            let items = sampler.draw(7, &mut RandomStream::new(11, 0)).unwrap();
             assert_eq!(items.len(), draws);
             items.iter().for_each(|&item| counts[item as usize] += 1);
             let q: Vec<f64> = sampler.log_q(&all).iter().map(|&log_q| f64::from(log_q).exp()).collect();

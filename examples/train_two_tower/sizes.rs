@@ -30,15 +30,18 @@ fn training_bytes(options: &Options, objective: &Objective, split: &Split) -> u1
     // written.
     let parameters = 4 * (2 * items * dim + dim * dim + dim);
     let models = parameters * if split.validation.is_empty() { 2 } else { 4 };
-    let candidates = match &objective.negatives {
-        None => items,
-        Some(negatives) => {
-            let drawn: u128 = negatives.sampled.iter().map(|sampled| sampled.draws as u128).sum();
-            drawn + negatives.queue.unwrap_or(0) as u128 + batch
-        }
-    };
-    // Embeddings of a step with their gradients: candidates, and queries with what the query tower keeps of them.
-    models + candidates * (8 * dim + 24) + batch * (24 * dim + 24)
+    // Rows of the item table are used where they are: beside their numbers and log_q, there are their gradients, and the
+    // queue has embeddings of its own. The step of the full softmax takes neither.
+    let [mut drawn, mut queued] = [0; 2];
+    if let Some(negatives) = &objective.negatives {
+        let times = |per_row: bool| if per_row { batch } else { 1 };
+        drawn = batch + negatives.sampled.iter().map(|s| s.draws as u128 * times(s.per_row)).sum::<u128>();
+        queued = negatives.queue.unwrap_or(0) as u128;
+    }
+    let candidates = drawn * 32 + drawn.min(items) * 8 * dim + queued * (4 * dim + 32);
+    // Queries with what the query tower keeps of them, and positives.
+    let positives = batch * options.next.min(items as usize) as u128;
+    models + candidates + batch * (24 * dim + 24) + positives * (8 * dim + 32)
 }
 
 #[cfg(test)]

@@ -81,6 +81,8 @@ impl HeldOut {
 
 pub struct Split {
     sequences: Sequences,
+    /// How many of each user's items are trained on, the first ones.
+    trained: Vec<usize>,
     pub train: Vec<Example>,
     /// Empty where a split is given without a file for it.
     pub validation: HeldOut,
@@ -108,7 +110,7 @@ impl Split {
             trained.push(n);
         }
         let rule = "a user needs 3 distinct items for a test target and 4 for training examples beside it";
-        Split::assemble(sequences, &trained, validation, test, rule)
+        Split::assemble(sequences, trained, validation, test, rule)
     }
 
     pub fn given(given: Given) -> Fallible<Split> {
@@ -123,13 +125,13 @@ impl Split {
         }
         let rule =
             "a user needs 2 distinct items in the training file for an example, and one in the test file that it lacks";
-        Split::assemble(sequences, &trained, validation, test, rule)
+        Split::assemble(sequences, trained, validation, test, rule)
     }
 
     /// The first `trained` items of each user's are trained on.
     fn assemble(
         sequences: Sequences,
-        trained: &[usize],
+        trained: Vec<usize>,
         validation: HeldOut,
         test: HeldOut,
         rule: &str,
@@ -157,8 +159,8 @@ impl Split {
             .into());
         }
         let log_q = log_q(&targets, num_items);
-        let fingerprint = fingerprint(&sequences, trained, &validation, &test);
-        Ok(Split { sequences, train, validation, test, popularity, log_q, fingerprint })
+        let fingerprint = fingerprint(&sequences, &trained, &validation, &test);
+        Ok(Split { sequences, trained, train, validation, test, popularity, log_q, fingerprint })
     }
 
     /// Keeps the held-out targets of at most `users` users, chosen at random and the same in every run.
@@ -184,9 +186,12 @@ impl Split {
         &self.sequences.item_names
     }
 
-    /// The item that a training example is to predict.
-    pub fn target(&self, example: Example) -> u32 {
-        self.sequences.of_user[example.user as usize][example.position as usize]
+    /// The items that a training example is to predict: its target, and those that the user took next, up to `next` in
+    /// all. There are fewer where the items end that the user is trained on.
+    pub fn positives(&self, example: Example, next: usize) -> &[u32] {
+        let Example { user, position } = example;
+        let from = &self.sequences.of_user[user as usize][position as usize..self.trained[user as usize]];
+        &from[..next.min(from.len())]
     }
 
     /// All that the user took before, oldest first. Never empty.

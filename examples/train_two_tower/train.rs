@@ -19,9 +19,10 @@ use crate::checkpoint::{self, Checkpoint, Settings};
 use crate::evaluate::{self, Scorer};
 use crate::interrupt::Interrupted;
 use crate::memory;
-use crate::model::{Activations, Model, ModelGradient};
-use crate::objective::{ExcludedItems, Objective};
+use crate::model::{Activations, Model};
+use crate::objective::{ItemLists, Objective};
 use crate::options::Options;
+use crate::parameter::RowGradient;
 use crate::split::{Example, Split};
 use crate::temperature;
 
@@ -67,10 +68,11 @@ pub struct Run<'a> {
 }
 
 /// The buffers of a step.
+#[derive(Default)]
 struct Buffers {
     activations: Activations,
-    excluded: ExcludedItems,
-    gradient: ModelGradient,
+    positives: ItemLists,
+    excluded: ItemLists,
 }
 
 impl Run<'_> {
@@ -118,7 +120,8 @@ impl Run<'_> {
     fn start(&self, settings: &Settings, path: &Path) -> Fallible<Checkpoint> {
         let Run { split, options, seed, .. } = *self;
         if !(options.resume && path.exists()) {
-            let model = Model::new(split.num_items(), options.dim, options.temperature, &mut rng(seed, 0));
+            let mut model = Model::new(split.num_items(), options.dim, options.temperature, &mut rng(seed, 0))?;
+            model.set_learning_rate(options.learning_rate)?;
             return Ok(Checkpoint { model, best: None, curve: Vec::new(), pools: Default::default() });
         }
         let state = checkpoint::load(path, settings, split.num_items(), options.dim)?;
@@ -171,11 +174,7 @@ impl Run<'_> {
         let mut examples = split.train.clone();
         examples.shuffle(&mut rng);
         candidates.start_epoch(seed, epoch);
-        let mut buffers = Buffers {
-            activations: Activations::default(),
-            excluded: ExcludedItems::default(),
-            gradient: ModelGradient::of(model),
-        };
+        let mut buffers = Buffers::default();
         let bar = progress_bar(objective, epoch, options.epochs, examples.len());
         let (mut sum, mut temperature) = (0.0, options.temperature);
         let mut done = 0;
@@ -210,22 +209,24 @@ impl Run<'_> {
         buffers: &mut Buffers,
         backend: &mut dyn Backend<Real = f32>,
     ) -> Fallible<f64> {
-        let Buffers { activations, excluded, gradient } = buffers;
-        let history = |&example: &Example| self.split.history(example, self.options.history);
-        let histories: Vec<&[u32]> = batch.iter().map(history).collect();
-        let targets: Vec<u32> = batch.iter().map(|&example| self.split.target(example)).collect();
+        let Options { history, next, learn_temperature, .. } = *self.options;
+        let Buffers { activations, positives, excluded } = buffers;
+        let histories: Vec<&[u32]> = batch.iter().map(|&example| self.split.history(example, history)).collect();
+        positives.set(batch.iter().map(|&example| self.split.positives(example, next)));
         excluded.set(histories.iter().copied());
         model.queries(&histories, activations);
 
-        let loss = self.objective.loss(temperature);
-        let step = StepInputs { queries: &activations.queries, targets: &targets, excluded, loss };
-        let (output, gradients) = candidates.compute(model, &step, backend, &mut gradient.items)?;
+        let loss = self.options.filtered(self.objective.loss(temperature));
+        let step = StepInputs { queries: &activations.queries, positives, excluded, loss };
+        let (output, gradients) = candidates.step(model, &step, backend)?;
 
-        model.queries_back(&histories, activations, &gradients.d_queries.values, gradient);
-        if self.options.learn_temperature {
-            gradient.log_temperature.add(0, &[gradients.d_log_temperature as f32], 1.0);
+        let gradient = model.queries_back(&histories, activations, &gradients.d_queries.values);
+        model.step_query_tower(&gradient)?;
+        if learn_temperature {
+            let mut gradient = RowGradient::zeros([0], 1);
+            gradient.add(0, &[gradients.d_log_temperature as f32], 1.0);
+            model.log_temperature.step(&gradient)?;
         }
-        model.step(gradient, self.options.learning_rate as f32);
         temperature::clamp(model)?;
         Ok(output.total)
     }

@@ -79,9 +79,10 @@ impl Copies {
     }
 
     /// What the gradients of candidates of these items are to be multiplied by, for what the queue's rows stand for: nothing (an
-    /// empty list) without a queue.
+    /// empty list) without a queue, and where nothing else is drawn, as in-batch for one row.
     pub fn gradient_weight(&self) -> Fallible<Vec<f32>> {
-        if self.pools.iter().all(|pool| pool.gradient) {
+        let nothing_else = self.pools.iter().all(|pool| !pool.gradient || pool.draws == 0);
+        if nothing_else || self.pools.iter().all(|pool| pool.gradient) {
             return Ok(Vec::new());
         }
         let pools: Vec<(f64, &[f32], bool)> =
@@ -126,6 +127,10 @@ mod tests {
         for (found, expected) in union.of(&[0, 1, 2, 3]).gradient_weight().unwrap().iter().zip(expected) {
             assert!((found - expected).abs() < 1e-5, "{found} {expected}");
         }
+        // A batch of one row draws nothing in-batch.
+        let by_popularity = ByPopularity { in_batch: 0, queued: 35, frequencies: &frequencies };
+        let union = Union { by_popularity: Some(by_popularity), samplers: &[], counts: false };
+        assert!(union.of(&[0]).gradient_weight().unwrap().is_empty());
     }
 
     /// The old and plain case: in-batch negatives alone have the frequencies themselves, to the bit, and so for one row.

@@ -5,13 +5,13 @@ use rand::rngs::StdRng;
 
 use crate::evaluate::Scorer;
 use crate::generate;
-use crate::objective::ExcludedItems;
+use crate::objective::ItemLists;
 
 const DIM: usize = 16;
 
 /// Random directions; lengths from 1 to 7, which a cosine does not see and an inner product does.
 fn table(rows: usize, seed: u64) -> Parameter {
-    let mut table = Parameter::random(rows, DIM, &mut StdRng::seed_from_u64(seed));
+    let mut table = Parameter::random(rows, DIM, &mut StdRng::seed_from_u64(seed)).unwrap();
     for (row, values) in table.values.chunks_mut(DIM).enumerate() {
         values.iter_mut().for_each(|x| *x *= (1 + row % 7) as f32);
     }
@@ -20,11 +20,11 @@ fn table(rows: usize, seed: u64) -> Parameter {
 
 fn exact(items: &Parameter, queries: &Parameter, excluded: &[&[u32]], k: usize) -> Vec<Vec<u32>> {
     let ids: Vec<u64> = (0..items.rows as u64).collect();
-    let mut csr = ExcludedItems::default();
+    let mut csr = ItemLists::default();
     csr.set(excluded.iter().copied());
     let pool = Pool::new(Embeddings::new(&items.values, items.rows, DIM)).ids(&ids);
     let search = Search::builder(Embeddings::new(&queries.values, queries.rows, DIM), pool)
-        .excluded_ids(&csr.offsets, &csr.ids)
+        .excluded_ids(&csr.offsets, &csr.items)
         .build()
         .unwrap();
     let top = Cpu::new().top_k(&search, Similarity::Cosine, k).unwrap();
@@ -80,7 +80,7 @@ fn lists_of_a_tiny_catalogue_are_the_exact_ones() {
 #[test]
 fn users_of_a_split_get_what_they_had_not_taken() {
     let split = Split::new(generate::sequences(40, 300)).unwrap();
-    let mut model = Model::new(split.num_items(), DIM, 0.1, &mut StdRng::seed_from_u64(5));
+    let mut model = Model::new(split.num_items(), DIM, 0.1, &mut StdRng::seed_from_u64(5)).unwrap();
     // The best items for a user are those that the user has taken: a list with them shares little with the exact one.
     model.items = model.history.clone();
     let folder = tempfile::tempdir().unwrap();

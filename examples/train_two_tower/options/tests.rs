@@ -1,4 +1,5 @@
 use super::*;
+use catalog_softmax::FalseNegativeFilter;
 
 fn names(flags: &[&str]) -> Result<Vec<String>, String> {
     let parsed = Options::try_parse_from(["train_two_tower"].iter().chain(flags)).map_err(|e| e.to_string())?;
@@ -14,6 +15,17 @@ fn lists_and_sources_are_compared_in_turn() {
     assert_eq!(names(&lists).unwrap(), expected);
     let corrected = ["--negatives", "in-batch", "--correction", "corrected-logq"];
     assert_eq!(names(&corrected).unwrap(), ["in-batch corrected"]);
+}
+
+#[test]
+fn a_filter_is_part_of_the_loss() {
+    let filter = |flags: &[&str]| {
+        let options = Options::try_parse_from(["train_two_tower"].iter().chain(flags)).unwrap();
+        options.filtered(Objective::presets()[0].loss(0.5)).false_negatives
+    };
+    assert_eq!(filter(&[]), None);
+    assert_eq!(filter(&["--false-negative-margin", "-1"]), Some(FalseNegativeFilter::Margin(-1.0)));
+    assert_eq!(filter(&["--false-negative-ratio", "0.9"]), Some(FalseNegativeFilter::Ratio(0.9)));
 }
 
 #[test]
@@ -48,6 +60,14 @@ fn what_contradicts_is_an_error_with_argument_and_rule() {
         (&["--dim", "abc"], &["'abc'", "--dim", "rule: a whole number from 1 to"]),
         (&["--temperature", "-1"], &["'-1'", "--temperature", "rule: a number from 1e-38 to 3e38"]),
         (&["--learning-rate", "1e300"], &["'1e300'", "--learning-rate", "rule: a number from 1e-38 to 3e38"]),
+        (&["--negatives", "row-uniform:4097"], &["--negatives <LIST>", "rule: a whole number from 1 to 4096"]),
+        (&["--next", "0"], &["'0'", "--next <P>", "rule: a whole number from 1 to"]),
+        (&["--false-negative-margin", "inf"], &["'inf'", "--false-negative-margin <X>", "rule: a finite number"]),
+        (&["--false-negative-ratio", "0"], &["'0'", "--false-negative-ratio <X>", "rule: a number from 1e-38 to"]),
+        (
+            &["--false-negative-margin", "-1", "--false-negative-ratio", "1"],
+            &["'--false-negative-margin <X>' cannot be used with '--false-negative-ratio <X>'"],
+        ),
         (&["--seeds", "1,-2"], &["'-2'", "--seeds", "rule: a whole number from 0 to"]),
         (&["--negatives", "full"], &["--negatives <LIST>", "the whole catalogue is --loss full"]),
         (&["--separator", ""], &["--separator <TEXT>", "rule: a character or several"]),

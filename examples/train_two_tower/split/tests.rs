@@ -16,7 +16,7 @@ fn pairs(held_out: &HeldOut) -> Vec<(u32, &[u32])> {
 }
 
 fn trained(split: &Split) -> Vec<(u32, u32)> {
-    split.train.iter().map(|&e| (e.user, split.target(e))).collect()
+    split.train.iter().map(|&e| (e.user, split.positives(e, 1)[0])).collect()
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn nothing_held_out_is_trained_on() {
     assert!(split.log_q[3..].iter().all(|&log_q| log_q == f32::NEG_INFINITY));
     for &example in &split.train {
         assert!(!split.before(example).is_empty());
-        assert!(!split.before(example).contains(&split.target(example)));
+        assert!(split.positives(example, 9).iter().all(|item| !split.before(example).contains(item)));
     }
     for held_out in [&split.validation, &split.test] {
         for (index, &query) in held_out.queries.iter().enumerate() {
@@ -48,6 +48,17 @@ fn the_input_is_what_came_before() {
     assert_eq!(split.before(split.test.queries[0]), [0, 1, 2, 3]);
     assert_eq!(split.history(split.test.queries[0], 2), [2, 3]);
     assert_eq!(split.history(split.train[0], 2), [0]);
+}
+
+/// User 0 is trained on items 0, 1 and 2: neither the validation target, 3, nor the test target is a positive.
+#[test]
+fn positives_are_the_next_items_that_are_trained_on() {
+    let split = split();
+    let positives = |next: usize| split.train.iter().map(|&e| split.positives(e, next)).collect::<Vec<_>>();
+    assert_eq!(positives(1), [[1], [2], [1]]);
+    for next in [2, 100] {
+        assert_eq!(positives(next), [&[1, 2][..], &[2], &[1]]);
+    }
 }
 
 #[test]

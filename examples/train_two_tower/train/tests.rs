@@ -27,12 +27,14 @@ fn train(split: &Split, flags: &[&str], path: &Path) -> Result<Checkpoint, Strin
     run(split, &options, objective).train(&mut Cpu::new(), path).map_err(|e| e.to_string())
 }
 
-/// The presets, and two losses that leave something for later steps: a queue that wraps around, an estimator.
+/// The presets, two losses that leave something for later steps (a queue that wraps around, an estimator), and one with
+/// negatives of a row's own.
 fn objectives() -> Vec<Objective> {
     let new = |list: &str, log_q| Objective::new(list.parse().unwrap(), log_q, Correction::LogQ).unwrap();
     let several = new("in-batch,uniform:32,queue:100", LogQ::Streaming);
     let apart = new("unigram:32:0.5,log-uniform:32,queue:1000", LogQ::CountMin);
-    Objective::presets().into_iter().chain([several, apart]).collect()
+    let own = new("in-batch,row-uniform:16", LogQ::Exact);
+    Objective::presets().into_iter().chain([several, apart, own]).collect()
 }
 
 #[test]
@@ -42,7 +44,8 @@ fn a_resumed_run_is_bitwise_the_uninterrupted_one() {
     let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
     for objective in &objectives() {
         let train = |flags: &[&str], path: &Path| {
-            let options = options(&[&["--learn-temperature"], flags].concat());
+            let several = ["--learn-temperature", "--next", "2", "--false-negative-margin", "3"];
+            let options = options(&[&several, flags].concat());
             run(&split, &options, objective).train(&mut Cpu::new(), path)
         };
         let uninterrupted = train(&["--epochs", "3"], &whole).unwrap();
@@ -111,6 +114,9 @@ fn a_checkpoint_of_other_settings_is_refused() {
         (&["--temperature", "0.1"], "--temperature is 0.1, and 0.07 there"),
         (&["--batch", "32", "--dim", "4"], "--batch is 32, and 64 there; --dim is 4, and 8 there"),
         (&["--learn-temperature"], "--learn-temperature is true, and false there"),
+        (&["--next", "3"], "--next is 3, and 1 there"),
+        (&["--false-negative-ratio", "0.9"], "--false-negative-ratio is 0.9, and none there"),
+        (&["--false-negative-margin", "-1"], "--false-negative-margin is -1.0, and none there"),
         (
             &["--temperature-schedule", "linear", "--final-temperature", "0.05"],
             "--temperature-schedule is Linear to 0.05 in 2 epochs, and constant there",
@@ -196,4 +202,19 @@ fn training_lowers_every_loss() {
         let curve = run(&split, &options, objective).train(&mut Cpu::new(), &path).unwrap().curve;
         assert!(curve[2].train_loss < curve[0].train_loss, "{}: {curve:?}", objective.name);
     }
+}
+
+/// A margin below every score leaves no negatives, and a row without negatives has loss 0.
+#[test]
+fn the_filter_and_further_positives_reach_the_loss() {
+    let split = small_split();
+    let folder = tempfile::tempdir().unwrap();
+    let loss = |name: &str, flags: &[&str]| {
+        let flags = [&["--loss", "full", "--epochs", "1"], flags].concat();
+        train(&split, &flags, &folder.path().join(name)).unwrap().curve[0].train_loss
+    };
+    let plain = loss("plain", &[]);
+    assert_eq!(loss("filtered", &["--false-negative-margin", "-1000"]), 0.0);
+    assert_ne!(loss("next", &["--next", "2"]), plain);
+    assert!(plain > 1.0);
 }

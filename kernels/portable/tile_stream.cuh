@@ -42,9 +42,9 @@ struct TileStream {
     __device__ __forceinline__ TileStream(const StreamParams& params, char* memory) : p(params) {
         // Queries are a matrix; those of pairs, and candidates, may be rows of one by reference. The addresses are the pairs' positives.
         const bool is_paired = MODE == Mode::PAIRED;
-        const uint32_t* x_indices = is_paired || !X_IS_QUERIES ? p.x_indices : nullptr;
-        const uint32_t* y_indices = !is_paired && X_IS_QUERIES ? p.y_indices : nullptr;
-        const void* const* y_addresses = is_paired ? p.y_addresses : nullptr;
+        [[maybe_unused]] const uint32_t* x_indices = is_paired || !X_IS_QUERIES ? p.x_indices : nullptr;
+        [[maybe_unused]] const uint32_t* y_indices = !is_paired && X_IS_QUERIES ? p.y_indices : nullptr;
+        [[maybe_unused]] const void* const* y_addresses = is_paired ? p.y_addresses : nullptr;
         x = {static_cast<const Element*>(p.x), nullptr, x_indices, p.x_stride, p.x_rows, p.dim, p.aligned != 0};
         y = {static_cast<const Element*>(p.y), y_addresses, y_indices, p.y_stride, p.y_rows, p.dim, p.aligned != 0};
         chunks = (p.dim + Fragments<Element>::ELEMENTS_PER_CHUNK - 1) / Fragments<Element>::ELEMENTS_PER_CHUNK;

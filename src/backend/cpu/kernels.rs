@@ -390,6 +390,19 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     sum
 }
 
+/// 0 if all elements are finite, otherwise NaN.
+#[inline(always)]
+fn nan_unless_finite(x: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for x in chunks {
+        for k in 0..LANES {
+            lanes[k] = x[k].mul_add(0.0, lanes[k]);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().map(|x| x * 0.0).sum::<f32>()
+}
+
 /// Under cosine, scales each row of `x` to unit length and writes 1 / length; a row that is too short becomes 0, as does
 /// its inverse. Under dot, rows stay and 1 is written. In f64, so that no length overflows or loses bits on its way.
 ///
@@ -408,7 +421,11 @@ impl NullaryFnOnce for Normalize<'_> {
     #[inline(always)]
     fn call(self) {
         for (row, inverse) in self.x.chunks_exact_mut(self.dim).zip(self.inverse_norm) {
-            let norm = dot(row, row).sqrt();
+            // No sum of squares of single precision overflows f64, so the two tests for finite rows are the same.
+            let norm = match self.similarity {
+                Similarity::Cosine => dot(row, row).sqrt(),
+                Similarity::Dot => f64::from(nan_unless_finite(row)),
+            };
             if !norm.is_finite() {
                 *inverse = f64::NAN;
                 row.fill(0.0);

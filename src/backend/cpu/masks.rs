@@ -3,7 +3,7 @@
 //! Hits are rare, so rows are hashed by the ids that they reject, and each candidate of a tile is looked up. Memory is
 //! O(B + excluded ids), independent of N.
 
-use crate::hash::IdMap;
+use crate::hash::{IdMap, mix};
 use crate::problem::batch::Batch;
 use crate::problem::positives::Positives;
 use crate::problem::score_matrix::ScoreMatrix;
@@ -15,6 +15,9 @@ pub(super) struct Masks {
     spans: IdMap<u64, (u32, u32)>,
     /// Rows that reject the key, ascending, each once.
     rows: Vec<u32>,
+    /// One bit for each of some hashes, set where a key of that hash is rejected. Almost no candidate is rejected, and
+    /// this says so with one look at a few KiB.
+    some: Vec<u64>,
     /// Scratch of `resolve`: (key, row).
     pairs: Vec<(u64, u32)>,
 }
@@ -53,15 +56,29 @@ impl Masks {
         self.rows.clear();
         self.rows.extend(self.pairs.iter().map(|&(_, row)| row));
         self.spans.clear();
+        self.some.clear();
+        self.some.resize(words(self.pairs.len()), 0);
         let mut start = 0;
         for run in self.pairs.chunk_by(|a, b| a.0 == b.0) {
+            let (word, bit) = self.bit(run[0].0);
+            self.some[word] |= bit;
             self.spans.insert(run[0].0, (start, run.len() as u32));
             start += run.len() as u32;
         }
     }
 
+    /// Where the bit of a key's hash is.
+    fn bit(&self, key: u64) -> (usize, u64) {
+        let hash = mix(key);
+        ((hash >> 32) as usize & (self.some.len() - 1), 1 << (hash % 64))
+    }
+
     /// The rows that reject a candidate of that key, ascending.
     pub(super) fn rejecting(&self, key: u64) -> &[u32] {
+        let (word, bit) = self.bit(key);
+        if self.some[word] & bit == 0 {
+            return &[];
+        }
         self.spans.get(&key).map_or(&[], |&(first, len)| &self.rows[first as usize..(first + len) as usize])
     }
 
@@ -89,6 +106,12 @@ impl Masks {
     pub(super) fn bytes(matrix: &ScoreMatrix<'_>, positives: usize) -> usize {
         let excluded = matrix.excluded.as_ref().map_or(0, |excluded| excluded.ids.0.len());
         // A hash table is at most 7/8 full and doubles: up to 16/7 slots and control bytes for an entry.
-        (positives + excluded) * (4 + 16 + 16 * 25 / 7)
+        (positives + excluded) * (4 + 16 + 16 * 25 / 7) + words(positives + excluded) * size_of::<u64>()
     }
+}
+
+/// Words of 64 bits that say of a hash whether a key of it is rejected: sixteen bits for each of so many pairs. A power of
+/// two, for quick remainders.
+fn words(pairs: usize) -> usize {
+    (pairs / 4).next_power_of_two()
 }

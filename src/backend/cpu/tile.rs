@@ -16,6 +16,7 @@ use super::table::TableScratch;
 use crate::problem::embeddings::{Embeddings, prefetch};
 use crate::problem::loss::Similarity;
 use crate::problem::plan::Plan;
+use crate::problem::pool::Candidates;
 use crate::problem::positives::Pairs;
 use crate::problem::score_matrix::ScoreMatrix;
 use crate::problem::statistics::Partial;
@@ -441,7 +442,11 @@ impl<'a> TileJob<'a> {
             return;
         }
         let row = match tile.columns {
-            Columns::Pool { .. } => return,
+            Columns::Pool { pool, first, .. } => match self.matrix.pools[pool].candidates {
+                Candidates::Rows(rows) => rows.at(first + column),
+                // Rows that follow each other are fetched without being asked for.
+                Candidates::Embeddings(_) | Candidates::WholeTable => return,
+            },
             Columns::ByRow(candidates) => (candidates[column] >> 32) as usize,
             Columns::Own(places) => own_row(self.matrix, places[column]),
         };

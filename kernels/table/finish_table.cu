@@ -161,7 +161,7 @@ __device__ __forceinline__ void finish_table(const FinishTableParams& p) {
 }  // namespace
 
 #define FINISH_TABLE(type, element)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(BLOCK_ROWS* WARP) finish_table_##type(const __grid_constant__ FinishTableParams p) {   \
+    extern "C" __global__ void __launch_bounds__(BLOCK_ROWS* WARP, 3) finish_table_##type(const __grid_constant__ FinishTableParams p) { \
         finish_table<element>(p);                                                                                                      \
     }
 

@@ -150,7 +150,7 @@ __device__ __forceinline__ void stream_own(const OwnNegativesParams& p) {
 }  // namespace
 
 #define STREAM_OWN(type, element)                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS) stream_own_##type(const __grid_constant__ OwnNegativesParams p) {             \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4) stream_own_##type(const __grid_constant__ OwnNegativesParams p) {          \
         stream_own<element>(p);                                                                                                        \
     }
 

@@ -18,3 +18,12 @@ def tensors_on_a_device(request, monkeypatch):
     context = device.Context()
     monkeypatch.setattr(common, "ON_DEVICE", True)
     monkeypatch.setattr(_cuda, "place_of", lambda tensor, argument: device.Place(context))
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Four ranks, for all tests of `catalog_softmax.distributed`."""
+    from processes import Processes
+
+    with Processes(4) as started:
+        yield started

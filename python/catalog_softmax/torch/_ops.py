@@ -110,9 +110,10 @@ def _row_statistics_fake(queries, *args):
     return rows, queries.new_empty(queries.shape if args[-1] else (0,), dtype=torch.float32)
 
 
-def _gradients(rows, expected, d_lse, d_positive, *args):
+def _gradients(rows, expected, d_lse, d_positive, *args, rounded=True):
     """Gradients of a function of lse and positive, given its derivatives (B) by them: of queries, positive_embeddings, temperature
-    and each pool, in the type of each; empty where `wanted`, in that order, says no."""
+    and each pool; empty where `wanted`, in that order, says no. `rounded`: each in the type of what it is the gradient of, and else as the
+    core has it, in float32."""
     batch, (temperature, tau, options, wanted) = args[:_NUM_BATCH], args[_NUM_BATCH:]
     arguments = Arguments(*batch)
     like = [batch[0], batch[3], temperature, *batch[1]]
@@ -123,23 +124,26 @@ def _gradients(rows, expected, d_lse, d_positive, *args):
     if arguments.place is not None:
         with arguments.guard():
             found = _cuda.gradients(arguments, options, rows, expected, d_lse, d_positive, wanted)
-        return [d.to(x).reshape(x.shape) if w and x is not None else _empty(expected) for d, x, w in zip(found, like, wanted)]
+        of = lambda d, x: d.to(x if rounded else x.device).reshape(x.shape)
+        return [of(d, x) if w and x is not None else _empty(expected) for d, x, w in zip(found, like, wanted)]
     rows, expected = arguments.gather(rows, 1), arguments.gather(expected, 0)
     d_lse, d_positive = (arguments.gather(d.to(torch.float64), 0) for d in (d_lse, d_positive))
     d_queries, d_pools, d_positives, d_temperature = _core.gradients(
         arguments.raw(wanted[3:]), options, raw(rows), raw(expected), (raw(d_lse), raw(d_positive)), torch.get_num_threads()
     )
     found = [d_queries, d_positives, d_temperature, *d_pools]
-    return [_gradient(arguments, argument, *of) if of[-1] else _empty(expected) for argument, of in enumerate(zip(found, like, wanted))]
+    found = zip(found, like, wanted)
+    return [_gradient(arguments, rounded, place, *of) if of[-1] else _empty(expected) for place, of in enumerate(found)]
 
 
-def _gradient(arguments, argument, found, like, wanted):
+def _gradient(arguments, rounded, place, found, like, wanted):
     if like is None:
         return _empty(arguments.queries)
-    if argument == 2:
-        return torch.full_like(like, found)
+    if place == 2:
+        return torch.full_like(like, found, dtype=like.dtype if rounded else torch.float64)
     found = torch.from_numpy(found)
-    return (arguments.spread(found, 0) if argument < 2 else found).to(like.dtype)
+    found = arguments.spread(found, 0) if place < 2 else found
+    return found.to(like.dtype) if rounded else found
 
 
 def _empty(beside):

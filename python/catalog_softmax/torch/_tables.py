@@ -107,7 +107,8 @@ def _gradients(rows, positive, expected, d_lse, d_positive, *args):
     return gradients_of(rows, positive, expected, d_lse, d_positive, *args, sparse=False)
 
 
-def gradients_of(rows, positive, expected, d_lse, d_positive, *args, sparse):
+def gradients_of(rows, positive, expected, d_lse, d_positive, *args, sparse, rounded=True):
+    """`rounded`: each in the type of what it is the gradient of, and else as the core has it, in float32."""
     arguments, (similarity, temperature, correction, *_), (wanted,) = _split(args)
     like = _like(args)
     if arguments.kept is not None and len(arguments.kept) == 0:
@@ -126,26 +127,26 @@ def gradients_of(rows, positive, expected, d_lse, d_positive, *args, sparse):
         torch.get_num_threads(),
     )
     found = [d_queries, d_positives, d_temperature, d_table, *d_pools]
-    return [_gradient(arguments, *of) if of[-1] else _empty(expected) for of in zip(range(len(found)), found, like, wanted)]
+    return [_gradient(arguments, rounded, *of) if of[-1] else _empty(expected) for of in zip(range(len(found)), found, like, wanted)]
 
 
-def _gradient(arguments, place, found, like, _):
+def _gradient(arguments, rounded, place, found, like, _):
     if like is None:
         return _empty(arguments.queries)
     if place == 2:
-        return torch.full_like(like, found)
+        return torch.full_like(like, found, dtype=like.dtype if rounded else torch.float64)
     if isinstance(found, tuple):
-        return sparse_rows(*(torch.from_numpy(x) for x in found), like)
+        rows, values = (torch.from_numpy(x) for x in found)
+        return sparse_rows(rows, values.to(like.dtype) if rounded else values, like)
     found = torch.from_numpy(found)
     spread = {0: arguments.spread, 1: arguments.spread_pairs}.get(place)
-    return (found if spread is None else spread(found, 0)).to(like.dtype)
+    found = found if spread is None else spread(found, 0)
+    return found.to(like.dtype) if rounded else found
 
 
 def sparse_rows(rows, values, like):
     """Of a matrix like that: these rows, ascending and each once, so it is coalesced."""
-    return torch.sparse_coo_tensor(
-        rows[None], values.to(like.dtype), tuple(like.shape), is_coalesced=True, check_invariants=False
-    )
+    return torch.sparse_coo_tensor(rows[None], values, tuple(like.shape), is_coalesced=True, check_invariants=False)
 
 
 def _stays_coalesced(table, gradient):

@@ -1,8 +1,8 @@
 """Softmax losses over large item catalogues, without the B x N logits.
 
 Here: losses, statistics and searches of numpy arrays or of arrays in a CUDA device's memory, and what is around a loss, samplers with
-their log_q, frequency estimators, metrics, schedules. `catalog_softmax.torch` has the losses as PyTorch operators with gradients, and is the only module that needs
-PyTorch.
+their log_q, frequency estimators, metrics, schedules. `catalog_softmax.torch` has the losses as PyTorch operators with gradients, and
+`catalog_softmax.distributed` over several processes; only these two modules need PyTorch.
 """
 
 from ._core import (

@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -44,13 +45,13 @@ def catalog_parallel(group, kind, users, table, items, sizes, of_ranks):
     return loss.detach(), [whole(p.grad) for p in module.parameters()], shard.grad
 
 
-def gathered(group, kind, users, candidates, sizes):
+def gathered(group, kind, users, candidates, sizes, **options):
     """The same of both towers, with everybody's candidates as negatives."""
     rank = dist.get_rank(group)
     both = torch.nn.ModuleDict({"users": tower(users.shape[1]), "texts": tower(users.shape[1])})
     made = {name: wrapped(kind, module, group) for name, module in both.items()}
     queries, items = (made[name](own_rows(x, sizes, rank)) for name, x in (("users", users), ("texts", candidates)))
-    loss = gathered_softmax_loss(queries, items, group=group, averaged=True)
+    loss = gathered_softmax_loss(queries, items, group=group, averaged=True, **options)
     loss.backward()
     return loss.detach(), [whole(p.grad) for p in both.parameters()]
 
@@ -92,3 +93,22 @@ def pooled(group, table, rows, sizes):
     loss = catalog_parallel_softmax_loss(queries, shard, rows[:, 0], group=group)
     loss.backward()
     return loss.detach(), shard.grad
+
+
+def open_clip(group, users, candidates, sizes, local_loss):
+    """What OpenCLIP's ClipLoss computes with gather_with_grad=True under DDP: the gradients of the towers' parameters."""
+    from torch.distributed.nn.functional import all_gather
+
+    rank = dist.get_rank(group)
+    both = torch.nn.ModuleDict({"users": tower(users.shape[1]), "texts": tower(users.shape[1])})
+    made = {name: wrapped("ddp", module, group) for name, module in both.items()}
+    own = [F.normalize(made[name](own_rows(x, sizes, rank))) for name, x in (("users", users), ("texts", candidates))]
+    every = [torch.cat(all_gather(x, group=group)) for x in own]
+    if local_loss:
+        labels = torch.arange(sizes[rank]) + sum(sizes[:rank])
+        logits = own[0] @ every[1].T / 0.2, own[1] @ every[0].T / 0.2
+    else:
+        labels = torch.arange(sum(sizes))
+        logits = every[0] @ every[1].T / 0.2, every[1] @ every[0].T / 0.2
+    (0.5 * sum(F.cross_entropy(x, labels) for x in logits)).backward()
+    return [p.grad for p in both.parameters()]

@@ -12,6 +12,7 @@ import datetime
 import io
 import multiprocessing
 import os
+import sys
 import tempfile
 import traceback
 
@@ -92,7 +93,8 @@ def _value(data):
 
 
 def _work(rank, ranks, store, timeout, pipe):
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     limit = datetime.timedelta(seconds=timeout)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks, timeout=limit)

@@ -97,7 +97,8 @@ def own_loss(group, queries, table, sizes, options):
 
 
 def z_loss(rows):
-    return 0.1 * torch.where(rows.num_negatives > 0, rows.lse, 0.0).square().sum() + (rows.positive * torch.linspace(1, 2, len(rows.positive))).sum()
+    z = 0.1 * torch.where(rows.num_negatives > 0, rows.lse, 0.0).square().sum()
+    return z + (rows.positive * torch.linspace(1, 2, len(rows.positive))).sum()
 
 
 def gathered(group, batch, sizes, options, of_rows, of_candidates, averaged=False):

@@ -76,7 +76,8 @@ def of_one_process(loss, name, similarity, dtype):
     sharded.upstream_of(value).backward()
     temperature, gradient = options["temperature"], table.grad
     gradient = gradient.to_dense() if gradient.is_sparse else gradient
-    return value.detach(), queries.grad, gradient, temperature.grad if isinstance(temperature, torch.Tensor) else torch.zeros((), dtype=dtype)
+    of_temperature = temperature.grad if isinstance(temperature, torch.Tensor) else torch.zeros((), dtype=dtype)
+    return value.detach(), queries.grad, gradient, of_temperature
 
 
 def with_log_q_of_positives(options):
@@ -130,7 +131,8 @@ def test_formulas_are_exact(processes, name):
 
 
 def in_float64(processes, sizes, options):
-    options = {key: x.detach().double().requires_grad_() if key == "temperature" and isinstance(x, torch.Tensor) else x for key, x in options.items()}
+    if isinstance(options["temperature"], torch.Tensor):
+        options = {**options, "temperature": options["temperature"].detach().double().requires_grad_()}
     return processes.call(len(sizes), sharded.step, QUERIES.double(), TABLE.double(), sizes, options, True)
 
 
@@ -160,9 +162,16 @@ def test_operators_of_a_gpu(processes, name):
     """Batches that GPUs take go to other operators there; these have the same results on the CPU."""
     options = options_of(name, "cosine")
     for sizes in SPLITS[1:]:
-        found, wanted = (joined(processes.call(len(sizes), f, QUERIES, TABLE, sizes, options)) for f in (sharded.step_past_tables, sharded.step))
+        steps = sharded.step_past_tables, sharded.step
+        found, wanted = (joined(processes.call(len(sizes), step, QUERIES, TABLE, sizes, options)) for step in steps)
         for mine, other in zip(found, wanted):
             assert (mine - other).abs().max() <= 1e-6 * max(1.0, other.abs().max())
+
+
+def test_the_same_call_twice_gives_the_same_bits(processes):
+    options = options_of("everything that shards have", "cosine")
+    first, second = (joined(processes.call(3, sharded.step, QUERIES, TABLE, (20, 0, 50), options)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
 def test_padding_may_hold_anything(processes):
@@ -201,7 +210,10 @@ def test_top_k(processes, name):
     table[[5, 33, 34, 60]] = table[50].clone()  # equal similarities, on several ranks
     table[7] = math.nan
     k = 45 if name == "more than a shard has" else 6
-    options = {"excluded rows": {"excluded": excluded(B, M, 8)}, "ids": {"excluded": excluded(B, 50, 8), "table_ids": integers(50, M, 10)}}.get(name, {})
+    of_cases = {
+        "excluded rows": {"excluded": excluded(B, M, 8)}, "ids": {"excluded": excluded(B, 50, 8), "table_ids": integers(50, M, 10)},
+    }
+    options = of_cases.get(name, {})
     ids = options.get("table_ids", torch.arange(M) if options else None)
     wanted = top_k(QUERIES, table, k, candidate_ids=ids, excluded=options.get("excluded"))
     for sizes in SPLITS:

@@ -27,7 +27,9 @@ CASES = {
     "ids and excluded": ({"temperature": 0.2}, {"excluded": excluded(B, 15, 6)}, {"candidate_ids": IDS}, True),
     "logq": ({"correction": "logq"}, {}, {"log_q": log_q(N, 7), "candidate_ids": IDS}, True),
     "logq negatives only": ({"correction": "logq_negatives_only", "reduction": "sum"}, {}, {"log_q": log_q(N, 7)}, True),
-    "corrected": ({"correction": "corrected_logq", "temperature": 0.3}, {"row_weight": torch.linspace(0, 2, B)}, {"log_q": log_q(N, 7)}, True),
+    "corrected": (
+        {"correction": "corrected_logq", "temperature": 0.3}, {"row_weight": torch.linspace(0, 2, B)}, {"log_q": log_q(N, 7)}, True,
+    ),
     "weighted mean": ({"reduction": "weighted_mean"}, {"row_weight": torch.linspace(0, 2, B)}, {}, True),
     "mean with weights": ({"similarity": "dot", "temperature": 2.0}, {"row_weight": torch.linspace(1, 0, B)}, {"candidate_ids": IDS}, True),
     "none": ({"reduction": "none"}, {"row_weight": torch.linspace(0, 2, B)}, {}, True),
@@ -99,7 +101,8 @@ def test_in_batch_and_symmetric(processes):
         loss = softmax_loss(a, b, temperature=t, **options, **rows, **ids)
         loss.backward()
         for sizes in ((10,), (4, 6), (7, 0, 3)):
-            found = processes.call(len(sizes), sharded.gathered, (q, c), (sizes, sizes), {"temperature": torch.tensor(0.2), **options}, rows, ids)
+            same = {"temperature": torch.tensor(0.2), **options}
+            found = processes.call(len(sizes), sharded.gathered, (q, c), (sizes, sizes), same, rows, ids)
             for mine, wanted in zip(joined(found, None, False), (loss.detach(), a.grad, b.grad, t.grad)):
                 assert (mine - wanted).abs().max() <= 1e-6 * max(1.0, wanted.abs().max()), (options, sizes)
 
@@ -165,7 +168,18 @@ def test_two_towers_with_the_candidates_of_all_ranks(processes, kind):
     both = torch.nn.ModuleDict({"users": parallel_towers.tower(D), "texts": parallel_towers.tower(D)})
     loss = softmax_loss(both["users"](users), both["texts"](candidates))
     loss.backward()
-    close_to(processes.call(2, parallel_towers.gathered, kind, users, candidates, sizes), loss.detach(), [p.grad for p in both.parameters()])
+    found = processes.call(2, parallel_towers.gathered, kind, users, candidates, sizes)
+    close_to(found, loss.detach(), [p.grad for p in both.parameters()])
+
+
+@pytest.mark.parametrize("local_loss", [True, False])
+def test_gradients_under_ddp_are_those_of_open_clip(processes, local_loss):
+    batch = embeddings(12, D, 1), embeddings(12, D, 2), (6, 6)
+    ours = processes.call(2, parallel_towers.gathered, "ddp", *batch, symmetric=True, temperature=0.2)
+    theirs = processes.call(2, parallel_towers.open_clip, *batch, local_loss)
+    for (_, mine), wanted in zip(ours, theirs):
+        largest = max(x.abs().max() for x in wanted)
+        assert all((a - b).abs().max() <= 2e-6 * largest for a, b in zip(mine, wanted))
 
 
 def close_to(found, loss, wanted):

@@ -93,7 +93,10 @@ def test_what_a_shard_holds(processes):
     ({"row_negatives": torch.full((B, 2), -2)}, "row_negatives[0, 0] is -2; rule: from -1"),
     ({"temperature": 0.0}, "temperature"),
     ({"false_negative_ratio": -1.0}, "false_negative"),
-    ({"correction": "corrected_logq", "candidate_rows": torch.arange(3), "log_q": log_q(3, 1), "positive_log_q": torch.zeros(B)}, "positive_log_q"),
+    (
+        {"correction": "corrected_logq", "candidate_rows": torch.arange(3), "log_q": log_q(3, 1), "positive_log_q": torch.zeros(B)},
+        "positive_log_q has an element 0.0; rule: < 0",
+    ),
     ({"correction": "logq", "candidate_rows": torch.arange(3), "log_q": log_q(3, 1)}, "positive_log_q is missing"),
     ({"row_weight": torch.zeros(B), "reduction": "weighted_mean"}, "the sum of row_weight is 0"),
 ])
@@ -227,7 +230,8 @@ def test_bytes_of_gathered_losses(processes, dtype):
     sizes, s, longest = ((4, 4), (12, 18)), torch.empty(0, dtype=dtype).element_size(), 18
     of_candidates = {"candidate_ids": torch.arange(M), "log_q": log_q(M, 4)}
     batch = QUERIES.to(dtype), TABLE.to(dtype)
-    args = (batch, sizes, {"temperature": torch.tensor(0.1), "correction": "logq"}, {"positives": torch.tensor([0, 1, 2, 3, 12, 13, 14, 15])}, of_candidates)
+    rows = {"positives": torch.tensor([0, 1, 2, 3, 12, 13, 14, 15])}
+    args = batch, sizes, {"temperature": torch.tensor(0.1), "correction": "logq"}, rows, of_candidates
     gathers = sorted([24, longest * D * s, 8 * longest, 4 * longest])
     for found in processes.call(2, counted, sharded.gathered, *args):
         of = lambda name: sorted(bytes for kind, bytes in found if kind == name)

@@ -56,8 +56,7 @@ def gathered_softmax_loss(
         positives: (B_r), indices into this rank's own candidates.
         group: the `ProcessGroup`, by default all ranks.
         averaged: whether what made queries and candidates is under DDP or FSDP, as said above.
-        log_q, candidate_ids: (N_r), of this rank's candidates. log Q is that of a draw for the whole batch: a probability per draw, whatever
-            the number of ranks.
+        log_q, candidate_ids: (N_r), of this rank's candidates. log Q is the probability of one draw, whatever the number of ranks.
         positive_embeddings, positive_ids, positive_log_q, excluded, row_weight, positive_offsets, positive_weight: of this rank's rows.
         temperature: a number, or a tensor, which has this rank's part of the gradient, as parameters have.
         reduction: "mean" divides by the number of queries on all ranks, "weighted_mean" by their whole weight; "none" returns the (B_r)
@@ -74,8 +73,8 @@ def gathered_softmax_loss(
         RuntimeError: of torch.distributed, where a rank died or did not come within the group's timeout.
 
     Bytes that a rank hands to collectives, N the largest N_r on any of R ranks, embeddings of s bytes: 24 (agreement), N D s, 8 N for ids
-    and 4 N for log_q to gathers, 32 to a sum; in the backward 4 R N D to a reduce-scatter. With ``symmetric`` the queries' as well. The host
-    waits for the agreement and for the sum.
+    and 4 N for log_q to gathers, 32 to a sum; in the backward 4 R N D to a reduce-scatter. With ``symmetric`` the queries' as well. The
+    host waits for the agreement and for the sum.
     """
     group = group_of(group)
     options = dict(
@@ -87,11 +86,13 @@ def gathered_softmax_loss(
         positive_offsets=positive_offsets, positive_weight=positive_weight,
     )
     in_batch = positives is None and positive_embeddings is None
-    batch = _Batch(queries, candidates, torch.arange(len(queries), device=queries.device) if in_batch else positives, row_weight, of_rows)
+    own_positives = torch.arange(len(queries), device=queries.device) if in_batch else positives
+    batch = _Batch(queries, candidates, own_positives, row_weight, of_rows)
     of_candidates = dict(log_q=log_q, candidate_ids=candidate_ids)
     _, error = attempt(lambda: _check(batch, of_candidates, reduction, symmetric and (in_batch, correction)))
     alike = fingerprint(
-        {**options, "temperature": float(temperature)}, reduction, symmetric, averaged, sorted(k for k, v in of_candidates.items() if v is not None),
+        {**options, "temperature": float(temperature)}, reduction, symmetric, averaged,
+        sorted(name for name, tensor in of_candidates.items() if tensor is not None),
         queries.dtype, tuple(candidates.shape[1:]), torch.is_grad_enabled(), [x.requires_grad for x in (queries, candidates)],
     )
     sizes = [n for (n,) in agree(group, queries.device, error, {"options": alike}, (len(candidates) if error is None else 0,))]

@@ -37,8 +37,8 @@ def catalog_parallel_softmax_loss(
 ) -> Tensor:
     """`softmax_loss` over a table whose rows are on several processes, each with a contiguous part, in the order of the ranks.
 
-    Every rank calls it with the same queries, positives and options, and with its own shard. Every rank gets the same loss, which is that of
-    one process with the whole table, and on ``backward`` the same, whole gradient of queries and temperature; the shard's gradient stays
+    Every rank calls it with the same queries, positives and options, and with its own shard. Every rank gets the same loss, which is that
+    of one process with the whole table, and on ``backward`` the same, whole gradient of queries and temperature; the shard's gradient stays
     with its rank, and the table is nowhere whole. Call ``backward`` on every rank, too: it sums over them.
 
         shard = torch.nn.Parameter(torch.randn(rows_of_this_rank, dim))
@@ -78,8 +78,8 @@ def catalog_parallel_softmax_loss(
 
     Bytes that a rank hands to collectives in a step, with float32 or 16-bit embeddings of s bytes: 48 (agreement) and 8 (2 B + P + 1)
     (statistics; 8 P more where log_q of positives is the shards') to gathers; in the backward 4 (B D + 1) to a sum, which runs while the
-    shard's gradient is computed. None of them depends on M. Only with ``table_ids`` or a filter of false negatives, 8 P and 4 P ceil(D s / 4)
-    more to a sum. docs/python.md has what that is on the wire.
+    shard's gradient is computed. None of them depends on M. Only with ``table_ids`` or a filter of false negatives, 8 P and
+    4 P ceil(D s / 4) more to a sum. docs/python.md has what that is on the wire.
 
     On a GPU the host waits for the agreement, once a step. ``candidate_rows``, ``row_negatives``, several positives and filters are for the
     CPU, as in `softmax_loss`.

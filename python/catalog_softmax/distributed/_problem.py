@@ -87,7 +87,7 @@ class Problem:
         if self.has_log_q and ((self.candidate_rows and not self.log_q) or (own and self.row_negatives_log_q is None)):
             raise ValueError("log_q is given for some of the negatives; rule: for all pools and row_negatives, or for none")
         if given.sparse_gradient and self.whole_shard:
-            raise ValueError("sparse_gradient is True; rule: candidate_rows or row_negatives, because a whole shard has a gradient everywhere")
+            raise ValueError("sparse_gradient is True; rule: candidate_rows or row_negatives, a whole shard has a gradient everywhere")
 
     def _rows(self, queries, positives, given: Options, device) -> None:
         self.num_rows, self.kept = queries.shape[0], None
@@ -157,7 +157,8 @@ class Problem:
         if self.whole_shard and self.log_q:
             _check_length(self.log_q[0], "log_q", len(shard))
         for name, values, finite in (
-            ("positive_log_q", self.positive_log_q, True), ("row_weight", self.row_weight, False), ("positive_weight", self.positive_weight, False),
+            ("positive_log_q", self.positive_log_q, True), ("row_weight", self.row_weight, False),
+            ("positive_weight", self.positive_weight, False),
         ):
             wrong = None if values is None else values[~(values.isfinite() if finite else values.isfinite() & (values >= 0))]
             if wrong is not None and len(wrong):

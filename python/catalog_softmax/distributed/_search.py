@@ -42,7 +42,8 @@ def catalog_parallel_top_k(
     sizes = [size for (size,) in agree(group, queries.device, error, alike, (len(shard),))]
     shards = Shards(group, sizes)
     if not 1 <= k <= min(1024, shards.total):
-        raise ValueError(f"k is {k}; rule: from 1 to {min(1024, shards.total)}, at most 1024 and the {shards.total} rows of the whole table")
+        most = min(1024, shards.total)
+        raise ValueError(f"k is {k}; rule: from 1 to {most}, at most 1024 and the {shards.total} rows of the whole table")
     width = min(k, max(sizes))
     found, error = attempt(lambda: _of_shard(queries, shard, min(width, len(shard)), similarity, table_ids, excluded, shards))
     b = queries.shape[0]

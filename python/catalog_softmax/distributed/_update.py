@@ -49,8 +49,8 @@ def catalog_parallel_update(
         others: those of `catalog_parallel_softmax_loss`. If every row has weight 0, no step is taken.
 
     Memory: without ``candidate_rows`` and ``row_negatives`` every row of the shard is stepped, and during the call a gradient (M_r, D) in
-    float32 exists beside it, which `update_table` of a whole table on one process does not need. With them the rows that the batch names
-    are stepped, and their gradients alone exist.
+    float32 and a copy of it exist, which `update_table` of a whole table on one process does not need. With them the rows that the batch
+    names are stepped, and their gradients alone exist.
 
     Raises:
         ValueError: as `catalog_parallel_softmax_loss`; no rank's shard has changed then. Of an optimiser that does not fit its shard every

@@ -44,7 +44,10 @@ def step(group, queries, table, sizes, options, double=False):
         loss = catalog_parallel_softmax_loss(queries, shard, group=group, **options)
         upstream_of(loss).backward()
     temperature = options.get("temperature")
-    gradient = shard.grad.coalesce().to_dense() if shard.grad.is_sparse else shard.grad
+    if options.get("sparse_gradient"):
+        # So that optimisers do not sort it again.
+        assert shard.grad.is_sparse and shard.grad.is_coalesced()
+    gradient = shard.grad.to_dense() if shard.grad.is_sparse else shard.grad
     return loss.detach(), queries.grad, gradient, temperature.grad if isinstance(temperature, torch.Tensor) else torch.zeros(())
 
 

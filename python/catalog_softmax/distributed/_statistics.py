@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..torch._tables import sparse_rows
+from ..torch._tables import _stays_coalesced, sparse_rows
 from ._agreement import agree, attempt
 from ._collectives import all_gather
 from ._local import Local
@@ -176,4 +176,6 @@ def _of_autograd(d_shard, shard: Tensor, sparse: bool) -> Tensor:
     if not sparse:
         return torch.zeros_like(shard) if d_shard is None else d_shard.to(shard.dtype)
     rows, values = (torch.empty(0, dtype=torch.int64), shard[:0]) if d_shard is None else d_shard
-    return sparse_rows(rows.to(shard.device), values.to(shard.dtype), shard)
+    gradient = sparse_rows(rows, values.to(shard.dtype), shard)
+    _stays_coalesced(shard, gradient)
+    return gradient

@@ -170,3 +170,19 @@ def gathered_without_reduce_scatter(group, *args):
         return gathered(group, *args)
     finally:
         dist.reduce_scatter_tensor = kept
+
+
+def compiled(group, queries, table, sizes, options):
+    """A step in a function that torch.compile traces."""
+    rank = dist.get_rank(group)
+
+    def loss_of(queries, shard):
+        return 2.0 * catalog_parallel_softmax_loss(torch.tanh(queries), shard, group=group, **options_of(options, sizes, rank))
+
+    results = []
+    for function in (loss_of, torch.compile(loss_of, backend="aot_eager")):
+        leaf, shard = queries.clone().requires_grad_(), part(table, sizes, rank).clone().requires_grad_()
+        loss = function(leaf, shard)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad, shard.grad))
+    return all(torch.equal(a, b) for a, b in zip(*results))

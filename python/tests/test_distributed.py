@@ -174,6 +174,11 @@ def test_the_same_call_twice_gives_the_same_bits(processes):
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
+def test_under_torch_compile(processes):
+    """The call stays out of the graphs."""
+    assert all(processes.call(2, sharded.compiled, QUERIES, TABLE, (30, 40), {"positives": integers(M, B, 6)}))
+
+
 def test_padding_may_hold_anything(processes):
     """Rows of weight 0 are left out before anything is looked at, and have gradient 0."""
     weight = torch.ones(B).index_fill(0, torch.tensor([0, 4]), 0.0)

@@ -23,10 +23,11 @@ def all_gather(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def gather_rows(tensor: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
-    """The rows of all ranks, one rank's after the other's. Rank r has ``sizes[r]``; shorter ones are padded on their way."""
+    """The rows of all ranks, one rank's after the other's, in memory of their own. Rank r has ``sizes[r]``; shorter ones are padded on their
+    way."""
     longest = max(sizes)
     if longest == 0:
-        return tensor
+        return tensor.clone()
     every = all_gather(_padded(tensor, longest), group)
     if min(sizes) == longest:
         return every.flatten(0, 1)

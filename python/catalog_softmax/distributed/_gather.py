@@ -5,10 +5,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..torch._ops import outside_of_graphs
 from ._agreement import agree, fingerprint
 from ._collectives import gather_rows, group_of, reduce_scatter_rows
 
 
+@outside_of_graphs
 def gather_queries(queries: Tensor, *, group=None, averaged: bool = False) -> Tensor:
     """The rows of all ranks, in their order: what catalogue-parallel losses take, of towers that each compute a part of the batch.
 
@@ -28,6 +30,7 @@ def gather_queries(queries: Tensor, *, group=None, averaged: bool = False) -> Te
     return _Replicated.apply(queries, sizes, group, float(len(sizes)) if averaged else 1.0)
 
 
+@outside_of_graphs
 def sum_over_ranks(values: Tensor, *, group=None) -> Tensor:
     """The sum over ranks, the same on every rank, for what each computes from its shard: pooled rows of a table, for example. What follows
     must be the same on every rank, as a catalogue-parallel loss is; so each rank has the whole gradient of the sum already, and passes it
@@ -49,7 +52,7 @@ class _Replicated(torch.autograd.Function):
     def forward(ctx, rows, sizes, group, factor):
         rank = dist.get_rank(group)
         ctx.start, ctx.rows, ctx.factor = sum(sizes[:rank]), sizes[rank], factor
-        return gather_rows(rows.detach(), sizes, group).clone()
+        return gather_rows(rows.detach(), sizes, group)
 
     @staticmethod
     @once_differentiable
@@ -64,7 +67,7 @@ class Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, sizes, group):
         ctx.sizes, ctx.group, ctx.dtype = sizes, group, rows.dtype
-        return gather_rows(rows.detach(), sizes, group).clone()
+        return gather_rows(rows.detach(), sizes, group)
 
     @staticmethod
     @once_differentiable

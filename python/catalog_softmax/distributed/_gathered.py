@@ -8,11 +8,13 @@ from torch import Tensor
 
 from ..torch._arguments import _check_length, embeddings, integers, numbers
 from ..torch._functional import Correction, Reduction, Similarity, _options, softmax_loss
+from ..torch._ops import outside_of_graphs
 from ._agreement import agree, attempt, fingerprint
 from ._collectives import gather_rows, group_of
 from ._gather import Gathered
 
 
+@outside_of_graphs
 def gathered_softmax_loss(
     queries: Tensor,
     candidates: Tensor,

@@ -4,11 +4,13 @@ import torch
 from torch import Tensor
 
 from ..torch._functional import Similarity, TopK, _pair, top_k
+from ..torch._ops import outside_of_graphs
 from ._agreement import agree, attempt, checksum, fingerprint
 from ._collectives import all_gather
 from ._shards import Shards, own_part
 
 
+@outside_of_graphs
 def catalog_parallel_top_k(
     queries: Tensor,
     table_shard: Tensor,

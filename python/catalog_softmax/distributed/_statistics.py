@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..torch._ops import outside_of_graphs
 from ..torch._tables import _stays_coalesced, sparse_rows
 from ._agreement import agree, attempt
 from ._collectives import all_gather
@@ -34,6 +35,7 @@ class Found(NamedTuple):
     problem: Problem
 
 
+@outside_of_graphs
 def statistics(queries: Tensor, table_shard: Tensor, positives: Tensor, group, given: Options, sink: list | None = None) -> Found:
     """``sink``: gets the shard's gradient, in float32, in place of autograd."""
     if is_dtensor(table_shard) and given.sparse_gradient:

@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 from .._optimizer import Optimizer
 from ..torch._arguments import raw, raw_embeddings
 from ..torch._functional import Correction, Pools, Similarity
+from ..torch._ops import outside_of_graphs
 from ..torch._update import _check_writable
 from ._agreement import agree, attempt
 from ._loss import loss_of
@@ -15,6 +16,7 @@ from ._shards import is_dtensor, own_part
 from ._statistics import statistics
 
 
+@outside_of_graphs
 def catalog_parallel_update(
     queries: Tensor,
     table_shard: Tensor,

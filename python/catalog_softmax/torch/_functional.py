@@ -358,16 +358,10 @@ def _run(name, args, sparse_gradient):
     return _outside_of_graphs(name, args) if sparse_gradient else getattr(torch.ops.catalog_softmax, name)(*args)
 
 
+@_ops.outside_of_graphs
 def _outside_of_graphs(name, args):
     """The size of a row-sparse gradient depends on data, and a traced backward has no sparse tensors."""
     return getattr(torch.ops.catalog_softmax, name)(*args)
-
-
-try:
-    # torch.compiler.disable without the import of torch._dynamo, which takes seconds.
-    _outside_of_graphs = torch._disable_dynamo(_outside_of_graphs)
-except AttributeError:
-    pass
 
 
 _ALLOWED = {

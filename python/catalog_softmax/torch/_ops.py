@@ -284,6 +284,15 @@ def refuse_transforms(*values):
         )
 
 
+def outside_of_graphs(function):
+    """torch.compile leaves calls of it out of its graphs."""
+    try:
+        # torch.compiler.disable without the import of torch._dynamo, which takes seconds.
+        return torch._disable_dynamo(function)
+    except AttributeError:
+        return function
+
+
 class _DirectLoss(torch.autograd.Function):
     """`softmax_loss` of one pool without the dispatcher, which takes longer than a small loss does (docs/python.md)."""
 

@@ -8,7 +8,7 @@ from .. import _core
 from .._optimizer import Optimizer
 from ._arguments import embeddings
 from ._functional import Correction, Pools, Similarity, _check_constants, _Extra, _options, _pair, _pools, _temperature
-from ._ops import refuse_transforms
+from ._ops import outside_of_graphs, refuse_transforms
 from ._table_arguments import TableArguments
 
 
@@ -92,15 +92,9 @@ def update_table(
     )
 
 
+@outside_of_graphs
 def _outside_of_graphs(*args):
     return _Update.apply(*args)
-
-
-try:
-    # torch.compiler.disable without the import of torch._dynamo, which takes seconds.
-    _outside_of_graphs = torch._disable_dynamo(_outside_of_graphs)
-except AttributeError:
-    pass
 
 
 class _Update(torch.autograd.Function):

@@ -28,4 +28,4 @@ done
 # Losses, modules and operators with the code for CUDA tensors.
 cd python/tests
 CUDA_EMULATOR_CC=90 "$VENV/bin/pytest" --quiet -W ignore --on-device -k "not 1000_steps" \
-    test_loss.py test_golden.py test_modules.py test_operator.py
+    test_loss.py test_golden.py test_modules.py test_operator.py test_distributed_alone.py

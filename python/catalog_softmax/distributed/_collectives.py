@@ -23,8 +23,8 @@ def all_gather(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def gather_rows(tensor: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
-    """The rows of all ranks, one rank's after the other's, in memory of their own. Rank r has ``sizes[r]``; shorter ones are padded on their
-    way."""
+    """The rows of all ranks, one rank's after the other's, in memory of their own. Rank r has ``sizes[r]``; shorter ones are padded on
+    their way."""
     longest = max(sizes)
     if longest == 0:
         return tensor.clone()

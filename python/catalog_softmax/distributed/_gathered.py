@@ -93,7 +93,7 @@ def gathered_softmax_loss(
     of_candidates = dict(log_q=log_q, candidate_ids=candidate_ids)
     _, error = attempt(lambda: _check(batch, of_candidates, reduction, symmetric and (in_batch, correction)))
     alike = fingerprint(
-        {**options, "temperature": float(temperature)}, reduction, symmetric, averaged,
+        {**options, "temperature": float(torch.as_tensor(temperature).detach())}, reduction, symmetric, averaged,
         sorted(name for name, tensor in of_candidates.items() if tensor is not None),
         queries.dtype, tuple(candidates.shape[1:]), torch.is_grad_enabled(), [x.requires_grad for x in (queries, candidates)],
     )

@@ -176,7 +176,7 @@ class Problem:
         """By name, what `agree` compares between ranks."""
         g, tensors = self.given, (self.row_weight, self.positive_weight, self.positive_log_q, self.row_negatives, self.row_negatives_log_q)
         shared = [] if self.whole_shard else [*self.candidate_rows, *self.log_q]
-        tau = self.tau if self.temperature is None else float(self.temperature)
+        tau = self.tau if self.temperature is None else float(self.temperature.detach())
         gradients = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (queries, self.temperature)]
         options = fingerprint(
             self.options, tau, gradients, queries.dtype, tuple(queries.shape), self.num_pairs, len(self.candidate_rows), self.has_log_q,

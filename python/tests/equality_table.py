@@ -3,6 +3,9 @@
 On 1, 2, 3 and 4 processes, in this order. Largest differences over three tables of unequal shards, an empty one among them: of rows' losses
 in float64, where the crate's float64 reference takes the place of its CPU backend on both sides; and with the CPU backend, of rows' losses,
 absolute, and of gradients, in units of the largest element of the gradient.
+
+"gathered" are losses with the candidates of all ranks, of a batch in unequal parts: the whole batch's loss in place of rows, and
+d_candidates in place of d_table.
 """
 
 import torch
@@ -29,6 +32,13 @@ LOSSES = {
 }
 SPLITS = {1: [(M,)], 2: [(1000, 2000), (0, M), (2999, 1)], 3: [(1000, 0, 2000), (1, 1, 2998), (1000, 1000, 1000)],
           4: [(0, 1500, 0, 1500), (700, 800, 701, 799), (1, 2, 3, 2994)]}
+GATHERED = {
+    "InfoNCE": ({}, {}),
+    "symmetric": ({"symmetric": True}, {}),
+    "logQ, ids": ({"correction": "logq"}, {"log_q": log_q(B, 1), "candidate_ids": integers(50, B, 2)}),
+    "corrected logQ": ({"correction": "corrected_logq"}, {"log_q": log_q(B, 1)}),
+}
+BATCHES = [(B,), (24, 40), (24, 0, 40), (1, 31, 20, 12)]
 
 
 def one_process(options, queries, table, double):
@@ -47,7 +57,29 @@ def main():
         for name, given in LOSSES.items():
             options = {"positives": integers(M, B, 8), "temperature": 0.1, "reduction": "none", **given}
             by_ranks = [largest_differences(processes, splits, options, queries, table) for splits in SPLITS.values()]
-            print(f"| {name} | " + " | ".join(", ".join(f"{x:.0e}" for x in column) for column in zip(*by_ranks)) + " |", flush=True)
+            print(line(name, zip(*by_ranks)), flush=True)
+        for name, given in GATHERED.items():
+            by_ranks = [gathered_differences(processes, sizes, given) for sizes in BATCHES]
+            print(line(f"gathered, {name}", ([], *zip(*by_ranks))), flush=True)
+
+
+def line(name, columns):
+    return f"| {name} | " + " | ".join(", ".join(f"{x:.0e}" for x in column) or "-" for column in columns) + " |"
+
+
+def gathered_differences(processes, sizes, given):
+    """Of the loss, d_queries and d_candidates in float32."""
+    batch = embeddings(B, D, 9), embeddings(B, D, 10)
+    options, of_candidates = given
+    leaves = [x.clone().requires_grad_() for x in batch]
+    one = softmax_loss(*leaves, temperature=0.1, **options, **of_candidates)
+    one.backward()
+    same = {"temperature": torch.tensor(0.1), **options}
+    found = processes.call(len(sizes), sharded.gathered, batch, (sizes, sizes), same, {}, of_candidates)
+    found = found[0][0], *(torch.cat([of_rank[place] for of_rank in found]) for place in (1, 2))
+    wanted = one.detach(), *(leaf.grad for leaf in leaves)
+    scales = 1.0, *(float(gradient.abs().max()) for gradient in wanted[1:])
+    return [float((mine - x).abs().max()) / scale for mine, x, scale in zip(found, wanted, scales)]
 
 
 def largest_differences(processes, splits, options, queries, table):

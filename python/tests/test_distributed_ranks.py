@@ -239,6 +239,25 @@ def test_bytes_of_gathered_losses(processes, dtype):
         assert of("all_reduce") == [32] and of("reduce_scatter_tensor") == [4 * 2 * longest * D]
 
 
+def test_bytes_of_symmetric_losses(processes):
+    sizes, options = (3, 5), {"temperature": torch.tensor(0.1), "symmetric": True}
+    for found in processes.call(2, counted, sharded.gathered, (QUERIES, TABLE[:B]), (sizes, sizes), options, {}, {}):
+        of = lambda name: sorted(bytes for kind, bytes in found if kind == name)
+        assert of("all_gather_into_tensor") == [24, 5 * D * 4, 5 * D * 4]
+        assert of("all_reduce") == [32] and of("reduce_scatter_tensor") == [4 * 2 * 5 * D] * 2
+
+
+def test_bytes_of_an_update(processes):
+    for found in processes.call(3, counted, sharded.updates, QUERIES, TABLE, SIZES, "sgd", {"positives": POSITIVES}, 1):
+        of = lambda name: sorted(bytes for kind, bytes in found if kind == name)
+        assert of("all_gather_into_tensor") == [8, 8, 48, 8 * (3 * B + 1)] and of("all_reduce") == [4 * B * D]
+
+
+def test_bytes_of_gathered_queries(processes):
+    for found in processes.call(3, counted, gathered_queries_of_ranks):
+        assert found == [("all_gather_into_tensor", 24), ("all_gather_into_tensor", 4 * 5 * D)]
+
+
 def test_bytes_of_a_search(processes):
     for k, width in ((3, 3), (25, 12)):
         for found in processes.call(3, counted, sharded.search, QUERIES, TABLE, SIZES, k, {}):

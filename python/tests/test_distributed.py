@@ -60,6 +60,10 @@ def cases():
             "positives": integers(1, B, 1) + M - 1, "row_negatives": integers(20, B * 3, 31).reshape(B, 3), "sparse_gradient": True,
         },
         "positives and negatives elsewhere": {"positives": positives % 2 + M - 2, "candidate_rows": pool % 20},
+        "no row with a positive": {
+            "positives": positives[:2], "positive_offsets": torch.tensor([0, 2] + [2] * (B - 1)), "row_negatives": rows, "table_ids": ids,
+            "row_weight": torch.ones(B).index_fill(0, torch.tensor([0]), 0.0), "sparse_gradient": True,
+        },
         "no row counts": {"positives": positives, "row_weight": torch.zeros(B)},
     }
 
@@ -109,7 +113,7 @@ def test_loss_and_gradients(processes, name, similarity):
     options = options_of(name, similarity)
     if similarity == "dot" and "false_negative_ratio" in options:
         pytest.skip("a ratio is for cosine alone")
-    if name == "no row counts":
+    if name in ("no row counts", "no row with a positive"):
         pytest.skip("the reference has no graph then: test_formulas_are_exact")
     for sizes in SPLITS if similarity == "cosine" else SPLITS[1::2]:
         found = joined(processes.call(len(sizes), sharded.step, QUERIES, TABLE, sizes, options))
@@ -188,6 +192,16 @@ def test_padding_may_hold_anything(processes):
     found = joined(processes.call(2, sharded.step, queries, TABLE, (30, 40), {"positives": positives, "row_weight": weight}))
     wanted = joined(processes.call(2, sharded.step, QUERIES, TABLE, (30, 40), {"positives": positives, "row_weight": weight}))
     assert all(torch.equal(a, b) for a, b in zip(found, wanted)) and (found[1][[0, 4]] == 0).all()
+
+
+def test_rows_without_positives_have_an_lse(processes):
+    options = {"positives": torch.zeros(0, dtype=torch.int64), "positive_offsets": torch.zeros(B + 1, dtype=torch.int64)}
+    q, table = QUERIES.clone().requires_grad_(), TABLE.clone().requires_grad_()
+    sharded.z_loss(row_statistics(q, table=table, **options)).backward()
+    for sizes in SPLITS[1:]:
+        found = processes.call(len(sizes), sharded.own_loss, QUERIES, TABLE, sizes, options)
+        for mine, wanted in ((found[0][0], q.grad), (torch.cat([shard for _, shard in found]), table.grad)):
+            assert (mine - wanted).abs().max() <= 2e-6 * wanted.abs().max()
 
 
 def test_nan_spoils_its_row_alone(processes):

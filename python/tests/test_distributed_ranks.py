@@ -62,6 +62,8 @@ def test_other_arguments_that_differ(processes):
     ({"table_shard": TABLE[:5].bfloat16()}, "table_shard"),
     ({"positives": POSITIVES[:3]}, "positives has length 3; rule: length 8"),
     ({"similarity": "euclidean"}, "similarity"),
+    ({"positives": None}, "positives is missing"),
+    ({"queries": QUERIES[:0]}, "queries has shape (0, 5)"),
     ({"correction": "logq"}, "log_q is missing"),
     ({"log_q": log_q(12, 4)}, "rule: a correction"),
     ({"table_ids": torch.arange(3)}, "table_ids has length 3; rule: length 12"),

@@ -113,6 +113,8 @@ def gathered_softmax_loss(
 
     own, error = attempt(loss_of_own_rows)
     total, rows, weight = _totals(own, error, batch, group)
+    if rows == 0:
+        raise ValueError("queries has 0 rows on every rank; rule: at least 1 row on one of them")
     factor = float(len(sizes)) if averaged else 1.0
     if reduction == "none":
         return _Whole.apply(own, own.detach(), factor)

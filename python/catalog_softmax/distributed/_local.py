@@ -27,7 +27,7 @@ class Local:
             positive_embeddings = shard.new_zeros((problem.num_pairs, shard.shape[1]))
             positive_embeddings[self.owned] = shard[self.own_rows]
         self.positive_embeddings = positive_embeddings
-        self.computes = len(shard) > 0 and len(problem.positives) + problem.num_rows > 0 and self._num_rows() > 0
+        self.computes = len(shard) > 0 and self._num_rows() > 0
         g = problem.given
         extra = (g.candidate_rows, problem.row_negatives, problem.offsets, g.false_negative_margin, g.false_negative_ratio)
         self.on_device = is_on_device(shard) and all(x is None for x in extra)
@@ -70,8 +70,12 @@ class Local:
                 queries, [shard], None, self.positive_embeddings, [ids], self.log_q, self.positive_ids, None, *self.excluded, None, *scores
             )
         g = problem.given
+        positives, positive_embeddings, positive_ids = None, self.positive_embeddings, self.positive_ids
+        if problem.num_pairs == 0:
+            # The core takes no empty embeddings. Rows without a positive have an lse all the same, and positives may be no row of a table.
+            positives, positive_embeddings, positive_ids = problem.positives, None, None
         return (
-            queries, [], None, self.positive_embeddings, [], self.log_q, self.positive_ids, None, *self.excluded, None, shard,
+            queries, [], positives, positive_embeddings, [], self.log_q, positive_ids, None, *self.excluded, None, shard,
             problem.table_ids, self.candidate_rows, self.row_negatives, self.row_negatives_log_q, problem.offsets, None,
             g.false_negative_margin, g.false_negative_ratio, *scores,
         )
@@ -113,6 +117,7 @@ class Local:
 
     def _with_positives(self, d_shard, d_positives: Tensor):
         """Rows of the shard that are positives have both gradients, added in the order of the positives."""
+        d_positives = d_positives.reshape(len(self.own_rows), self.positive_embeddings.shape[1])
         if isinstance(d_shard, Tensor) and d_shard.layout == torch.strided:
             return add_rows(d_shard, self.own_rows, d_positives)
         rows, places = torch.unique(torch.cat([d_shard._indices()[0], self.own_rows]), return_inverse=True)

@@ -46,11 +46,15 @@ class Problem:
 
     def __init__(self, queries: Tensor, shard: Tensor, positives: Tensor, given: Options):
         device = queries.device
+        if positives is None:
+            raise ValueError("positives is missing; rule: (B) rows of the whole table, or (P) with positive_offsets")
         refuse_transforms(queries, shard, given.temperature)
         _arguments.embeddings(queries, "queries", device), _arguments.embeddings(shard, "table_shard", device)
         if queries.dtype != shard.dtype or queries.shape[1] != shard.shape[1]:
             found, rule = (f"{x.dtype} with {x.shape[1]} columns" for x in (shard, queries))
             raise ValueError(f"table_shard is {found}; rule: {rule}, as queries")
+        if queries.numel() == 0:
+            raise ValueError(f"queries has shape {tuple(queries.shape)}; rule: rows >= 1 and dim >= 1")
         self.given = given
         self.options = _options(similarity=given.similarity, correction=given.correction, reduction=given.reduction).split()
         self.temperature, self.tau = _temperature(given.temperature)

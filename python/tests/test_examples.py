@@ -9,7 +9,7 @@ EXAMPLES = os.path.join(os.path.dirname(__file__), "..", "examples")
 
 def run(*arguments):
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=EXAMPLES, check=True, timeout=120, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(command, cwd=EXAMPLES, check=True, timeout=300, stdout=subprocess.PIPE, text=True).stdout
 
 
 def test_sasrec_prints_a_table_and_beats_chance(tmp_path):

@@ -298,6 +298,11 @@ impl<T: Real> Matrix<T> {
         &self.values[row * self.dim..(row + 1) * self.dim]
     }
 
+    /// Zeros of a shape.
+    pub(crate) fn zeros(rows: usize, dim: usize) -> Self {
+        Matrix { values: vec![T::default(); rows * dim], rows, dim }
+    }
+
     /// The elements in single precision.
     pub(crate) fn to_f32(&self) -> Matrix<f32> {
         let values = self.values.iter().map(|&value| value.into() as f32).collect();

@@ -13,6 +13,7 @@
 //! loss.rs, filter.rs           the options of a loss
 //! epilogue.rs                  from a row's statistics to its loss
 //! statistics.rs                what a call asks for, and each row's statistics with their one merge
+//! merge.rs                     statistics of several sets of candidates as those of all
 //! output.rs, plan.rs           losses and gradients; tiles and bytes
 //! ```
 //!
@@ -26,6 +27,7 @@ pub(crate) mod epilogue;
 pub(crate) mod filter;
 pub(crate) mod hardest;
 pub(crate) mod loss;
+pub(crate) mod merge;
 pub(crate) mod output;
 pub(crate) mod plan;
 pub(crate) mod pool;

@@ -71,6 +71,24 @@ pub enum Error {
         /// Its `CUresult`.
         code: i32,
     },
+    /// A [`Collective`](crate::sharded::Collective) that failed. It fails on all ranks.
+    #[error("{collective} failed on rank {rank}: {reason}")]
+    Collective {
+        /// The operation, such as `all_gather`.
+        collective: &'static str,
+        /// The rank on which this error is returned.
+        rank: usize,
+        /// What happened, and which ranks are at fault where that is known.
+        reason: String,
+    },
+    /// Another rank returned an error, so this rank has no result either.
+    #[error("rank {rank} returned an error: {error}")]
+    OtherRank {
+        /// The first rank that returned an error.
+        rank: usize,
+        /// Its error, as text.
+        error: String,
+    },
 }
 
 /// Why a device cannot be used.

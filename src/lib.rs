@@ -122,6 +122,7 @@ pub mod negatives;
 pub mod optimizer;
 mod problem;
 mod saved;
+pub mod sharded;
 pub mod temperature;
 
 /// Half-precision numbers: the elements of [`Embeddings`] may be `half::f16` or `half::bf16`.

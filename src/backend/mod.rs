@@ -304,7 +304,11 @@ fn checked<'a, S: Stream + ?Sized>(stream: &S, batch: &'a Batch<'a>, loss: &'a L
 }
 
 /// Whether there is a place for gradients if and only if they are asked for, and whether options of gradients apply.
-fn check_request<T: Real>(batch: &Batch<'_>, request: Request, gradients: Option<&Gradients<T>>) -> Result<()> {
+pub(crate) fn check_request<T: Real>(
+    batch: &Batch<'_>,
+    request: Request,
+    gradients: Option<&Gradients<T>>,
+) -> Result<()> {
     match (request.gradients, gradients) {
         (true, None) => return Err(missing("gradients", "the request is for gradients: say where they go")),
         (false, Some(_)) => return Err(does_not_apply("gradients", "the request is for none")),
@@ -321,7 +325,7 @@ fn check_request<T: Real>(batch: &Batch<'_>, request: Request, gradients: Option
 }
 
 /// The rules about a batch whose table is stepped.
-fn check_update(batch: &Batch<'_>, request: Request, table: &TableMut<'_>) -> Result<()> {
+pub(crate) fn check_update(batch: &Batch<'_>, request: Request, table: &TableMut<'_>) -> Result<()> {
     const OF_SHAPE: &str = "update is given the table: build the batch by Batch::of_table with Table::of_shape";
     let Some(of_batch) = &batch.matrix.table else { return Err(missing("table", OF_SHAPE)) };
     if of_batch.embeddings.is_some() {
@@ -367,7 +371,7 @@ fn one_direction<S: Stream + ?Sized>(
 }
 
 /// The mean over both directions: candidate `positives[i]` is row i of the swapped batch's query i.
-fn average_directions<T: crate::Real>(batch: &Batch<'_>, output: &mut Output<T>, swapped: &Output<T>) {
+pub(crate) fn average_directions<T: crate::Real>(batch: &Batch<'_>, output: &mut Output<T>, swapped: &Output<T>) {
     let Positives::Index(positives) = &batch.positives else { return };
     for (row, &positive) in positives.iter().enumerate() {
         output.loss[row] = 0.5 * (output.loss[row] + swapped.loss[positive as usize]);

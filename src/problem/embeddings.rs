@@ -226,6 +226,9 @@ pub trait Real:
 {
     /// Rounds to this type.
     fn from_f64(value: f64) -> Self;
+    /// Numbers of this type as a [`Collective`](crate::sharded::Collective) takes them.
+    #[doc(hidden)]
+    fn numbers(values: &mut [Self]) -> Numbers<'_>;
     #[doc(hidden)]
     fn widen_f32(from: &[f32], to: &mut [Self]);
     #[doc(hidden)]
@@ -244,6 +247,9 @@ impl Real for f32 {
     fn from_f64(value: f64) -> f32 {
         value as f32
     }
+    fn numbers(values: &mut [f32]) -> Numbers<'_> {
+        Numbers::F32(values)
+    }
     fn widen_f32(from: &[f32], to: &mut [f32]) {
         to.copy_from_slice(from);
     }
@@ -261,6 +267,9 @@ impl Real for f64 {
     fn from_f64(value: f64) -> f64 {
         value
     }
+    fn numbers(values: &mut [f64]) -> Numbers<'_> {
+        Numbers::F64(values)
+    }
     fn widen_f32(from: &[f32], to: &mut [f64]) {
         for (to, from) in to.iter_mut().zip(from) {
             *to = f64::from(*from);
@@ -275,6 +284,30 @@ impl Real for f64 {
         for (to, from) in to.iter_mut().zip(from) {
             *to = from.to_f64();
         }
+    }
+}
+
+/// Numbers that a [`Collective`](crate::sharded::Collective) sums in place.
+#[derive(Debug)]
+pub enum Numbers<'a> {
+    /// Single precision.
+    F32(&'a mut [f32]),
+    /// Double precision.
+    F64(&'a mut [f64]),
+}
+
+impl Numbers<'_> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Numbers::F32(v) => v.len(),
+            Numbers::F64(v) => v.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 

@@ -46,7 +46,16 @@ impl Loss {
     }
 
     pub(crate) fn checked_epilogue<T>(&self, batch: &Batch<'_>, statistics: &RowStatistics<T>) -> Epilogue {
-        let upstream = self.upstream(batch);
+        self.epilogue_times(self.upstream(batch), batch, statistics)
+    }
+
+    /// The same of a batch whose reduction spans more rows than its own: `upstream` multiplies each weighted row.
+    pub(crate) fn epilogue_times<T>(
+        &self,
+        upstream: f64,
+        batch: &Batch<'_>,
+        statistics: &RowStatistics<T>,
+    ) -> Epilogue {
         let rows = || Vec::with_capacity(batch.num_queries());
         let pairs = || Vec::with_capacity(batch.num_positives());
         let (loss, probability, d_lse, d_positive) = (rows(), pairs(), rows(), pairs());
@@ -108,7 +117,7 @@ struct PairLoss {
 
 /// `weight · x`, and 0 where the weight is 0: what has no weight is absent, whatever its value. 0 · NaN must not enter a
 /// sum.
-fn times(weight: f64, x: f64) -> f64 {
+pub(crate) fn times(weight: f64, x: f64) -> f64 {
     if weight == 0.0 { 0.0 } else { weight * x }
 }
 

@@ -78,7 +78,7 @@ impl<T: Real> Matrix<T> {
         RowSparse { rows: rows.to_vec(), values: Matrix { values, rows: rows.len(), dim: self.dim } }
     }
 
-    fn add(&mut self, other: &Matrix<T>) {
+    pub(crate) fn add(&mut self, other: &Matrix<T>) {
         for (a, b) in self.values.iter_mut().zip(&other.values) {
             *a = T::from_f64((*a).into() + (*b).into());
         }

@@ -222,7 +222,7 @@ impl Problem {
         self.batch_over(self.table.as_ref().map(|table| table_view(table, self.dim, padding)), padding)
     }
 
-    /// The batch of a step that `Backend::update` takes: it knows the shape of its table alone.
+    /// The batch of a step that `Backend::update` or `Sharded` takes: it knows the shape of its table alone.
     pub fn update_batch(&self) -> Result<Batch<'_>> {
         let table = self.table.as_ref().expect("an update steps a table");
         let of_shape = Table::of_shape(self.table_rows(), self.dim, table.embeddings.dtype());
@@ -230,6 +230,7 @@ impl Problem {
             Some(ids) => of_shape.ids(ids),
             None => of_shape,
         };
+        let of_shape = if table.gradient { of_shape } else { of_shape.without_gradient() };
         self.batch_over(Some(of_shape), 0)
     }
 

@@ -46,6 +46,8 @@ mod collective;
 mod elements;
 mod gathered;
 mod message;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod part;
 mod pools;
 mod threads;
@@ -71,6 +73,8 @@ use collective::gather_results;
 pub use collective::{Collective, Numbers};
 use elements::Received;
 pub use gathered::Gathered;
+#[cfg(feature = "nccl")]
+pub use nccl::Nccl;
 use part::Part;
 pub use threads::Threads;
 

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use super::arrays::from_slices;
+use super::pages::ask_for_huge_pages;
 use super::shape::MatrixShape;
 use crate::error::{Argument, Result, shape};
 
@@ -349,6 +350,7 @@ impl<T: Real> Matrix<T> {
         self.dim = dim;
         if self.values.len() != rows * dim {
             self.values = vec![T::default(); rows * dim];
+            ask_for_huge_pages(&mut self.values);
         }
     }
 }

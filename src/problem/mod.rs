@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! embeddings.rs                matrices of embeddings, borrowed and owned
+//! pages.rs                     huge pages for large matrices
 //! arrays.rs                    ids, indices, offsets, and the rules about their lengths
 //! shape.rs                     the rules about shapes, for host and device memory alike
 //! pool.rs, table.rs            candidates: matrices of their own, or rows of a table; negatives of a row's own
@@ -29,6 +30,7 @@ pub(crate) mod hardest;
 pub(crate) mod loss;
 pub(crate) mod merge;
 pub(crate) mod output;
+pub(crate) mod pages;
 pub(crate) mod plan;
 pub(crate) mod pool;
 pub(crate) mod positives;

@@ -90,7 +90,7 @@ impl<'a> ScoreMatrix<'a> {
     }
 
     /// The pools, each with the index over all pools of its first candidate.
-    pub(crate) fn pools_with_start(&self) -> impl Iterator<Item = (usize, &Pool<'a>)> {
+    pub(crate) fn pools_with_start(&self) -> impl Iterator<Item = (usize, &Pool<'a>)> + Clone {
         let mut start = 0;
         self.pools.iter().enumerate().map(move |(index, pool)| {
             let first = start;

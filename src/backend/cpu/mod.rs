@@ -23,6 +23,7 @@ mod rows;
 mod search;
 mod table;
 mod tile;
+mod uses;
 
 use std::sync::Mutex;
 
@@ -45,8 +46,9 @@ use kernels::Place;
 use masks::Masks;
 use pairs::PairData;
 use rows::{RowTasks, write_or_add};
-use table::{TableOut, TableUses};
+use table::TableOut;
 use tile::{BackInputs, CandidateTile, Columns, PartOut, Scratch, TileJob, Units};
+use uses::TableUses;
 
 /// The CPU backend. Runs on the current rayon pool and keeps its workspace between calls.
 ///
@@ -74,7 +76,7 @@ struct Workspace {
     /// Per row: what the stream back multiplies by and shifts by.
     coefficients: Vec<f32>,
     lse: Vec<f32>,
-    table_uses: TableUses,
+    table_uses: Vec<TableUses>,
     scratch: Mutex<Vec<Scratch>>,
     /// (K) per split and row: what a search found there.
     found: Vec<best::Key>,
@@ -149,7 +151,6 @@ impl Stream for Cpu {
             }
             return Ok(());
         }
-        self.workspace.table_uses.gather(batch);
         let out = TableOut::Gradient { to: &mut gradients.d_table, request };
         self.table_gradient(batch, loss, d_positive, out);
         Ok(())
@@ -172,7 +173,6 @@ impl Stream for Cpu {
         self.pool_gradients(&here, loss, request, d_positive, gradients);
         gradients.d_table = None;
         // From here on rows of the table are read and written stretch by stretch; the queries and the positives are copies.
-        self.workspace.table_uses.gather(batch);
         let step = TableOut::Step(optimizer.begin(table)?);
         self.table_gradient(batch, loss, d_positive, step);
         Ok(())

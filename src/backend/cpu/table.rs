@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use super::kernels::{ChainRule, Normalize, add_scaled, coefficient, row_dot};
 use super::pairs::PairData;
 use super::tile::{BackInputs, CandidateTile, Columns, Scratch, TileJob};
+use super::uses::{TableUses, is_whole, row_of};
 use super::{Borrowed, Cpu, plan, resize, split_off};
 use crate::optimizer::Stretch;
 use crate::problem::batch::Batch;
@@ -26,133 +27,10 @@ use crate::problem::embeddings::prefetch;
 use crate::problem::loss::{Loss, Similarity};
 use crate::problem::output::{RowSparse, TableGradient};
 use crate::problem::pool::Candidates;
-use crate::problem::positives::Positives;
 use crate::problem::statistics::Request;
 
 /// Uses of rows whose queries are asked for ahead: they are scattered over the batch.
 const USES_AHEAD: usize = 8;
-
-/// Who names which row of the table. Each list is ascending: the row in the upper 32 bits, and below it which candidate
-/// (index over all pools), which negative (place in the (B, K) array), or which pair.
-#[derive(Debug, Default)]
-pub(super) struct TableUses {
-    candidates: Vec<u64>,
-    own: Vec<u64>,
-    pairs: Vec<u64>,
-    /// The rows that are named, each once. Empty where a pool is the whole table.
-    rows: Vec<u32>,
-    /// Where a list is sorted into.
-    sorted: Vec<u64>,
-}
-
-fn entry(row: usize, index: usize) -> u64 {
-    (row as u64) << 32 | index as u64
-}
-
-fn row_of(entry: u64) -> u32 {
-    (entry >> 32) as u32
-}
-
-impl TableUses {
-    pub(super) fn gather(&mut self, batch: &Batch<'_>) {
-        let matrix = &batch.matrix;
-        self.candidates.clear();
-        self.candidates.reserve_exact(batch.num_candidates());
-        for (start, pool) in matrix.pools_with_start().filter(|(_, pool)| pool.gradient) {
-            if let Candidates::Rows(rows) = pool.candidates {
-                self.candidates.extend((0..rows.len()).map(|j| entry(rows.at(j), start + j)));
-            }
-        }
-        self.own.clear();
-        if let Some(negatives) = &matrix.row_negatives {
-            self.own.reserve_exact(negatives.rows.len());
-            let places = 0..negatives.rows.len();
-            self.own.extend(places.filter_map(|place| Some(entry(negatives.by_index(place)?, place))));
-        }
-        self.pairs.clear();
-        if let Positives::Rows(rows) = &batch.positives {
-            self.pairs.extend(rows.iter().enumerate().map(|(pair, &row)| entry(row as usize, pair)));
-        }
-        let table_rows = matrix.table.as_ref().map_or(0, |table| table.shape.rows);
-        for list in [&mut self.candidates, &mut self.own, &mut self.pairs] {
-            sort_by_row(list, &mut self.sorted, table_rows);
-        }
-        self.rows.clear();
-        if !is_whole(batch) {
-            self.merge_rows();
-        }
-    }
-
-    /// The rows that any of the lists names.
-    fn merge_rows(&mut self) {
-        let mut lists = [&self.candidates[..], &self.own, &self.pairs];
-        while let Some(row) = lists.iter().filter_map(|list| list.first()).map(|&first| row_of(first)).min() {
-            self.rows.push(row);
-            for list in &mut lists {
-                let uses = list.iter().take_while(|&&entry| row_of(entry) == row).count();
-                *list = &list[uses..];
-            }
-        }
-    }
-
-    /// Bytes of the lists.
-    pub(super) fn bytes(batch: &Batch<'_>) -> usize {
-        let Some(table) = &batch.matrix.table else { return 0 };
-        let uses = Self::most(batch);
-        // The list of rows grows while they are counted, and so it doubles. The others are as long as they need to be; one
-        // more is what the longest of them is sorted into.
-        let rows = uses.min(table.shape.rows).next_power_of_two().max(4);
-        2 * uses * size_of::<u64>() + 2 * rows * size_of::<u32>()
-    }
-
-    /// Bytes of a row-sparse gradient, at most.
-    pub(super) fn gradient_bytes(batch: &Batch<'_>) -> usize {
-        let rows = batch.matrix.table.as_ref().map_or(0, |table| table.shape.rows);
-        Self::most(batch).min(rows) * (batch.dim() * size_of::<f32>() + size_of::<u32>())
-    }
-
-    /// The largest number of uses of rows.
-    fn most(batch: &Batch<'_>) -> usize {
-        let own = batch.matrix.row_negatives.map_or(0, |negatives| negatives.rows.len());
-        batch.num_candidates() + own + batch.num_positives()
-    }
-}
-
-/// Sorts a list whose lower halves ascend: digit by digit of the row, the least first, so that uses of one row stay in
-/// their order (least-significant-digit radix sort).
-fn sort_by_row(list: &mut [u64], sorted: &mut Vec<u64>, table_rows: usize) {
-    const DIGIT: u32 = 11;
-    sorted.clear();
-    sorted.resize(list.len(), 0);
-    let digit = |entry: u64, shift: u32| (entry >> shift) as usize % (1 << DIGIT);
-    let row_bits = table_rows.next_power_of_two().ilog2();
-    let (mut from, mut to) = (&mut *list, sorted.as_mut_slice());
-    let digits = (32..32 + row_bits).step_by(DIGIT as usize);
-    let odd = digits.len() % 2 == 1;
-    for shift in digits {
-        let mut places = [0usize; 1 << DIGIT];
-        from.iter().for_each(|&entry| places[digit(entry, shift)] += 1);
-        let mut start = 0;
-        for place in &mut places {
-            start += std::mem::replace(place, start);
-        }
-        for &entry in from.iter() {
-            let place = &mut places[digit(entry, shift)];
-            to[*place] = entry;
-            *place += 1;
-        }
-        std::mem::swap(&mut from, &mut to);
-    }
-    if odd {
-        list.copy_from_slice(sorted);
-    }
-}
-
-/// Whether a pool with gradient is the whole table: then every row has a gradient.
-fn is_whole(batch: &Batch<'_>) -> bool {
-    let whole = |pool: &crate::problem::pool::Pool<'_>| matches!(pool.candidates, Candidates::WholeTable);
-    batch.matrix.pools.iter().any(|pool| pool.gradient && whole(pool))
-}
 
 /// The part of an ascending list that names rows of a stretch.
 fn within<'l>(list: &'l [u64], rows: &TableRows<'_>) -> &'l [u64] {
@@ -162,7 +40,7 @@ fn within<'l>(list: &'l [u64], rows: &TableRows<'_>) -> &'l [u64] {
     &list[from..to]
 }
 
-/// The rows of a stretch, ascending.
+/// The rows of a stretch, ascending. They are in one part of the table.
 #[derive(Clone)]
 enum TableRows<'a> {
     Range(Range<u32>),
@@ -240,14 +118,15 @@ struct TableJob<'a> {
     back: BackInputs<'a>,
     batch: &'a Batch<'a>,
     pairs: &'a PairData,
-    uses: &'a TableUses,
+    /// Of each part of the table.
+    uses: &'a [TableUses],
 }
 
 impl Cpu {
-    /// The gradient of the batch's table, from what `prepare`, `row_gradients` and `TableUses::gather` left in the
-    /// workspace.
+    /// The gradient of the batch's table, from what `prepare` and `row_gradients` left in the workspace.
     pub(super) fn table_gradient(&mut self, batch: &Batch<'_>, loss: &Loss, d_positive: &[f64], out: TableOut<'_>) {
         let plan = plan::plan(batch, loss.symmetric, Request::value_and_grad());
+        TableUses::gather(&mut self.workspace.table_uses, batch, plan.block_n);
         let (tiles, back, scratch) = self.workspace.back(self.arch, batch, loss, plan, d_positive);
         let (pairs, uses) = (&self.workspace.pairs, &self.workspace.table_uses);
         let job = TableJob { tiles, back, batch, pairs, uses };
@@ -285,10 +164,16 @@ impl<'a> TableJob<'a> {
     fn stretches(&self) -> Vec<TableRows<'a>> {
         let (block, m) = (self.tiles.plan.block_n, self.table_rows());
         if !is_whole(self.batch) {
-            return self.uses.rows.chunks(block).map(TableRows::Listed).collect();
+            return self.uses.iter().flat_map(|part| part.rows.chunks(block)).map(TableRows::Listed).collect();
         }
         let range = |start: usize| TableRows::Range(start as u32..(start + block).min(m) as u32);
         (0..m).step_by(block).map(range).collect()
+    }
+
+    /// The uses of the part that a stretch is in.
+    fn uses_of(&self, rows: &TableRows<'_>) -> &'a TableUses {
+        let part = self.uses.iter().find(|uses| uses.part.contains(&(rows.at(0) as usize)));
+        part.expect("a stretch is a piece of a part")
     }
 
     fn dense<'o>(
@@ -401,7 +286,7 @@ impl<'a> TableJob<'a> {
     /// Pools by reference: tiles of the candidates that are rows of the stretch.
     fn add_pools_by_reference(&self, scratch: &mut Scratch, table: &mut TableScratch, rows: &TableRows<'_>) {
         let dim = self.batch.dim();
-        for candidates in within(&self.uses.candidates, rows).chunks(self.tiles.plan.block_n) {
+        for candidates in within(&self.uses_of(rows).candidates, rows).chunks(self.tiles.plan.block_n) {
             let mut position = 0;
             table.positions.clear();
             table.positions.extend(candidates.iter().map(|&entry| {
@@ -457,7 +342,8 @@ impl NullaryFnOnce for NamedRows<'_, '_> {
 
     #[inline(always)]
     fn call(self) {
-        let TableJob { tiles, batch, pairs, uses, back } = self.job;
+        let TableJob { tiles, batch, pairs, back, .. } = self.job;
+        let uses = self.job.uses_of(self.rows);
         let (dim, gamma) = (batch.dim(), tiles.scale.1 as f32);
         let TableScratch { units, inverse_norm, d, .. } = self.table;
         let mut position = 0;
@@ -501,23 +387,6 @@ impl NullaryFnOnce for NamedRows<'_, '_> {
                 let q = tiles.queries.row(pairs.rows[pair] as usize);
                 add_scaled(&mut d[position * dim..(position + 1) * dim], gamma * back.d_positive[pair] as f32, q);
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{entry, sort_by_row};
-
-    #[test]
-    fn lists_are_sorted_whatever_the_number_of_rows() {
-        for table_rows in [1usize, 2, 3, 2047, 2048, 2049, 1 << 22, (1 << 31) - 1] {
-            let row = |i: usize| (i * 0x9e37_79b9) % table_rows;
-            let mut list: Vec<u64> = (0..5000).map(|i| entry(row(i), i)).chain([entry(table_rows - 1, 5000)]).collect();
-            let mut expected = list.clone();
-            expected.sort_unstable();
-            sort_by_row(&mut list, &mut Vec::new(), table_rows);
-            assert!(list == expected, "{table_rows} rows");
         }
     }
 }

@@ -2,12 +2,15 @@
 """A model of a training step over several GPUs: bytes sent, floating-point operations, memory, and which of them takes longest.
 
     python3 scripts/scaling.py
+    python3 scripts/scaling.py --check docs/scaling.md
 
-It prints the tables of docs/scaling.md. Nothing here was measured on a GPU: the rates below are data sheets' and the kernels' floor
+The first prints the tables of docs/scaling.md, and the second fails where that page has others. Nothing here was measured on a GPU: the rates below are data sheets' and the kernels' floor
 of docs/benchmarks.md, so each time is the least that the hardware allows, and real steps take longer.
 """
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 TENSOR = 790e12
 """bf16 operations a second of an H200's tensor cores at the clock of docs/benchmarks.md."""
@@ -92,12 +95,9 @@ def size(count):
     return f"10^{exponent}" if count == 10**exponent else f"{count:,.0f}"
 
 
-def print_table(head, rows):
-    print("| " + " | ".join(head) + " |")
-    print("|" + "---|" * len(head))
-    for row in rows:
-        print("| " + " | ".join(str(cell) for cell in row) + " |")
-    print()
+def table(head, rows):
+    line = lambda cells: "| " + " | ".join(str(cell) for cell in cells) + " |"
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
 
 
 def catalogue_rows():
@@ -139,9 +139,21 @@ def crossings():
 def main():
     memory = ["memory of a rank, GB", "without the gradient of the table"]
     head = ["N", "D", "B", "ranks", "compute, ms", "sent by a rank, MB", "sending, ms", "over", *memory]
-    print_table(head, catalogue_rows())
-    print_table(["D", "B", "ranks", "compute, ms", "sent by a rank, MB", *(f"over {link}, ms" for link in LINKS)], gathered_rows())
-    print_table(["link", "catalogue: rows of a shard", "everybody's negatives: queries of a rank"], crossings())
+    tables = [
+        table(["link", "catalogue: rows of a shard", "everybody's negatives: queries of a rank"], crossings()),
+        table(head, catalogue_rows()),
+        table(["D", "B", "ranks", "compute, ms", "sent by a rank, MB", *(f"over {link}, ms" for link in LINKS)], gathered_rows()),
+    ]
+    match sys.argv[1:]:
+        case []:
+            print("\n\n".join(tables))
+        case ["--check", page]:
+            text = Path(page).read_text()
+            missing = [found.splitlines()[0] for found in tables if found not in text]
+            if missing:
+                sys.exit(f"{page} has another table than this script prints: {missing[0]}")
+        case _:
+            sys.exit(__doc__)
 
 
 if __name__ == "__main__":

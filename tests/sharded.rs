@@ -9,20 +9,18 @@ use catalog_softmax_testing::generate_tables::{
     CORRECTIONS, FILTERS, FilterKind, PoolKind, PositiveKind, REDUCTIONS, TableConfig, table_configs,
 };
 use catalog_softmax_testing::problem::{PoolRows, PositiveData, Problem};
+use catalog_softmax_testing::shards::{all_steps, check, on_ranks, results, row_sparse, sharded, shards_of};
 use catalog_softmax_testing::step::Step;
 use catalog_softmax_testing::tolerance::Expected;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-#[path = "sharded/common.rs"]
-mod common;
 #[path = "sharded/failures.rs"]
 mod failures;
 #[path = "sharded/gathered.rs"]
 mod gathered;
 #[path = "sharded/steps.rs"]
 mod steps;
-use common::{all_steps, check, on_ranks, results, row_sparse, sharded, shards_of};
 
 /// The largest error in float64, as a share of the terms of an element times the condition of its row: two orders of
 /// summation differ by some ε for each term, and ε is 2.2e-16.

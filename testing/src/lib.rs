@@ -20,6 +20,7 @@ pub mod properties;
 pub mod samplers;
 pub mod scales;
 pub mod seeded;
+pub mod shards;
 pub mod statistics;
 pub mod step;
 pub mod tolerance;

@@ -8,7 +8,7 @@ use catalog_softmax::{
     Result, Similarity, Table,
 };
 
-use super::common::{TIMEOUT, on_ranks};
+use catalog_softmax_testing::shards::{TIMEOUT, on_ranks};
 
 const DIM: usize = 4;
 

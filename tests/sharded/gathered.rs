@@ -11,7 +11,7 @@ use catalog_softmax_testing::scales::Scale;
 use catalog_softmax_testing::step::Step;
 use catalog_softmax_testing::tolerance::{Expected, Tensor, compare, tensors};
 
-use super::common::on_ranks;
+use catalog_softmax_testing::shards::on_ranks;
 
 /// Two orders of summation in float64, as a share of an element's terms times the condition of its row.
 const FLOAT64: f64 = 1e-12;

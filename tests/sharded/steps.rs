@@ -8,7 +8,7 @@ use catalog_softmax::{
 use catalog_softmax_testing::generate_tables::{PositiveKind, TableConfig};
 use catalog_softmax_testing::problem::{Problem, Storage};
 
-use super::common::{on_ranks, shards_of};
+use catalog_softmax_testing::shards::{on_ranks, shards_of};
 
 /// A table with repeated rows, so that scores tie within shards and across them.
 fn problem(dtype: DType) -> Problem {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use crate::problem::{Problem, Storage};
+use crate::step::Step;
+use crate::tolerance::{Expected, Tensor, compare, tensors};
 use catalog_softmax::sharded::{Sharded, Threads};
 use catalog_softmax::{Backend, Gradients, Matrix, Output, Real, Request, Result, RowSparse, TableGradient};
-use catalog_softmax_testing::problem::{Problem, Storage};
-use catalog_softmax_testing::step::Step;
-use catalog_softmax_testing::tolerance::{Expected, Tensor, compare, tensors};
 
 /// Longer than any operation takes, and short enough to wait for where a test fails.
 pub const TIMEOUT: Duration = Duration::from_secs(60);

@@ -150,7 +150,8 @@ fn table_problems() -> Vec<Problem> {
     };
     let large =
         TableConfig { b: 40, rows: 100_000, pools: vec![PoolKind::Rows(300)], dtype: DType::Bf16, ..own.clone() };
-    let wide = TableConfig { b: 70, rows: 1_000, dim: 600, positives: PositiveKind::One, ..own.clone() };
+    // Rows enough for tasks that both threads take, on a busy machine, too.
+    let wide = TableConfig { b: 400, rows: 1_000, dim: 600, positives: PositiveKind::One, ..own.clone() };
     let narrow = TableConfig { b: 3, dim: 1, ..own.clone() };
     let mut problems: Vec<Problem> =
         [own, both, catalogue, large, wide, narrow].iter().map(TableConfig::problem).collect();

@@ -39,10 +39,10 @@ def arguments():
     return parser.parse_args()
 
 
-def build(profile):
-    """The example, with kernels as PTX, and the folder of the emulated driver."""
+def build(profile, example="measure"):
+    """An example, with kernels as PTX, and the folder of the emulated driver."""
     environment = {**os.environ, "CATALOG_SOFTMAX_CUDA_ARCHS": "compute_80,compute_90a", "CATALOG_SOFTMAX_REQUIRE_NVCC": "1"}
-    command = ["cargo", "build", "--profile", profile, "--example", "measure", "--message-format=json-render-diagnostics"]
+    command = ["cargo", "build", "--profile", profile, "--example", example, "--message-format=json-render-diagnostics"]
     lines = run(command, environment).splitlines()
     executables = [message["executable"] for message in map(json.loads, lines) if message.get("executable")]
     driver = run([ROOT / "emulator/scripts/build.sh"], {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target/emulator")})
@@ -66,7 +66,7 @@ def count(args, executable, driver, capability, ids, history):
         environment = {"CUDA_EMULATOR_COUNT": str(file), "CUDA_EMULATOR_CC": str(capability), "LD_LIBRARY_PATH": libraries}
         run([str(part) for part in command], {**os.environ, **environment})
         lines = [line.split("\t") for line in file.read_text().splitlines()[1:]]
-    return {kernel: (int(launches) / steps, int(instructions) / steps) for kernel, launches, instructions in lines}
+    return {kernel: (int(launches) / steps, int(instructions) / steps) for kernel, launches, instructions, *_ in lines}
 
 
 def main():

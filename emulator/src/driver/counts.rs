@@ -1,4 +1,4 @@
-//! CUDA_EMULATOR_COUNT=1 or a file's name: launches and executed instructions of each kernel, said when the process ends.
+//! CUDA_EMULATOR_COUNT=1 or a file's name: launches, executed instructions and moved bytes of each kernel, said when the process ends.
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -8,11 +8,12 @@ use super::config::Counts;
 use super::note;
 use super::state::{config, lock};
 use crate::exec::Work;
+use crate::exec::traffic::Bytes;
 
 #[derive(Default)]
 struct Count {
     launches: u64,
-    instructions: u64,
+    work: Work,
 }
 
 static COUNTED: Mutex<BTreeMap<String, Count>> = Mutex::new(BTreeMap::new());
@@ -35,14 +36,16 @@ pub fn add(kernel: &str, work: Work) {
         None => counted.entry(kernel.to_string()).or_default(),
     };
     count.launches += 1;
-    count.instructions += work.instructions;
+    count.work.instructions += work.instructions;
+    count.work.bytes.add(work.bytes);
 }
 
 /// A line for each kernel, with tabs between the columns.
 fn table(counted: &BTreeMap<String, Count>) -> String {
-    let mut text = String::from("kernel\tlaunches\tinstructions\n");
-    for (kernel, Count { launches, instructions }) in counted {
-        let _ = writeln!(text, "{kernel}\t{launches}\t{instructions}");
+    let mut text = String::from("kernel\tlaunches\tinstructions\tloaded\tfetched\tstored\n");
+    for (kernel, Count { launches, work: Work { instructions, bytes } }) in counted {
+        let Bytes { loaded, fetched, stored } = bytes;
+        let _ = writeln!(text, "{kernel}\t{launches}\t{instructions}\t{loaded}\t{fetched}\t{stored}");
     }
     text
 }
@@ -66,10 +69,12 @@ mod tests {
 
     #[test]
     fn a_line_for_each_kernel() {
+        let bytes = Bytes { loaded: 64, fetched: 32, stored: 96 };
         let counted = BTreeMap::from([
-            ("b".to_string(), Count { launches: 2, instructions: 300 }),
-            ("a".to_string(), Count { launches: 1, instructions: 7 }),
+            ("b".to_string(), Count { launches: 2, work: Work { instructions: 300, bytes: Bytes::default() } }),
+            ("a".to_string(), Count { launches: 1, work: Work { instructions: 7, bytes } }),
         ]);
-        assert_eq!(table(&counted), "kernel\tlaunches\tinstructions\na\t1\t7\nb\t2\t300\n");
+        let head = "kernel\tlaunches\tinstructions\tloaded\tfetched\tstored\n";
+        assert_eq!(table(&counted), format!("{head}a\t1\t7\t64\t32\t96\nb\t2\t300\t0\t0\t0\n"));
     }
 }

@@ -4,6 +4,7 @@ use super::decode::Address;
 use super::float::{Bf16, F16, Half, add_odd, flush};
 use super::instr::{Access, Atom, AtomOp, CpAsync, Order, Row, Ty, Where};
 use super::machine::{LOCAL_WINDOW, Machine, SHARED_WINDOW, WINDOW_MASK};
+use super::traffic::Way;
 use super::warp::{Registers, Warp};
 use crate::races::{self, Kind, Touch};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
@@ -104,6 +105,9 @@ fn kind_of(order: Order, weak: Kind) -> Kind {
 pub fn load(m: &mut Machine, w: &mut Warp, i: &Access, mask: u32) -> Result<(), String> {
     let at = addresses(&w.regs, &i.address);
     let bytes = i.width * i.data.len() as u32;
+    if i.order != Order::Constant {
+        m.moves(Way::Load, i.place, mask, &at, bytes as u64);
+    }
     if m.cluster.races.is_some() && i.order != Order::Constant {
         touch(m, w, i.place, (mask, &at, bytes), kind_of(i.order, Kind::Read), |_, _| false)?;
         if i.order.is_strong() {
@@ -206,6 +210,7 @@ pub fn store(m: &mut Machine, w: &mut Warp, i: &Access, mask: u32) -> Result<(),
     let width = i.width as usize;
     let bytes = width * i.data.len();
     let base = w.regs.base();
+    m.moves(Way::Store, i.place, mask, &at, bytes as u64);
     if m.cluster.races.is_some() {
         let unchanged = |m: &mut Machine, l: usize| holds(m, i.place, at[l], &stored(i, base, l)[..bytes]);
         touch(m, w, i.place, (mask, &at, bytes as u32), kind_of(i.order, Kind::Write), unchanged)?;
@@ -238,6 +243,7 @@ pub fn atomic(m: &mut Machine, w: &mut Warp, i: &Atom, mask: u32) -> Result<(), 
     let at = addresses(&w.regs, &i.address);
     let width = i.ty.bits() as u64 / 8;
     let all = width * i.src.len() as u64;
+    m.moves(Way::Update, i.place, mask, &at, all);
     if m.cluster.races.is_some() {
         touch(m, w, i.place, (mask, &at, all as u32), Kind::Atomic, |_, _| false)?;
         races::publish(m, w.id, mask, i.place, &at, i.order, true);
@@ -400,6 +406,10 @@ pub struct Copies {
 pub fn copy_async(m: &mut Machine, w: &mut Warp, i: &CpAsync, mask: u32) -> Result<(), String> {
     let (dst, src) = (addresses(&w.regs, &i.dst), addresses(&w.regs, &i.src));
     let ignored = i.ignore.map_or(0, |p| w.regs.pred(p));
+    // Lanes that copy nothing read nothing, and all others as much.
+    let read = lanes(mask & !ignored).filter(|&l| i.source_bytes.is_none_or(|row| w.regs.get32(row, l) > 0));
+    let read = read.fold(0, |read, l| read | 1 << l);
+    m.moves(Way::Load, Where::Global, read, &src, i.bytes as u64);
     for l in lanes(mask) {
         let done = issue(m, w, i, l, dst[l], src[l], ignored >> l & 1 != 0);
         if let Err(e) = done {

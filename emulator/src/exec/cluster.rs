@@ -4,10 +4,12 @@ use super::instr::{Fill, Program, Special};
 use super::interpret::{self, Failure};
 use super::machine::Machine;
 use super::shared::Shared;
+use super::traffic::{Bytes, Traffic};
 use super::warp::{Group, Registers, Warp};
 use crate::memory::{Region, View};
 use crate::races;
 use crate::{Fault, LaunchDims};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -33,6 +35,8 @@ pub struct Launch<'a> {
     pub stop: AtomicBool,
     /// Instructions that warps have executed; those of a cluster are added at the end of its slice.
     pub instructions: AtomicU64,
+    /// There when bytes are counted; those of a cluster are added as its instructions are.
+    pub traffic: Option<Mutex<Bytes>>,
     /// None: warps take turns in order. Else the seed of a shuffled order with turns of random length.
     pub seed: Option<u64>,
     /// There when races are looked for: the history of global memory.
@@ -81,6 +85,8 @@ pub struct Cluster {
     pub hopper: super::hopper::ClusterState,
     /// There when races are looked for.
     pub races: Option<Box<races::Races>>,
+    /// There when bytes are counted.
+    pub traffic: Option<Box<Traffic>>,
 }
 
 pub struct Block {
@@ -123,7 +129,8 @@ impl Cluster {
         let races = l.races.as_ref().map(|global| {
             Box::new(races::Races::new(global, n, blocks.len(), blocks[0].threads, blocks[0].shared.end()))
         });
-        Cluster { blocks, random, hopper: Default::default(), races }
+        let traffic = l.traffic.as_ref().map(|_| Box::default());
+        Cluster { blocks, random, hopper: Default::default(), races, traffic }
     }
 
     fn draw(&mut self) -> u64 {
@@ -153,6 +160,9 @@ impl Cluster {
         let mut instructions = 0;
         let slice = self.rounds(l, &mut instructions);
         l.instructions.fetch_add(instructions, Relaxed);
+        if let (Some(all), Some(mine)) = (&l.traffic, &mut self.traffic) {
+            all.lock().unwrap().add(std::mem::take(&mut mine.bytes));
+        }
         slice
     }
 

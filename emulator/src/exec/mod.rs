@@ -5,7 +5,7 @@
 //! `interpret` (the loop), `cluster` (CTAs and the scheduler), `shared` (shared memory with its shadow),
 //! `machine` (what an instruction may reach: memory, own CTA, cluster peers), `alu`, `float`, `convert`, `access`
 //! (loads, stores, atomics, cp.async), `collective` (shuffles, votes, barriers), `matrix` (mma, ldmatrix),
-//! `hopper` (mbarrier, bulk copies, wgmma, clusters).
+//! `hopper` (mbarrier, bulk copies, wgmma, clusters), `traffic` (bytes that are moved).
 //!
 //! Addresses. Global: host addresses. 32-bit shared addresses: byte offset in the low 24 bits; high 8 bits 0 for
 //! the thread's own CTA, else 1 + CTA rank in the cluster (what mapa gives). Generic windows: see `machine`.
@@ -34,6 +34,7 @@ pub mod machine;
 mod matrix;
 mod opcode;
 pub mod shared;
+pub mod traffic;
 pub mod warp;
 
 use crate::memory::Memory;
@@ -154,6 +155,8 @@ pub struct Options {
     pub seed: Option<u64>,
     /// CUDA_EMULATOR_RACES
     pub races: RaceCheck,
+    /// Whether bytes are counted.
+    pub traffic: bool,
 }
 
 /// What the race detector takes for an order.
@@ -179,7 +182,7 @@ impl Options {
             Some(1) => RaceCheck::On,
             Some(_) => RaceCheck::ByTheLetter,
         };
-        Options { seed: number("CUDA_EMULATOR_SEED"), races }
+        Options { seed: number("CUDA_EMULATOR_SEED"), races, traffic: false }
     }
 }
 
@@ -189,6 +192,8 @@ pub struct Work {
     /// PTX instructions, each counted once for a warp's lanes that executed it together, lanes whose guard was false
     /// included, as a multiprocessor issues them. One that waits counts when it is done, not each time it is looked at.
     pub instructions: u64,
+    /// Of global memory; 0 where nobody asked.
+    pub bytes: traffic::Bytes,
 }
 
 /// Runs a grid as the environment says. `params` is packed by the offsets of `Kernel::params`.
@@ -239,11 +244,13 @@ pub fn launch_with(
         limit: Duration::from_secs(seconds),
         stop: AtomicBool::new(false),
         instructions: AtomicU64::new(0),
+        traffic: options.traffic.then(Mutex::default),
         seed: options.seed,
         races: races::Global::of(options.races),
     };
     run_all(&launch)?;
-    Ok(Work { instructions: launch.instructions.load(Relaxed) })
+    let bytes = launch.traffic.map(|bytes| bytes.into_inner().unwrap()).unwrap_or_default();
+    Ok(Work { instructions: launch.instructions.load(Relaxed), bytes })
 }
 
 /// The launch's geometry if the kernel can have it.

@@ -3,6 +3,7 @@
 use super::super::decode::Address;
 use super::super::instr::Row;
 use super::super::machine::Machine;
+use super::super::traffic::Way;
 use super::super::warp::{Flow, Warp};
 use super::{barrier, lanes, shared_address, wide_address};
 use crate::hopper::reduce::{self, Operation};
@@ -315,11 +316,13 @@ fn land(m: &mut Machine, copy: Inbound) -> Result<(), String> {
         Source::Tensor(map, at) => {
             let mut read = |at: u64, out: &mut [u8]| {
                 races::global_by(m, &copy.issuer, at, out.len(), Kind::Read)?;
+                m.moves_bulk(Way::Load, at, out.len());
                 m.read_global(at, out)
             };
             map.load(at, &mut read).map(|rows| map.scatter(to, &rows, &mut data))
         }
         Source::Global(at) => {
+            m.moves_bulk(Way::Load, *at, data.len());
             races::global_by(m, &copy.issuer, *at, data.len(), Kind::Read).and_then(|()| m.read_global(*at, &mut data))
         }
         Source::Shared(from, at) => {
@@ -367,6 +370,7 @@ impl Store {
         for (at, data) in self.runs.replace(Vec::new()).unwrap_or_default() {
             let kind = if reduction.is_some() { Kind::Atomic } else { Kind::Write };
             races::global_by(m, &self.issuer, at, data.len(), kind)?;
+            m.moves_bulk(if reduction.is_some() { Way::Update } else { Way::Store }, at, data.len());
             match reduction {
                 None => m.write_global(at, &data).map_err(|e| format!("bulk store: {e}"))?,
                 Some((op, kind)) => {

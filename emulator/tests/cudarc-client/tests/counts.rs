@@ -34,8 +34,10 @@ fn launch_with(count: &str) -> String {
 /// Launches and instructions of the only kernel in a table.
 fn only_line(table: &str) -> (u64, u64) {
     let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split('\t').collect()).collect();
-    assert_eq!(lines[0], ["kernel", "launches", "instructions"]);
+    assert_eq!(lines[0], ["kernel", "launches", "instructions", "loaded", "fetched", "stored"]);
     assert_eq!((lines.len(), lines[1][0]), (2, "store_at"));
+    // Of each launch, the lanes of a warp store 32 numbers side by side.
+    assert_eq!(lines[1][3..], ["0", "0", "384"]);
     (lines[1][1].parse().unwrap(), lines[1][2].parse().unwrap())
 }
 

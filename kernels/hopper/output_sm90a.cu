@@ -1,7 +1,7 @@
 // Expected negatives and gradients of candidates on Hopper, for rows of up to 256 elements of 16 bits:
 //
 //   EXPECTED   x = queries,    y = candidates     max, sum, and O_x = Σ_y 2^(z_xy − max_x) y.factor · y
-//   GRADIENT   x = candidates, y = queries        O_x = Σ_y 2^(z_xy − max_x) y.factor · y          (terms.cuh says what factor and bias hold)
+//   GRADIENT   x = candidates, y = queries        O_x = Σ_y 2^(z_xy − max_x) y.factor · y        (terms.cuh says what factor and bias hold)
 //
 // Shapes: x and y of `dim` elements, by tensor maps; a result for each split and row of x, as in stream_sm80.cu.
 //

@@ -118,7 +118,8 @@ struct PipelineStorage {
 
 // What the tile of `present` streamed rows from `first_y` on holds; looked for by a whole warp.
 template <Mode MODE, int BLOCK_X, int BLOCK_Y, typename Term>
-__device__ __forceinline__ uint32_t tile_flags(const StreamParams& p, const Term* terms, uint32_t first_x, uint32_t first_y, uint32_t present,
+__device__ __forceinline__ uint32_t tile_flags(const StreamParams& p, const Term* terms, uint32_t first_x, uint32_t first_y,
+                                               uint32_t present,
                                                int lane) {
     constexpr bool X_IS_QUERIES = MODE != Mode::GRADIENT;
     bool special = false, is_spoiled = false;

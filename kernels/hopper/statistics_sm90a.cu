@@ -1,6 +1,6 @@
 // Row statistics on Hopper, for rows of up to 256 elements of 16 bits:
 //
-//   z_ij = (q_i · c_j) · q.scale · c.scale + c.bias                (units of log 2)         max_i = max_j z_ij,  sum_i = Σ_j 2^(z_ij − max_i)
+//   z_ij = (q_i · c_j) · q.scale · c.scale + c.bias              (units of log 2)         max_i = max_j z_ij,  sum_i = Σ_j 2^(z_ij − max_i)
 //
 // Shapes: queries (x) and candidates (y) of `dim` elements, by tensor maps; a result for each split and query, as in stream_sm80.cu.
 //

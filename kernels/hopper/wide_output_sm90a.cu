@@ -68,7 +68,8 @@ __device__ __forceinline__ void produce(const WideParams& h, Storage& shared) {
                            P_BYTES, full);
             for (uint32_t box = first_box; box < first_box + BOXES / PAIR; ++box) {
                 ptx::tma_load_multicast(ptx::smem_address(shared.y[place.index]) + box * BOX_BYTES, &h.y_map,
-                                        first_column + box * COLUMNS_PER_BOX, h.y_first * WIDE_BLOCK_Y + chunk * PANEL_CHUNK_ROWS, full, BOTH);
+                                        first_column + box * COLUMNS_PER_BOX, h.y_first * WIDE_BLOCK_Y + chunk * PANEL_CHUNK_ROWS, full,
+                                         BOTH);
             }
             place.advance();
         }

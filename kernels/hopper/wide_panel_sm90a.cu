@@ -2,11 +2,11 @@
 //
 //   P_xy = 2^(z_xy − m) y.factor,  m = ⌈max of z_xy over y of the tile⌉ − headroom,  sum = Σ_y of the tile 2^(z_xy − m)
 //
-//   EXPECTED   x = queries,    y = candidates          GRADIENT   x = candidates, y = queries          (terms.cuh says what z and factor hold)
+//   EXPECTED   x = queries,    y = candidates        GRADIENT   x = candidates, y = queries         (terms.cuh says what z and factor hold)
 //
-// Shapes: x and y of `dim` elements, by tensor maps; P, m and sum of the launch's rows and tiles as wide_params.h says. wide_output_sm90a.cu
-// multiplies the panel with Y. Storing it costs 2 bytes a pair, to a cache that holds most of it, where computing scores again for each
-// 256 columns of the output would cost 2·dim flops.
+// Shapes: x and y of `dim` elements, by tensor maps; P, m and sum of the launch's rows and tiles as wide_params.h says.
+// wide_output_sm90a.cu multiplies the panel with Y. Storing it costs 2 bytes a pair, to a cache that holds most of it, where computing
+// scores again for each 256 columns of the output would cost 2·dim flops.
 //
 // Method, cost: wide_scores.cuh. A tile's probabilities are relative to a power of two of its own, so that tiles need no order, 16
 // bits hold what matters of each, and moving them to a common reference is exact. The rows' largest m so far, over all tiles, is kept

@@ -1,6 +1,6 @@
 // Row statistics of wide rows (more than 256 elements of 16 bits) on Hopper:
 //
-//   z_ij = (q_i · c_j) · q.scale · c.scale + c.bias                (units of log 2)         max_i = max_j z_ij,  sum_i = Σ_j 2^(z_ij − max_i)
+//   z_ij = (q_i · c_j) · q.scale · c.scale + c.bias              (units of log 2)         max_i = max_j z_ij,  sum_i = Σ_j 2^(z_ij − max_i)
 //
 // Shapes, numerics, determinism: as in statistics_sm90a.cu, for any dim. A result for each split and query, where each of a pair of
 // blocks has a split of its own. Method, cost: wide_scores.cuh.

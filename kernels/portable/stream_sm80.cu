@@ -21,16 +21,14 @@
 // [1] By a ring of buffers (tile_stream.cuh).
 // [2] Only tiles that may hold a masked pair look for them (tile_mask.cuh). With a false-negative filter these are all tiles: a pair
 //     above its query's bound is masked, too (score.cuh).
-// [3] Where the caller bounds z (p.online == 0), m is 0, as biases hold the shift, and nothing is rescaled. A row's columns are spread over
-//     four lanes, whose sums meet at the end.
+// [3] Where the caller bounds z (p.online == 0), m is 0, as biases hold the shift, and nothing is rescaled. Four lanes share a row.
 // [4] Y comes a second time, its columns [first, first + OUTPUT_CHUNKS chunks) only: blockIdx.z is the slice of columns.
 //     P is multiplied by y.factor, rounded to Y's type (f32: split in two, fragments.cuh) and never leaves registers.
 //
-// Numerics: products and sums in f32. P of 16-bit types is rounded relative to the row's maximum; in f16, m is 14 less
-// where there is an output (HEADROOM in score.cuh). Sums run in the order of tiles: results are bitwise reproducible
-// and independent of the grid but for the splits, which merge.cuh merges in order.
-// Cost of a tile: 2·128·64·D flops, as many again with an output; 128·64 exponentials; from L2 64·D elements, with an
-// output twice, and 128·D where X does not fit.
+// Numerics: products and sums in f32. P of 16-bit types is rounded relative to the row's maximum; in f16, m is 14 less where there is an
+// output (HEADROOM in score.cuh). Sums run in the order of tiles: results are bitwise reproducible and independent of the grid but for
+// the splits, which merge.cuh merges in order.
+// Cost of a tile: 2·128·64·D flops and 64·D elements from L2, twice that with an output; 128·D more where X does not fit; 128·64 exp2.
 // Tests: tests/gpu.rs, against the float64 reference.
 #include "portable/tile_stream.cuh"
 
@@ -209,7 +207,8 @@ struct Stream : TileStream<Element, MODE, OUTPUT_CHUNKS> {
 
     // [3]
     template <int COUNT>
-    __device__ __forceinline__ void rescale(const float (&z)[8][4], const Tile& tile, RowState& state, Detail& detail, float (&o)[COUNT][4]) {
+    __device__ __forceinline__ void rescale(const float (&z)[8][4], const Tile& tile, RowState& state, Detail& detail,
+                                            float (&o)[COUNT][4]) {
         float factor[2];
         const float before[2] = {state.max[0], state.max[1]};
         tile.advance_max(z, HAS_OUTPUT ? HEADROOM<Element> : 0.0f, state, factor);

@@ -48,7 +48,9 @@ __device__ __forceinline__ void bounds(const BoundsParams& p) {
 }  // namespace
 
 #define BOUNDS(type, element)                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(BLOCK_ROWS* WARP) bounds_##type(const __grid_constant__ BoundsParams p) { bounds<element>(p); }
+    extern "C" __global__ void __launch_bounds__(BLOCK_ROWS* WARP) bounds_##type(const __grid_constant__ BoundsParams p) { \
+        bounds<element>(p);                                                                                            \
+    }
 
 BOUNDS(f16, __half)
 BOUNDS(bf16, __nv_bfloat16)

@@ -46,14 +46,17 @@ __device__ __forceinline__ void check_log_q(const EpilogueParams& p, uint64_t pa
 }
 
 __device__ __forceinline__ void check_weight(const EpilogueParams& p, uint64_t pair) {
-    if (p.positive_weight && !(p.positive_weight[pair] >= 0.0f && isfinite(p.positive_weight[pair]))) report_fault(p.fault, FAULT_POSITIVE_WEIGHT, pair);
+    if (p.positive_weight && !(p.positive_weight[pair] >= 0.0f && isfinite(p.positive_weight[pair]))) {
+        report_fault(p.fault, FAULT_POSITIVE_WEIGHT, pair);
+    }
 }
 
 // weight · x, and 0 where the weight is 0, whatever x is: 0 · NaN must not enter a sum.
 __device__ __forceinline__ double weighted(double weight, double x) { return weight == 0.0 ? 0.0 : weight * x; }
 
 // Of a pair whose positive has the score `positive`.
-__device__ __forceinline__ double pair_loss(const EpilogueParams& p, const RowStatistics& statistics, double positive, uint64_t pair, double& a) {
+__device__ __forceinline__ double pair_loss(const EpilogueParams& p, const RowStatistics& statistics, double positive, uint64_t pair,
+                                            double& a) {
     a = 0.0;
     if (statistics.num_negatives == 0) return 0.0;
     const double log_q = p.positive_log_q ? double(p.positive_log_q[pair]) : 0.0;

@@ -68,7 +68,8 @@ __device__ __forceinline__ void merge_rank(const StatisticsParams& p, uint64_t p
 // Of a pair, in natural units.
 __device__ __forceinline__ double positive_score(const StatisticsParams& p, uint64_t pair) { return double(p.positive_z[pair]) * LN_2; }
 
-__device__ __forceinline__ RowStatistics finish_statistics(const StatisticsParams& p, const MergedRow& merged, uint64_t rows, uint64_t row) {
+__device__ __forceinline__ RowStatistics finish_statistics(const StatisticsParams& p, const MergedRow& merged, uint64_t rows,
+                                                           uint64_t row) {
     RowStatistics statistics;
     const bool empty = merged.masked == p.candidates;
     const double lse = isnan(merged.sum) ? merged.sum : (double(merged.max) + log2(merged.sum)) * LN_2;

@@ -20,7 +20,8 @@ __device__ __forceinline__ const T* positive_row(const QueryGradientParams& p, u
 }
 
 template <typename T>
-__device__ __forceinline__ void positive_gradient(const QueryGradientParams& p, uint32_t dim, uint64_t pair, uint32_t lane, const T* q, float unit_q) {
+__device__ __forceinline__ void positive_gradient(const QueryGradientParams& p, uint32_t dim, uint64_t pair, uint32_t lane, const T* q,
+                                                  float unit_q) {
     const T* positive = positive_row<T>(p, pair);
     const float unit_p = p.cosine ? p.positive_inverse_norm[pair] : 1.0f, d_positive = static_cast<float>(p.d_positive[pair]);
     float q_p = 0.0f, p_p = 0.0f;

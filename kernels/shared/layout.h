@@ -55,5 +55,7 @@ constexpr int PANEL_STEPS = PANEL_CHUNK_ROWS / 16;
 constexpr int STEP_BYTES = 32 * UNIT_BYTES;
 constexpr int SLAB_BYTES = PANEL_STEPS * STEP_BYTES;
 
-__host__ __device__ constexpr uint64_t panel_slab(uint64_t chunk, uint64_t slab, uint64_t slabs) { return (chunk * slabs + slab) * SLAB_BYTES; }
+__host__ __device__ constexpr uint64_t panel_slab(uint64_t chunk, uint64_t slab, uint64_t slabs) {
+    return (chunk * slabs + slab) * SLAB_BYTES;
+}
 __host__ __device__ constexpr uint32_t slab_fragment(uint32_t step, uint32_t lane) { return step * STEP_BYTES + lane * UNIT_BYTES; }

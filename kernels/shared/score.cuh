@@ -115,7 +115,8 @@ struct ScoreTile {
             const uint32_t x = row + e / 2 * 8, y = first_column + column;
             if (x >= p.x_rows || y >= p.y_rows) continue;
             const float scale = terms[column].scale;
-            const float sim = X_IS_QUERIES ? similarity(dots[n][e], rows[e / 2].scale, scale) : similarity(dots[n][e], scale, rows[e / 2].scale);
+            const float of_row = rows[e / 2].scale;
+            const float sim = X_IS_QUERIES ? similarity(dots[n][e], of_row, scale) : similarity(dots[n][e], scale, of_row);
             if (sim > p.bounds[X_IS_QUERIES ? x : y]) above[e / 2] |= 1u << (2 * n + e % 2);
         }
 #pragma unroll

@@ -75,7 +75,8 @@ struct TileMask {
             if (index < p.y_rows) {
                 const Hits hits = p.hits[index];
                 if (overlaps(hits, first_row, 16)) {
-                    rejecting = uint32_t(rejecting_rows(p.rows_of_keys, p.rows_capacity, hits, first_row / ROWS_OF_KEY) >> first_row % ROWS_OF_KEY) & 0xffff;
+                    const uint64_t rows = rejecting_rows(p.rows_of_keys, p.rows_capacity, hits, first_row / ROWS_OF_KEY);
+                    rejecting = uint32_t(rows >> first_row % ROWS_OF_KEY) & 0xffff;
                 }
             }
             const uint32_t hit = __ballot_sync(~0u, rejecting != 0);

@@ -1,6 +1,6 @@
 // Gradients of rows that several things name: rows of a table, and candidates of which a query has several as positives.
 //
-//   finish_table   dĉ_r = gamma (Σ_s 2^max_s output_s + Σ parts + Σ d_lse q_ik q̂_i + Σ d_positive q̂);   cosine: dc = (dĉ − ĉ (ĉ·dĉ)) / |c|
+//   finish_table  dĉ_r = gamma (Σ_s 2^max_s output_s + Σ parts + Σ d_lse q_ik q̂_i + Σ d_positive q̂);   cosine: dc = (dĉ − ĉ (ĉ·dĉ)) / |c|
 //
 // over the splits of a pool whose candidate the row is, the pools' candidates by reference, the (i, k) whose own negative it is, and the
 // pairs whose positive it is. Own negatives are scored again beside their row (own_score.cuh).
@@ -78,7 +78,8 @@ __device__ __forceinline__ void add_splits(float (&sums)[EACH], const FinishTabl
 
 // d_lse · u_q · q_ik of the own negative at `place`; 0 where it is none.
 template <typename T>
-__device__ __forceinline__ float own_coefficient(const FinishTableParams& p, const T* c, float unit, const Hits& hits, uint32_t place, uint32_t lane) {
+__device__ __forceinline__ float own_coefficient(const FinishTableParams& p, const T* c, float unit, const Hits& hits, uint32_t place,
+                                                 uint32_t lane) {
     const uint32_t query = place / p.own.per_row;
     const ColumnTerm& column = p.columns[query];
     if (column.bias == -INFINITY || rejects(p.own.keys, hits, query)) return 0.0f;
@@ -87,8 +88,8 @@ __device__ __forceinline__ float own_coefficient(const FinishTableParams& p, con
 }
 
 template <typename T>
-__device__ __forceinline__ void add_own(float (&sums)[EACH], const FinishTableParams& p, const T* c, float unit, const Hits& hits, const Range& range,
-                                        uint32_t first, uint32_t lane) {
+__device__ __forceinline__ void add_own(float (&sums)[EACH], const FinishTableParams& p, const T* c, float unit, const Hits& hits,
+                                        const Range& range, uint32_t first, uint32_t lane) {
     for (uint64_t use = range.first; use < range.end; ++use) {
         const uint32_t place = user(p.uses, use, p.uses.first_own);
         float coefficient;
@@ -103,7 +104,8 @@ __device__ __forceinline__ void add_own(float (&sums)[EACH], const FinishTablePa
 }
 
 template <typename T>
-__device__ __forceinline__ void add_pairs(float (&sums)[EACH], const FinishTableParams& p, const Range& range, uint32_t first, uint32_t lane) {
+__device__ __forceinline__ void add_pairs(float (&sums)[EACH], const FinishTableParams& p, const Range& range, uint32_t first,
+                                          uint32_t lane) {
     for (uint64_t use = range.first; use < range.end; ++use) {
         const uint32_t pair = user(p.uses, use, p.uses.first_pair), query = p.pair_rows ? p.pair_rows[pair] : pair;
         const float d_positive = static_cast<float>(p.d_positive[pair]);

@@ -29,7 +29,8 @@ struct Numbers {
 
 // By a warp: its negatives. Returns how many of them are masked.
 template <typename T>
-__device__ __forceinline__ uint32_t score_all(const OwnNegatives& own, uint64_t* fault, const Numbers& numbers, uint32_t row, uint32_t warp, uint32_t lane) {
+__device__ __forceinline__ uint32_t score_all(const OwnNegatives& own, uint64_t* fault, const Numbers& numbers, uint32_t row, uint32_t warp,
+                                             uint32_t lane) {
     const T* query = query_row<T>(own, row);
     uint32_t masked = 0;
     for (uint32_t k = warp; k < own.per_row; k += BLOCK_ROWS) {

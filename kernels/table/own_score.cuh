@@ -39,8 +39,8 @@ struct OwnScore {
 
 // Of the negative at `place` of the (queries, per_row) array, which is a row of inverse norm `unit`.
 template <typename T>
-__device__ __forceinline__ OwnScore own_score(const OwnNegatives& own, const T* query, const T* row, float unit, uint32_t query_index, uint64_t place,
-                                              uint32_t lane) {
+__device__ __forceinline__ OwnScore own_score(const OwnNegatives& own, const T* query, const T* row, float unit, uint32_t query_index,
+                                              uint64_t place, uint32_t lane) {
     const float query_scale = own.scale * own.query_norms[query_index], dot = row_dot(query, row, own.dim, lane);
     const float bias = own.log_q ? -own.log_q[place] * LOG2_E : 0.0f, sim = similarity(dot, query_scale, unit);
     return {sim, score(dot, unit, query_scale, bias), !(own.bounds && sim > own.bounds[query_index])};

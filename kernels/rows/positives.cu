@@ -33,14 +33,29 @@ __device__ __forceinline__ void check_offsets(const PlacePositivesParams& p, uin
     if (row + 1 == p.rows && to != p.excluded_pairs) report_fault(p.fault, FAULT_EXCLUDE_OFFSETS, p.rows);
 }
 
-// The same of positive_offsets. Whoever comes later reads the copy, and stays in bounds.
+// Offset `row` of the copy of positive_offsets: that of the row itself, moved between those that row_of's bisection meets on its way to
+// the row. Ascending offsets stay as they are. Of others the copies ascend from 0 to the number of pairs, too, so that each pair is of one
+// row, the one that row_of finds: no two rows write results of one pair.
+__device__ __forceinline__ int64_t ascending_offset(const PlacePositivesParams& p, uint32_t row) {
+    if (row == 0) return 0;
+    int64_t least = 0, most = p.pairs;
+    for (uint32_t low = 0, high = p.rows; high - low > 1;) {
+        const uint32_t middle = low + (high - low) / 2;
+        const int64_t offset = max(least, min(p.positive_offsets[middle], most));
+        if (middle == row) return offset;
+        if (middle < row) low = middle, least = offset;
+        else high = middle, most = offset;
+    }
+    return p.pairs;
+}
+
+// The same check of positive_offsets. Whoever comes later reads the copy.
 __device__ __forceinline__ void copy_offsets(const PlacePositivesParams& p, uint32_t row) {
     const int64_t from = p.positive_offsets[row], to = p.positive_offsets[row + 1];
     if (from > to || (row == 0 && from != 0)) report_fault(p.fault, FAULT_POSITIVE_OFFSETS, row);
     if (row + 1 == p.rows && to != p.pairs) report_fault(p.fault, FAULT_POSITIVE_OFFSETS, p.rows);
-    const auto within = [&](int64_t offset) { return max(int64_t(0), min(offset, int64_t(p.pairs))); };
-    p.pair_offsets[row] = within(from);
-    if (row + 1 == p.rows) p.pair_offsets[p.rows] = within(to);
+    p.pair_offsets[row] = ascending_offset(p, row);
+    if (row + 1 == p.rows) p.pair_offsets[p.rows] = p.pairs;
 }
 
 __device__ __forceinline__ double weight(const PlacePositivesParams& p, uint32_t row) {

@@ -13,7 +13,7 @@ struct PlacePositivesParams {
     const float* candidate_log_q;   // (count) of the pool; null without log_q, and for separate positives
     // Of separate positives (pairs), null without ids; of rows of a table by row, null where a row is its id.
     const uint64_t* separate_ids;
-    int64_t* pair_offsets;  // (rows + 1): a copy of positive_offsets with what is out of bounds moved into them; with the first pool
+    int64_t* pair_offsets;  // (rows + 1): a copy of positive_offsets that ascends from 0 to pairs, whatever they are; with the first pool
     // Of each pair.
     uint32_t* pair_rows;  // null without positive_offsets
     const void** addresses;

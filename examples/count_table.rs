@@ -103,7 +103,9 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     }
     let most = uses.min(m);
     let mut total = stream.alloc_zeros::<f64>(1)?;
-    let (mut d_queries, mut d_table) = (stream.alloc_zeros::<f32>(b * dim)?, stream.alloc_zeros::<f32>(m * dim)?);
+    let table_rows = if args.gradient == Gradient::RowSparse { most } else { m };
+    let mut d_queries = stream.alloc_zeros::<f32>(b * dim)?;
+    let mut d_table = stream.alloc_zeros::<f32>(table_rows * dim)?;
     let (mut rows, mut num_rows) = (stream.alloc_zeros::<u32>(most)?, stream.alloc_zeros::<u64>(1)?);
     let mut output = DeviceOutput::new(DeviceSliceMut::new(&mut total));
     let pools = usize::from(candidates.is_some()) + usize::from(candidates.is_none() && own.is_none());

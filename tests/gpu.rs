@@ -3,6 +3,8 @@
 //! With no device the tests are ignored, and the reason is printed; `REQUIRE_GPU=1` runs, and so fails, them instead. On an
 //! emulated device (its name says so) the largest is left out.
 
+#[path = "gpu/accumulate.rs"]
+mod accumulate;
 #[path = "gpu/launches.rs"]
 mod launches;
 #[path = "gpu/open.rs"]
@@ -19,8 +21,12 @@ mod small;
 mod soundness;
 #[path = "gpu/steps.rs"]
 mod steps;
+#[path = "gpu/table_cases.rs"]
+mod table_cases;
 #[path = "gpu/tables.rs"]
 mod tables;
+#[path = "gpu/tables_on_device.rs"]
+mod tables_on_device;
 #[path = "gpu/workspace.rs"]
 mod workspace;
 
@@ -92,7 +98,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         }));
     }
     trials.extend(soundness::trials());
-    let own: [Own; 52] = [
+    let own: [Own; 58] = [
         ("small::narrow", small::narrow),
         ("small::wide", small::wide),
         ("small::portable", small::portable),
@@ -168,8 +174,17 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         ("tables::pools_by_reference_agree", tables::pools_by_reference_agree),
         ("tables::negatives_of_rows_own_agree", tables::negatives_of_rows_own_agree),
         ("tables::hardest_negatives_agree", tables::hardest_negatives_agree),
-        ("tables::steps_on_device_memory_agree", tables::steps_on_device_memory_agree),
-        ("tables::rows_that_are_none_are_faults", tables::rows_that_are_none_are_faults),
+        ("tables::steps_on_device_memory_agree", tables_on_device::steps_on_device_memory_agree),
+        ("tables::rows_that_are_none_are_faults", tables_on_device::rows_that_are_none_are_faults),
+        (
+            "tables::offsets_out_of_order_give_each_positive_one_row",
+            tables_on_device::offsets_out_of_order_give_each_positive_one_row,
+        ),
+        ("tables::updates_are_the_gradient_and_then_the_step", tables::updates_are_the_gradient_and_then_the_step),
+        ("tables::searches_on_device_memory_agree", tables_on_device::searches_on_device_memory_agree),
+        ("accumulate::gradients_are_added_to_what_is_there", accumulate::gradients_are_added_to_what_is_there),
+        ("accumulate::row_sparse_gradients_are_not_added_to", accumulate::row_sparse_gradients_are_not_added_to),
+        ("small::tables", tables_on_device::small),
         (
             "workspace::steps_in_the_callers_workspace_allocate_nothing",
             workspace::steps_in_the_callers_workspace_allocate_nothing,

@@ -26,7 +26,7 @@ struct SortUsesParams {
     uint32_t shift;  // of the digit in an entry
 };
 
-// Of the first use of each row: which of the rows with a use it is.
+// Of the first use of each row: which of the rows with a use it is. Of every_row, which has no uses, rows, num_rows and count alone.
 struct PlaceRowsParams {
     const uint64_t* entries;  // (count), sorted
     uint32_t* counts;         // (blocks): first uses of each block of SORT_TILE

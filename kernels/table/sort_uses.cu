@@ -3,6 +3,7 @@
 //   list_uses                                     one entry for each use of a row, in the order of the uses
 //   sort_count, sort_places, sort_scatter         one pass of a radix sort, by a digit of 8 bits of the row
 //   count_rows, place_rows                        of sorted uses, the rows that have one, ascending, and where each row's first use is
+//   every_row                                     the same list where every row of the table has one
 //
 // Shapes: (uses). A pass keeps the order of entries with equal digits, so after the last one a row's uses are in their order: the result
 // depends on the input alone. No atomics but integer ones that count.
@@ -21,7 +22,9 @@ constexpr uint32_t DIGITS = 256;
 constexpr uint32_t SORT_TILE = 2048;  // as SORT_TILE in table.rs
 static_assert(DIGITS == THREADS, "a thread for each digit");
 
-__device__ __forceinline__ uint32_t digit_of(const SortUsesParams& p, uint64_t entry) { return static_cast<uint32_t>(entry >> p.shift) % DIGITS; }
+__device__ __forceinline__ uint32_t digit_of(const SortUsesParams& p, uint64_t entry) {
+    return static_cast<uint32_t>(entry >> p.shift) % DIGITS;
+}
 
 }  // namespace
 
@@ -93,11 +96,10 @@ __device__ __forceinline__ bool is_first(const PlaceRowsParams& p, uint64_t i) {
     return row != NO_ROW_USED && (i == 0 || p.entries[i - 1] >> USE_BITS != row);
 }
 
-// The sum over the block, the same in every thread.
+// The sum over the block, the same in every thread. Once in a kernel: nothing waits for an earlier sum to be read.
 __device__ __forceinline__ uint32_t sum_of_block(uint32_t value) {
     __shared__ uint32_t of_warps[BLOCK_ROWS];
     value = warp_sum(value);
-    __syncthreads();  // the last sum has been read
     if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = value;
     __syncthreads();
     uint32_t sum = 0;
@@ -139,4 +141,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) place_rows(const __grid_co
         p.rows[before] = static_cast<uint32_t>(p.entries[i] >> USE_BITS);
     }
     if (blockIdx.x + 1 == p.blocks && threadIdx.x == 0) *p.num_rows = place;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) every_row(const __grid_constant__ PlaceRowsParams p) {
+    const uint64_t i = uint64_t(blockIdx.x) * THREADS + threadIdx.x;
+    if (i < p.count) p.rows[i] = static_cast<uint32_t>(i);
+    if (i == 0) *p.num_rows = p.count;
 }

@@ -25,3 +25,4 @@ pub mod statistics;
 pub mod step;
 pub mod tolerance;
 pub mod topk;
+pub mod updates;

@@ -2,11 +2,13 @@
 
 use super::device_search::{DevicePool, DeviceSearch, FAULT_POSITIVE_ROWS};
 use super::device_table::{DeviceRowNegatives, DeviceTable};
-use super::problem::{GivenRows, Problem, ProblemPositives};
+use super::few::Few;
+use super::problem::{GivenRows, Problem, ProblemPool, ProblemPositives};
 use super::uses::Uses;
 use super::view::{DeviceEmbeddings, DeviceSlice};
-use crate::error::{Result, value};
-use crate::problem::loss::{GivenArrays, Loss};
+use crate::error::{Result, missing, value};
+use crate::problem::loss::{GivenArrays, Loss, Similarity};
+use crate::problem::search::check_k;
 use crate::problem::shape::{BatchShape, PositivesShape, check_batch, check_symmetric, given_positives};
 
 #[derive(Debug, Clone, Copy)]
@@ -169,16 +171,10 @@ impl<'a> DeviceBatch<'a> {
             positives_by_index: !separate,
             row_weight: self.row_weight.is_some(),
         })?;
-        self.search.check_views()?;
-        if let Positives::Separate(embeddings) = positives {
-            embeddings.check("positive_embeddings")?;
-        }
-        let described = Described { batch: self, positives };
-        check_batch(&described)?;
         if loss.symmetric {
-            check_symmetric(&described)?;
+            check_symmetric(&Described { batch: self, positives })?;
         }
-        let problem = self.search.problem(loss.similarity, loss.scale_log2(), tf32, uses)?;
+        let problem = self.problem(positives, loss.similarity, loss.scale_log2(), tf32, uses)?;
         let mut floats = |slice: &Option<DeviceSlice<'a, f32>>, name: &'static str| {
             slice.as_ref().map_or(Ok(0), |slice| slice.address(name, uses))
         };
@@ -187,14 +183,60 @@ impl<'a> DeviceBatch<'a> {
             row_weight: floats(&self.row_weight, "row_weight")?,
             positive_weight: floats(&self.positive_weight, "positive_weight")?,
             filter: loss.false_negatives,
-            pairs: positives.len(),
-            positive_ids: self.positive_ids.map_or(Ok(0), |ids| ids.address("positive_ids", uses))?,
             log_q_range: if have_log_q { checked_bounds(self)? } else { Some((0.0, 0.0)) },
             ..problem
         };
-        let positive_offsets =
-            self.positive_offsets.map_or(Ok(0), |offsets| offsets.address("positive_offsets", uses))?;
-        let mut problem = Problem { positives: positives.checked(uses)?, positive_offsets, ..problem };
+        Ok(problem)
+    }
+
+    /// What a search among the batch's negatives scores: the candidates of its pools, with the batch's masks.
+    pub(super) fn negatives(
+        &self,
+        similarity: Similarity,
+        k: usize,
+        tf32: bool,
+        uses: &mut Uses<'a>,
+    ) -> Result<Problem> {
+        if self.search.pools.len() == 0 && self.search.row_negatives.is_some() {
+            return Err(missing("candidates", "negatives are searched among the candidates of pools"));
+        }
+        if self.search.pools.len() == 0 && self.search.table.is_some() {
+            let search = self.search.clone().pool(DevicePool::whole_table());
+            return DeviceBatch { search, ..self.clone() }.negatives(similarity, k, tf32, uses);
+        }
+        let positives = given_positives(self.positives, self.positives_given_twice)?;
+        let mut problem = self.problem(positives, similarity, 1.0, tf32, uses)?;
+        check_k(k, problem.num_candidates())?;
+        let pools = problem.pools.drain().map(|pool| ProblemPool { log_q: 0, ..pool });
+        problem.pools = pools.collect::<Few<_, 2>>();
+        let given_rows = problem.given_rows.drain().filter(|rows| !rows.allows_none);
+        problem.given_rows = given_rows.collect::<Few<_, 4>>();
+        Ok(Problem { row_negatives: None, ..problem })
+    }
+
+    /// The batch by its addresses, without what only a loss reads. `scale` multiplies similarities.
+    fn problem(
+        &self,
+        positives: Positives<'a>,
+        similarity: Similarity,
+        scale: f32,
+        tf32: bool,
+        uses: &mut Uses<'a>,
+    ) -> Result<Problem> {
+        self.search.check_views()?;
+        if let Positives::Separate(embeddings) = positives {
+            embeddings.check("positive_embeddings")?;
+        }
+        check_batch(&Described { batch: self, positives })?;
+        let mut problem = Problem {
+            pairs: positives.len(),
+            positive_ids: self.positive_ids.map_or(Ok(0), |ids| ids.address("positive_ids", uses))?,
+            positive_offsets: self
+                .positive_offsets
+                .map_or(Ok(0), |offsets| offsets.address("positive_offsets", uses))?,
+            positives: positives.checked(uses)?,
+            ..self.search.problem(similarity, scale, tf32, uses)?
+        };
         if let (ProblemPositives::Index(address), Some(table)) = (problem.positives, problem.table) {
             let count = positives.len();
             problem.positives = ProblemPositives::Separate(table.by_reference(address, count));

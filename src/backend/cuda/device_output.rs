@@ -117,6 +117,10 @@ pub struct DeviceGradients<'a> {
     pub d_temperature: Option<DeviceSliceMut<'a, f64>>,
     /// (1) `∂total/∂ log tau`
     pub d_log_temperature: Option<DeviceSliceMut<'a, f64>>,
+    /// Gradients are added to what all of these places hold, as with [`Request::accumulate`]: in place of x comes x + gradient, by one
+    /// addition. They are computed in the workspace, which is larger by as much. Row-sparse gradients of a table name other rows in each
+    /// batch, so add them to a dense one.
+    pub accumulate: bool,
     /// Memory for [`Cuda::gradients_on_device`](super::Cuda::gradients_on_device) to work in, as
     /// [`DeviceOutput::workspace`], with a request of gradients. Not for gradients of a whole step, whose output has it.
     pub workspace: Option<DeviceSliceMut<'a, u8>>,
@@ -145,7 +149,9 @@ impl<'a> DeviceOutput<'a> {
     /// The request that this output has places for.
     pub fn request(&self) -> Request {
         let gradients = self.gradients.is_some() || self.expected_negative.is_some();
-        Request { gradients, moments: self.moments.is_some(), rank: self.rank.is_some(), ..Request::default() }
+        let accumulate = self.gradients.as_ref().is_some_and(|gradients| gradients.accumulate);
+        let (moments, rank) = (self.moments.is_some(), self.rank.is_some());
+        Request { gradients, moments, rank, accumulate, ..Request::default() }
     }
 
     /// Refuses what the loss has no such result of.
@@ -177,6 +183,7 @@ impl<'a> DeviceGradients<'a> {
             d_table: None,
             d_temperature: None,
             d_log_temperature: None,
+            accumulate: false,
             workspace: None,
         }
     }
@@ -303,8 +310,13 @@ impl DeviceGradients<'_> {
             d_table,
             d_temperature,
             d_log_temperature,
+            accumulate,
             ..
         } = self;
+        if let (true, Some(DeviceTableGradient::RowSparse { .. })) = (*accumulate, &d_table) {
+            let rule = "a row-sparse gradient names the rows of one batch: accumulate into a dense one";
+            return Err(does_not_apply("accumulate", rule));
+        }
         let (d_table, table_rows) = checked_table(problem, d_table, uses)?;
         let back = Back {
             d_table,
@@ -312,6 +324,7 @@ impl DeviceGradients<'_> {
             d_candidates: checked_pools(problem, d_candidates, uses)?,
             d_positive_embeddings: checked_positives(problem, d_positive_embeddings, uses)?,
             d_queries: d_queries.checked("d_queries", elements, uses)?,
+            accumulate: *accumulate,
             ..Back::default()
         };
         let d_temperature = one(d_temperature, "d_temperature", 1, uses)?;
@@ -352,11 +365,8 @@ fn checked_table<'u>(
     let (dim, rows) = (problem.dim, problem.table.map_or(0, |table| table.rows));
     match (problem.table_gradient, d_table) {
         (true, Some(DeviceTableGradient::Dense(d))) => Ok((d.checked("d_table", rows * dim, uses)?, TableRows::All)),
-        (true, Some(DeviceTableGradient::RowSparse { .. })) if problem.has_whole_table() => {
-            Err(does_not_apply("d_table.rows", "every row of the table has a gradient: give a place for a dense one"))
-        }
         (true, Some(DeviceTableGradient::RowSparse { rows: places, values, num_rows })) => {
-            let most = problem.table_uses().min(rows);
+            let most = problem.most_table_rows();
             let sparse = TableRows::Sparse {
                 rows: places.checked("d_table.rows", most, uses)?,
                 num_rows: num_rows.checked("d_table.num_rows", 1, uses)?,

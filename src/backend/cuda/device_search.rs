@@ -78,7 +78,7 @@ impl<'a> DevicePool<'a> {
 #[must_use]
 pub struct DeviceSearch<'a> {
     pub(super) queries: DeviceEmbeddings<'a>,
-    /// Of a batch that has one.
+    /// Whose rows the candidates are, where it is over a table.
     pub(super) table: Option<DeviceTable<'a>>,
     pub(super) row_negatives: Option<DeviceRowNegatives<'a>>,
     pub(super) pools: Few<DevicePool<'a>, 2>,
@@ -89,6 +89,12 @@ impl<'a> DeviceSearch<'a> {
     /// (B, D) queries, and candidates without log_q: a search ranks by similarity alone.
     pub fn new(queries: DeviceEmbeddings<'a>, pool: DevicePool<'a>) -> Self {
         DeviceSearch { pools: [pool].into_iter().collect(), ..Self::of_queries(queries) }
+    }
+
+    /// (B, D) queries against rows of a `table` (M, D): those of [`DevicePool::rows`], or with no pool all of them. An item that has no
+    /// id is its row.
+    pub fn of_table(queries: DeviceEmbeddings<'a>, table: DeviceTable<'a>) -> Self {
+        DeviceSearch { table: Some(table), ..Self::of_queries(queries) }
     }
 
     pub(super) fn of_queries(queries: DeviceEmbeddings<'a>) -> Self {
@@ -124,6 +130,9 @@ pub struct DeviceTopK<'a> {
 impl<'a> DeviceSearch<'a> {
     /// Checks the search and returns its addresses.
     pub(super) fn checked(&self, similarity: Similarity, k: usize, tf32: bool, uses: &mut Uses<'a>) -> Result<Problem> {
+        if self.table.is_some() && self.pools.len() == 0 {
+            return self.clone().pool(DevicePool::whole_table()).checked(similarity, k, tf32, uses);
+        }
         if self.pools.iter().any(|pool| pool.log_q.is_some()) {
             return Err(does_not_apply("log_q", "a search ranks all candidates by similarity alone"));
         }
@@ -142,9 +151,10 @@ impl<'a> DeviceSearch<'a> {
         self.table.map_or(Ok(()), |table| table.embeddings.check("table"))?;
         all.try_for_each(|(pool, p)| match p.candidates {
             DeviceCandidates::Embeddings(rows) => rows.check(Argument::OfPool { pool, pools, field: "candidates" }),
-            DeviceCandidates::Rows(_) | DeviceCandidates::WholeTable if self.table.is_none() => {
-                Err(missing("table", "DevicePool::rows and whole_table name its rows: use DeviceBatch::of_table"))
-            }
+            DeviceCandidates::Rows(_) | DeviceCandidates::WholeTable if self.table.is_none() => Err(missing(
+                "table",
+                "DevicePool::rows and whole_table name its rows: use of_table of a batch or a search",
+            )),
             DeviceCandidates::Rows(_) | DeviceCandidates::WholeTable => Ok(()),
         })
     }

@@ -59,8 +59,8 @@ pub enum DeviceTableGradient<'a> {
     /// (M, D).
     Dense(DeviceSliceMut<'a, f32>),
     /// The rows that the batch names. There is room for U of them, which is the number of uses (candidates of pools by
-    /// reference that have a gradient, negatives of rows' own, positives) or of the table's rows, if that is smaller. Not
-    /// for a batch with the whole table as a pool.
+    /// reference that have a gradient, negatives of rows' own, positives) or of the table's rows, if that is smaller. Where the
+    /// whole table is a pool, it names every row, and U is the number of rows.
     RowSparse {
         /// (U): which rows, ascending. Those from `num_rows` on are not written.
         rows: DeviceSliceMut<'a, u32>,

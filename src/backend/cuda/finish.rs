@@ -67,6 +67,8 @@ pub(super) struct Back {
     pub(super) table_rows: TableRows,
     /// (P) derivatives by the pairs' scores; 0 where the device's own epilogue computes them.
     pub(super) d_positive: u64,
+    /// The gradients are added to what is there (`accumulate.rs`).
+    pub(super) accumulate: bool,
 }
 
 /// Which rows of a table get their gradients written.

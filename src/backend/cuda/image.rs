@@ -68,6 +68,7 @@ image!(FINISH_TABLE, "finish_table");
 image!(FINISH_GRADIENT, "finish_gradient");
 image!(TOPK, "topk");
 image!(ENQUEUE, "enqueue");
+image!(ACCUMULATE, "accumulate");
 image!(SYMMETRIC, "symmetric");
 
 #[cfg(test)]

@@ -4,10 +4,10 @@ use std::marker::PhantomData;
 
 use super::image;
 use super::params::{
-    BoundsParams, CheckRowsParams, EnqueueParams, FindHitsParams, FinishGradientParams, FinishRowsParams,
-    FinishTableParams, HopperParams, ListUsesParams, MergeTopKParams, OwnNegativesParams, PlacePositivesParams,
-    PlaceRowsParams, PrepareRowsParams, SortUsesParams, StreamParams, SymmetricParams, TopKParams, TotalsParams,
-    WideParams,
+    AccumulateParams, BoundsParams, CheckRowsParams, EnqueueParams, FindHitsParams, FinishGradientParams,
+    FinishRowsParams, FinishTableParams, HopperParams, ListUsesParams, MergeTopKParams, OwnNegativesParams,
+    PlacePositivesParams, PlaceRowsParams, PrepareRowsParams, SortUsesParams, StreamParams, SymmetricParams,
+    TopKParams, TotalsParams, WideParams,
 };
 use crate::problem::embeddings::DType;
 
@@ -168,6 +168,7 @@ kernels! {
         SORT_SCATTER, "sort_scatter", SortUsesParams, ONE, UNTYPED;
         COUNT_ROWS, "count_rows", PlaceRowsParams, ONE, UNTYPED;
         PLACE_ROWS, "place_rows", PlaceRowsParams, ONE, UNTYPED;
+        EVERY_ROW, "every_row", PlaceRowsParams, ONE, UNTYPED;
     }
     FINISH_TABLE {
         FINISH_TABLE, "finish_table", FinishTableParams, ONE, TYPED;
@@ -178,6 +179,9 @@ kernels! {
     }
     ENQUEUE {
         ENQUEUE_ROWS, "enqueue_rows", EnqueueParams, ONE, UNTYPED;
+    }
+    ACCUMULATE {
+        ACCUMULATE, "accumulate", AccumulateParams, ONE, UNTYPED;
     }
     SYMMETRIC {
         AVERAGE_DIRECTIONS, "average_directions", SymmetricParams, ONE, UNTYPED;

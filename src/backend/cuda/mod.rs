@@ -6,16 +6,19 @@
 //! tiling.rs, workspace.rs, memory.rs
 //!                        how it is cut, and what memory that takes, before anything is allocated
 //! passes.rs              the passes as launches: prepare.rs, finish.rs, wide.rs; params.rs mirrors the kernels' arguments
-//! host.rs                batches in host memory: upload, passes, download
+//! host.rs, host_layout.rs
+//!                        batches in host memory: upload, passes, download
 //! table.rs               what tables, several positives and filters add to the passes
 //! device_memory.rs, view.rs, device_search.rs, device_table.rs, device_batch.rs, device_output.rs, step.rs
 //!                        batches in the caller's device memory: checks, passes; fault.rs: what only the device sees
+//! accumulate.rs          gradients added to what is there
 //! uses.rs                the order of that memory's streams and the backend's
 //! graph.rs               steps as CUDA graphs
 //! topk.rs                searches, in host memory and in the caller's device memory
 //! queue.rs               past candidates in device memory, as further pools
 //! ```
 
+mod accumulate;
 mod device_batch;
 mod device_memory;
 mod device_output;
@@ -27,6 +30,7 @@ mod few;
 mod finish;
 mod graph;
 mod host;
+mod host_layout;
 mod image;
 mod kernels;
 mod loaded;

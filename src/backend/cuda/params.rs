@@ -486,6 +486,19 @@ params!(
 );
 
 params!(
+    /// `accumulate_params.h`
+    AccumulateParams, 5 * 8 + 2 * 4, {
+        to: u64,
+        from: u64,
+        rows: u64,
+        num_rows: u64,
+        count: u64,
+        dim: u32,
+        is_double: u32,
+    }
+);
+
+params!(
     /// `enqueue_params.h`
     EnqueueParams, 10 * 8, {
         from: u64,

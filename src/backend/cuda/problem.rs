@@ -151,6 +151,12 @@ impl Problem {
         by_reference.map(|pool| pool.candidates.rows).sum::<usize>() + own + positives
     }
 
+    /// The most rows of the table that have a gradient: all of them, or as many as there are uses.
+    pub(super) fn most_table_rows(&self) -> usize {
+        let rows = self.table.map_or(0, |table| table.rows);
+        if self.has_whole_table() { rows } else { self.table_uses().min(rows) }
+    }
+
     /// Negatives that a row can have: those of the pools, and its own.
     pub(super) fn most_negatives(&self) -> usize {
         self.num_candidates() + self.row_negatives.map_or(0, |own| own.per_row)

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use super::Cuda;
+use super::accumulate::Fresh;
 use super::device_batch::DeviceBatch;
 use super::device_output::{DeviceGradients, DeviceOutput, DeviceStatistics, DeviceUpstream, GivenPlaces};
 use super::driver::Grid;
@@ -52,6 +53,8 @@ pub(super) struct StepMemory {
     pub(super) layout: Layout,
     workspace: Workspace,
     swapped: Option<Swapped>,
+    /// Where the request is to add gradients.
+    fresh: Option<Fresh>,
 }
 
 /// A step that was checked: its inputs and the caller's places by their addresses.
@@ -133,6 +136,12 @@ impl Cuda {
     /// Submits a step whose workspace begins at `base`.
     pub(super) fn submit(&self, loss: &Loss, ready: &ReadyStep, base: Base) -> Result<()> {
         let ReadyStep { problem, request, given, memory } = ready;
+        let fresh = memory.fresh.as_ref().zip(given.back.as_ref());
+        let fresh = fresh.map(|(fresh, back)| fresh.places(base, back, &given.totals));
+        let (back, totals) = match &fresh {
+            Some((back, totals)) => (Some(back), *totals),
+            None => (given.back.as_ref(), given.totals),
+        };
         let places = Places {
             statistics: given.statistics,
             loss: LossOut {
@@ -142,7 +151,7 @@ impl Cuda {
                 d_positive: given.d_positive,
                 ..options(loss)
             },
-            totals: given.totals,
+            totals,
         };
         let query_of = memory.swapped.as_ref().map_or(0, |swapped| base.address(swapped.query_of));
         if query_of != 0 {
@@ -152,10 +161,13 @@ impl Cuda {
         let swap = Swap { query_of, ..Swap::default() };
         let checked = checked_rows(problem, &memory.workspace, base);
         let step = Step { swap, ..self.step_of(&checked, &memory.workspace, base) };
-        direction(&step, *request, &places, given.back.as_ref())?;
-        match &memory.swapped {
-            Some(swapped) => self.other_direction(problem, memory, base, &places, given.back.as_ref(), swapped),
-            None => Ok(()),
+        direction(&step, *request, &places, back)?;
+        if let Some(swapped) = &memory.swapped {
+            self.other_direction(problem, memory, base, &places, back, swapped)?;
+        }
+        match (&memory.fresh, &given.back) {
+            (Some(fresh), Some(back)) => step.accumulate(fresh, back, &given.totals),
+            _ => Ok(()),
         }
     }
 
@@ -197,14 +209,24 @@ impl Cuda {
     ) -> Result<()> {
         let driver = self.driver.clone();
         let mut uses = Uses::new(&driver)?;
-        let (problem, memory) = self.one_direction(batch, loss, Request::value_and_grad(), &mut uses)?;
+        let request = Request { accumulate: gradients.accumulate, ..Request::value_and_grad() };
+        let (problem, memory) = self.one_direction(batch, loss, request, &mut uses)?;
         let upstream = upstream.checked(&problem, &mut uses)?;
         let (back, totals, given) = gradients.checked(&problem, &mut uses)?;
+        // What is added up from lists reads the derivatives by pairs from here.
+        let back = Back { d_positive: upstream.d_positive, ..back };
         let base = self.arena.place(&driver, memory.layout, given)?;
         uses.start()?;
         let problem = checked_rows(&problem, &memory.workspace, base);
         let step = self.step_of(&problem, &memory.workspace, base);
-        uses.finish(step.gradients_alone(&upstream, &back, &totals))
+        uses.finish(match &memory.fresh {
+            None => step.gradients_alone(&upstream, &back, &totals),
+            Some(fresh) => {
+                let (places, fresh_totals) = fresh.places(base, &back, &totals);
+                let submitted = step.gradients_alone(&upstream, &places, &fresh_totals);
+                submitted.and_then(|()| step.accumulate(fresh, &back, &totals))
+            }
+        })
     }
 
     fn one_direction<'u>(
@@ -308,7 +330,8 @@ impl Cuda {
                 d_candidates: layout.part_if(request.gradients, b * dim, 4),
             }
         });
-        StepMemory { layout, workspace, swapped }
+        let fresh = request.accumulate.then(|| Fresh::lay_out(&mut layout, problem));
+        StepMemory { layout, workspace, swapped, fresh }
     }
 }
 
@@ -325,7 +348,7 @@ fn swapped_problem(problem: &Problem, ids: u64, query_of: u64) -> Problem {
 }
 
 /// The problem that reads copies of the caller's rows of a table, which the step makes first.
-fn checked_rows<'p>(problem: &'p Problem, workspace: &Workspace, base: Base) -> Cow<'p, Problem> {
+pub(super) fn checked_rows<'p>(problem: &'p Problem, workspace: &Workspace, base: Base) -> Cow<'p, Problem> {
     if problem.given_rows.len() == 0 {
         return Cow::Borrowed(problem);
     }

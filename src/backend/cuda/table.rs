@@ -4,8 +4,8 @@
 use super::driver::Grid;
 use super::finish::{Back, TableRows};
 use super::kernels::{
-    BOUNDS, CHECK_ROWS, COUNT_ROWS, FINISH_TABLE, LIST_USES, OWN_NEGATIVES, PLACE_ROWS, SORT_COUNT, SORT_PLACES,
-    SORT_SCATTER, Variant,
+    BOUNDS, CHECK_ROWS, COUNT_ROWS, EVERY_ROW, FINISH_TABLE, LIST_USES, OWN_NEGATIVES, PLACE_ROWS, SORT_COUNT,
+    SORT_PLACES, SORT_SCATTER, Variant,
 };
 use super::params::{
     BoundsParams, CheckRowsParams, FinishGradientParams, FinishTableParams, KeyTable, ListUsesParams, OwnNegatives,
@@ -139,7 +139,7 @@ impl Step<'_> {
         let whole = table.whole.is_some();
         let (listed, count, by_use) = match back.table_rows {
             TableRows::Listed(address, count) => (address, count, false),
-            TableRows::All if whole => (0, rows.rows, false),
+            TableRows::All | TableRows::Sparse { .. } if whole => (0, rows.rows, false),
             TableRows::All => {
                 self.driver.fill(back.d_table, 0, rows.rows * problem.dim * 4)?;
                 (0, uses.count as usize, true)
@@ -147,6 +147,7 @@ impl Step<'_> {
             TableRows::Sparse { .. } => (0, uses.count as usize, true),
         };
         let places = match back.table_rows {
+            TableRows::Sparse { rows: list, num_rows } if whole => self.every_row(rows.rows, list, num_rows)?,
             TableRows::Sparse { rows, num_rows } => self.place_rows(uses, rows, num_rows)?,
             TableRows::Listed(..) | TableRows::All => 0,
         };
@@ -309,6 +310,13 @@ impl Step<'_> {
         self.driver.launch(COUNT_ROWS, Variant::ONLY, grid, &params)?;
         self.driver.launch(PLACE_ROWS, Variant::ONLY, grid, &params)?;
         Ok(places)
+    }
+
+    /// The same where every row has a use. Each one's gradient goes to its own place.
+    fn every_row(&self, count: usize, rows: u64, num_rows: u64) -> Result<u64> {
+        let params = PlaceRowsParams { rows, num_rows, count: count as u64, ..PlaceRowsParams::default() };
+        self.driver.launch(EVERY_ROW, Variant::ONLY, Grid::threads(count), &params)?;
+        Ok(0)
     }
 
     /// Sorts the entries by row; returns in which of the two places they are then.

@@ -2,14 +2,16 @@
 //! device and back, and for searches in the caller's device memory.
 
 use super::Cuda;
+use super::device_batch::DeviceBatch;
 use super::device_search::{DeviceSearch, DeviceTopK};
-use super::driver::{Grid, Limits};
-use super::host::SearchInputs;
+use super::driver::{Driver, Grid, Limits};
+use super::host_layout::SearchInputs;
 use super::kernels::{MERGE_TOPK, TOPK, Variant};
 use super::memory::{Layout, Part};
 use super::params::{COLUMN_TERM, MergeTopKParams, StreamParams, TopKParams};
 use super::passes::Step;
 use super::problem::Problem;
+use super::step::checked_rows;
 use super::tiling::{BLOCK_Y, Tiling};
 use super::uses::Uses;
 use super::workspace::{PerPool, Workspace};
@@ -186,9 +188,55 @@ impl Cuda {
         let driver = self.driver.clone();
         let mut uses = Uses::new(&driver)?;
         let (problem, memory, layout) = self.lay_out_device_search(search, similarity, k, &mut uses)?;
-        let (indices, scores, given) = top.checked(problem.num_queries(), k, &mut uses)?;
-        let base = self.arena.place(&driver, layout, given)?;
+        self.submit_search(&driver, (problem, memory, layout), top, uses)
+    }
+
+    /// Queues a search for each row's `k` most similar negatives among the candidates of the batch's pools, as
+    /// [`Backend::hardest_negatives`](crate::Backend::hardest_negatives) does on host memory: the batch's masks leave out what is no
+    /// negative of the row. log_q, weights and the rows' own negatives do not matter.
+    ///
+    /// # Errors
+    /// As [`top_k_on_device`](Cuda::top_k_on_device); a batch of the rows' own negatives alone.
+    pub fn hardest_negatives_on_device(
+        &mut self,
+        batch: &DeviceBatch<'_>,
+        similarity: Similarity,
+        k: usize,
+        top: &mut DeviceTopK<'_>,
+    ) -> Result<()> {
+        let driver = self.driver.clone();
+        let mut uses = Uses::new(&driver)?;
+        let problem = batch.negatives(similarity, k, self.tf32, &mut uses)?;
+        let (memory, layout) = self.lay_out_problem(&problem, k);
+        self.submit_search(&driver, (problem, memory, layout), top, uses)
+    }
+
+    /// Device memory that [`hardest_negatives_on_device`](Cuda::hardest_negatives_on_device) works in. Allocates nothing.
+    ///
+    /// # Errors
+    /// As [`hardest_negatives_on_device`](Cuda::hardest_negatives_on_device).
+    pub fn plan_hardest_negatives_on_device(
+        &self,
+        batch: &DeviceBatch<'_>,
+        similarity: Similarity,
+        k: usize,
+    ) -> Result<Plan> {
+        let problem = batch.negatives(similarity, k, self.tf32, &mut Uses::new(&self.driver)?)?;
+        let (memory, layout) = self.lay_out_problem(&problem, k);
+        Ok(memory.plan(layout))
+    }
+
+    fn submit_search<'u>(
+        &mut self,
+        driver: &Driver,
+        (problem, memory, layout): (Problem, Memory, Layout),
+        top: &'u mut DeviceTopK<'_>,
+        mut uses: Uses<'u>,
+    ) -> Result<()> {
+        let (indices, scores, given) = top.checked(problem.num_queries(), memory.lists.k, &mut uses)?;
+        let base = self.arena.place(driver, layout, given)?;
         uses.start()?;
+        let problem = checked_rows(&problem, &memory.workspace, base);
         let step = self.step_of(&problem, &memory.workspace, base);
         uses.finish(step.prepare(Request::value()).and_then(|()| step.top_k(&memory.lists, indices, scores)))
     }
@@ -201,9 +249,14 @@ impl Cuda {
         uses: &mut Uses<'u>,
     ) -> Result<(Problem, Memory, Layout)> {
         let problem = search.checked(similarity, k, self.tf32, uses)?;
-        let mut layout = Layout::default();
-        let memory = Memory::lay_out(&mut layout, self.driver.limits, &problem, k);
+        let (memory, layout) = self.lay_out_problem(&problem, k);
         Ok((problem, memory, layout))
+    }
+
+    fn lay_out_problem(&self, problem: &Problem, k: usize) -> (Memory, Layout) {
+        let mut layout = Layout::default();
+        let memory = Memory::lay_out(&mut layout, self.driver.limits, problem, k);
+        (memory, layout)
     }
 }
 

@@ -49,6 +49,10 @@ def topk(what, file, old, new, **more):
     return Fault(f"topk: {what}", file, old, new, "small::searches", capability=80, **more)
 
 
+def table(what, file, old, new, **more):
+    return Fault(f"table: {what}", file, old, new, "small::tables", capability=80, **more)
+
+
 CLUSTER_SYNC = "    ptx::cluster_sync();\n"
 BLOCK_SYNC = "    __syncthreads();\n"
 
@@ -297,5 +301,108 @@ FAULTS = [
         "topk.cu",
         "        }\n    }\n    __syncthreads();\n}",
         "        }\n    }\n}",
+    ),
+    # Tables: negatives of rows' own, the sort of uses, gradients by row.
+    table(
+        "maximum of a block without its barrier",
+        "own_negatives.cu",
+        "of_warps[threadIdx.x / WARP] = value;\n    __syncthreads();\n",
+        "of_warps[threadIdx.x / WARP] = value;\n",
+    ),
+    table(
+        "own negatives' numbers read without a barrier",
+        "own_negatives.cu",
+        "    __syncthreads();\n    write_sums(",
+        "    write_sums(",
+    ),
+    table(
+        "own negatives' probabilities read without a barrier",
+        "own_negatives.cu",
+        "    __syncthreads();  // probabilities are there\n",
+        "",
+    ),
+    table(
+        "warps' shares of an output read without a barrier",
+        "own_negatives.cu",
+        "parts[warp][lane + i * WARP] = sums[i];\n        __syncthreads();\n",
+        "parts[warp][lane + i * WARP] = sums[i];\n",
+    ),
+    table(
+        "warps' shares of an output replaced without a barrier",
+        "own_negatives.cu",
+        "= sum;\n        __syncthreads();\n",
+        "= sum;\n",
+    ),
+    table(
+        "coefficients of wide rows read without __syncwarp",
+        "finish_table.cu",
+        "        __syncwarp();  // coefficients are there for the next columns\n",
+        "",
+    ),
+    table(
+        "counts of digits added to before they are 0",
+        "sort_uses.cu",
+        "    counts[threadIdx.x] = 0;\n    __syncthreads();\n",
+        "    counts[threadIdx.x] = 0;\n",
+    ),
+    table(
+        "counts of digits read without a barrier",
+        "sort_uses.cu",
+        "    __syncthreads();\n    p.places[uint64_t(threadIdx.x)",
+        "    p.places[uint64_t(threadIdx.x)",
+    ),
+    table(
+        "sums of digits read without a barrier",
+        "sort_uses.cu",
+        "    sums[threadIdx.x] = sum;\n    __syncthreads();\n",
+        "    sums[threadIdx.x] = sum;\n",
+    ),
+    table(
+        "scatter: places written before they are cleared",
+        "sort_uses.cu",
+        "places[of][threadIdx.x] = 0;\n        __syncthreads();\n",
+        "places[of][threadIdx.x] = 0;\n",
+    ),
+    table(
+        "scatter: warps' counts read without a barrier",
+        "sort_uses.cu",
+        "places[warp][digit] = __popc(same);\n        __syncthreads();\n",
+        "places[warp][digit] = __popc(same);\n",
+    ),
+    table(
+        "scatter: places read without a barrier",
+        "sort_uses.cu",
+        "        __syncthreads();\n        if (present) p.to",
+        "        if (present) p.to",
+    ),
+    table(
+        "scatter: places cleared before they are read",
+        "sort_uses.cu",
+        "        __syncthreads();  // places are read before they are cleared\n",
+        "",
+    ),
+    table(
+        "sum of a block without its barrier",
+        "sort_uses.cu",
+        "of_warps[threadIdx.x / WARP] = value;\n    __syncthreads();\n",
+        "of_warps[threadIdx.x / WARP] = value;\n",
+    ),
+    table(
+        "warps' counts of first uses read without a barrier",
+        "sort_uses.cu",
+        "of_warps[warp] = __popc(firsts);\n        __syncthreads();\n",
+        "of_warps[warp] = __popc(firsts);\n",
+    ),
+    table(
+        "warps' counts of first uses replaced before they are read",
+        "sort_uses.cu",
+        "        __syncthreads();  // counts are read before they are replaced\n",
+        "",
+    ),
+    table(
+        "positives: two rows write results of one pair",
+        "positives.cu",
+        "    p.pair_offsets[row] = ascending_offset(p, row);\n",
+        "    p.pair_offsets[row] = max(int64_t(0), min(from, int64_t(p.pairs)));\n",
     ),
 ]

@@ -15,6 +15,8 @@ mod queue;
 mod search;
 #[path = "gpu/settings.rs"]
 mod settings;
+#[path = "gpu/sharded.rs"]
+mod sharded;
 #[path = "gpu/small.rs"]
 mod small;
 #[path = "gpu/soundness.rs"]
@@ -98,7 +100,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         }));
     }
     trials.extend(soundness::trials());
-    let own: [Own; 58] = [
+    let own: [Own; 59] = [
         ("small::narrow", small::narrow),
         ("small::wide", small::wide),
         ("small::portable", small::portable),
@@ -185,6 +187,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         ("accumulate::gradients_are_added_to_what_is_there", accumulate::gradients_are_added_to_what_is_there),
         ("accumulate::row_sparse_gradients_are_not_added_to", accumulate::row_sparse_gradients_are_not_added_to),
         ("small::tables", tables_on_device::small),
+        ("sharded::a_table_in_shards_agrees", sharded::a_table_in_shards_agrees),
         (
             "workspace::steps_in_the_callers_workspace_allocate_nothing",
             workspace::steps_in_the_callers_workspace_allocate_nothing,

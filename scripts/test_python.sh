@@ -23,9 +23,13 @@ export CATALOG_SOFTMAX_CUDA_ARCHS="${CATALOG_SOFTMAX_CUDA_ARCHS:-compute_80,comp
 driver=$(CARGO_TARGET_DIR="$PWD/target/emulator" emulator/scripts/build.sh)
 export LD_LIBRARY_PATH="$driver${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" CUDA_EMULATOR_STRICT=1 REQUIRE_GPU=1
 for capability in 80 90; do
-    CUDA_EMULATOR_CC=$capability "$VENV/bin/pytest" --quiet -W ignore python/tests/test_device.py
+    CUDA_EMULATOR_CC=$capability "$VENV/bin/pytest" --quiet -W ignore python/tests/test_device.py python/tests/test_device_tables.py
 done
 # Losses, modules and operators with the code for CUDA tensors.
 cd python/tests
 CUDA_EMULATOR_CC=90 "$VENV/bin/pytest" --quiet -W ignore --on-device -k "not 1000_steps" \
     test_loss.py test_golden.py test_modules.py test_operator.py test_distributed_alone.py
+# And those over tables, but for what is of the CPU: steps in place of gradients, float64, errors that the host sees, equality bit for bit
+# of what the device rounds otherwise, and tolerances of 16 bits and golden batches, which the Rust suite has for the device.
+of_the_cpu="update or gradcheck or test_errors or test_views or is_the_dense_one or of_the_scores or test_types or test_golden_batch"
+CUDA_EMULATOR_CC=90 "$VENV/bin/pytest" --quiet -W ignore --on-device -k "not 1000_steps and not ($of_the_cpu)" test_tables.py

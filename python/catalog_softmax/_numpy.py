@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _core, _device_arrays
 from ._arrays import Batch, Extra, embeddings, numbers, raw, raw_embeddings, threads as _threads
-from ._device_arrays import on_device
+from ._device_views import on_device
 
 Similarity = Literal["cosine", "dot"]
 Correction = Literal["none", "logq", "logq_negatives_only", "corrected_logq"]
@@ -49,7 +49,8 @@ class Gradients(NamedTuple):
     """(B, D); with ``positive_offsets`` (P, D)."""
     d_temperature: float
     d_table: Any = None
-    """(M, D), or with ``row_sparse=True`` the pair (rows (U) int64 ascending, values (U, D)): all other rows are 0."""
+    """(M, D), or with ``row_sparse=True`` the pair (rows (U) int64 ascending, values (U, D)): all other rows are 0. In device memory,
+    where the host does not wait for their number, (rows int32, values, num_rows): what stands behind ``num_rows`` is not written."""
 
 
 class Output(NamedTuple):
@@ -92,7 +93,8 @@ def value_and_grad(
         gradients, moments, rank: what to compute beside the loss.
         threads: how many; None: as many as the process may use. Results do not depend on it. Of no meaning on a device.
         stream: of device memory, the handle of the stream to run on; None: the one that the arrays name, else the legacy default one.
-        table ... false_negative_ratio: those of `catalog_softmax.torch.softmax_loss`. In host memory.
+        table ... false_negative_ratio: those of `catalog_softmax.torch.softmax_loss`. In device memory, rows of the table are int32 or
+            uint32, contiguous.
         table_gradient: whether the table has a gradient.
         row_sparse: the table's gradient as the rows that the batch names, without (M, D) memory.
 
@@ -104,25 +106,24 @@ def value_and_grad(
         queries, candidates, positives, positive_embeddings, candidate_ids, log_q, positive_ids, positive_log_q, excluded,
         row_weight, candidate_gradients,
     )
-    extra = Extra(
+    extra = _extra(queries)(
         table, table_ids, candidate_rows, row_negatives, row_negatives_log_q, positive_offsets, positive_weight,
         false_negative_margin, false_negative_ratio, table_gradient,
     )
     options = (similarity, float(temperature), correction, reduction, symmetric)
     requested = (gradients, moments, rank)
+    if table is None:
+        _check_row_sparse(row_sparse)
     if on_device(queries):
-        _refuse_on_device(extra)
-        batch = _device_arrays.Batch(*arguments, stream=stream)
-        total, loss, probability, statistics, found = _device_arrays.compute(batch, options, requested)
-    elif extra.given:
+        batch = _device_arrays.Batch(*arguments, extra, stream=stream)
+        return output_over_table(_device_arrays.compute(batch, options, requested, row_sparse), batch)
+    if extra.given:
         batch = Batch(*arguments, extra)
         return output_over_table(
             _core.table_compute(batch.raw, batch.raw_extra, options, row_sparse, requested, _threads(threads)), batch
         )
-    else:
-        batch = Batch(*arguments)
-        _check_row_sparse(row_sparse)
-        total, loss, probability, statistics, found = _core.compute(batch.raw, options, requested, _threads(threads))
+    batch = Batch(*arguments)
+    total, loss, probability, statistics, found = _core.compute(batch.raw, options, requested, _threads(threads))
     return Output(total, loss, probability, _statistics(statistics), None if found is None else _gradients(found, batch))
 
 
@@ -140,15 +141,15 @@ def statistics(
     have what `gradients` needs.
     """
     arguments = (queries, candidates, positives, positive_embeddings, candidate_ids, log_q, positive_ids, None, excluded)
-    extra = Extra(
+    extra = _extra(queries)(
         table, table_ids, candidate_rows, row_negatives, row_negatives_log_q, positive_offsets, None, false_negative_margin,
         false_negative_ratio,
     )
     options = _options(similarity, temperature, log_q, row_negatives_log_q)
     requested = (gradients, moments, rank)
     if on_device(queries):
-        _refuse_on_device(extra)
-        return _statistics(_device_arrays.statistics(_device_arrays.Batch(*arguments, stream=stream), options, requested))
+        batch = _device_arrays.Batch(*arguments, extra=extra, stream=stream)
+        return _statistics(_device_arrays.statistics(batch, options, requested))
     if extra.given:
         batch = Batch(*arguments, extra=extra)
         return _statistics(_core.table_statistics(batch.raw, batch.raw_extra, options, requested, _threads(threads)))
@@ -176,22 +177,22 @@ def gradients(
         queries, candidates, positives, positive_embeddings, candidate_ids, log_q, positive_ids, None, excluded, None,
         candidate_gradients,
     )
-    extra = Extra(
+    extra = _extra(queries)(
         table, table_ids, candidate_rows, row_negatives, row_negatives_log_q, positive_offsets, None, false_negative_margin,
         false_negative_ratio, table_gradient,
     )
     options = _options(similarity, temperature, log_q, row_negatives_log_q)
+    if table is None:
+        _check_row_sparse(row_sparse)
     if on_device(queries):
-        _refuse_on_device(extra)
-        batch = _device_arrays.Batch(*arguments, stream=stream)
-        return _gradients(_device_arrays.gradients(batch, options, statistics, d_lse, d_positive), batch)
+        batch = _device_arrays.Batch(*arguments, extra, stream=stream)
+        return _with_table(*_device_arrays.gradients(batch, options, statistics, d_lse, d_positive, row_sparse), batch)
     if extra.given:
         return _gradients_over_table(
             statistics, numbers(d_lse, "d_lse", np.float64), numbers(d_positive, "d_positive", np.float64), Batch(*arguments, extra),
             options, row_sparse, _threads(threads),
         )
     batch = Batch(*arguments)
-    _check_row_sparse(row_sparse)
     rows = np.stack([statistics.lse, statistics.positive, statistics.num_negatives.astype(np.float64)])
     expected = np.ascontiguousarray(statistics.expected_negative)
     upstream = numbers(d_lse, "d_lse", np.float64), numbers(d_positive, "d_positive", np.float64)
@@ -237,11 +238,16 @@ def hardest_negatives(
     queries: Any, candidates: Any = None, positives: Any = None, *, k: int, similarity: Similarity = "cosine",
     candidate_ids: Any = None, positive_ids: Any = None, positive_embeddings: Any = None, excluded: Any = None, table: Any = None,
     table_ids: Any = None, candidate_rows: Any = None, positive_offsets: Any = None, threads: int | None = None,
+    stream: int | None = None,
 ) -> TopK:
     """The ``k`` negatives of each row that are most similar to its query, among the candidates of the pools: see
-    `catalog_softmax.torch.hardest_negatives`. In host memory."""
-    extra = Extra(table, table_ids, candidate_rows, positive_offsets=positive_offsets)
+    `catalog_softmax.torch.hardest_negatives`."""
+    extra = _extra(queries)(table, table_ids, candidate_rows, positive_offsets=positive_offsets)
     arguments = (queries, candidates, positives, positive_embeddings, candidate_ids, None, positive_ids, None, excluded)
+    if on_device(queries):
+        batch = _device_arrays.Batch(*arguments, extra=extra, stream=stream)
+        indices, scores = _device_arrays.hardest_negatives(batch, similarity, k)
+        return TopK(scores, indices)
     batch = Batch(*arguments, extra=extra)
     raw_extra = batch.raw_extra or extra.raw(len(batch.pools), [])
     indices, scores = _core.hardest_negatives(batch.raw, raw_extra, similarity, k, _threads(threads))
@@ -282,10 +288,9 @@ def _options(similarity: str, temperature: float, *log_q: Any) -> tuple:
     return (similarity, float(temperature), correction, "sum", False)
 
 
-def _refuse_on_device(extra: Extra) -> None:
-    if extra.given:
-        rule = "tables, several positives and filters are for host memory here"
-        raise ValueError(f"{extra.names[0]} does not apply in device memory; rule: {rule}")
+def _extra(queries: Any) -> type:
+    """What few batches have, where the queries are."""
+    return _device_arrays.Extra if on_device(queries) else Extra
 
 
 def _check_row_sparse(row_sparse: bool) -> None:

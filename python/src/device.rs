@@ -5,7 +5,7 @@
 
 use catalog_softmax::cuda::{
     Cuda, DeviceBatch, DeviceElement, DeviceEmbeddings, DeviceGradients, DeviceMoments, DeviceOutput, DevicePool,
-    DeviceRank, DeviceSearch, DeviceSlice, DeviceSliceMut, DeviceTopK, DeviceUpstream,
+    DeviceRank, DeviceSearch, DeviceSlice, DeviceSliceMut, DeviceTableGradient, DeviceTopK, DeviceUpstream,
 };
 use catalog_softmax::{Loss, Request};
 use half::{bf16, f16};
@@ -13,13 +13,18 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::arrays::{RawBatch, RawMatrix, RawPool, RawSlice};
+use crate::extra::RawExtra;
 use crate::loss::{RawLoss, similarity_of};
 use crate::threads::{Place, run_on_device};
 
-/// Where gradients go: d_queries, d_candidates of each pool or None, d_positive_embeddings, float32 each, and d_temperature, (1)
-/// float64.
+/// Where gradients go: d_queries, d_candidates of each pool or None, d_positive_embeddings, float32 each, d_temperature, (1)
+/// float64, and d_table.
 #[derive(FromPyObject)]
-pub struct RawGradients(RawSlice, Vec<Option<RawSlice>>, Option<RawSlice>, Option<RawSlice>);
+pub struct RawGradients(RawSlice, Vec<Option<RawSlice>>, Option<RawSlice>, Option<RawSlice>, Option<RawTableGradient>);
+
+/// (M, D) float32; or with places for the rows (U), int32, and for their number, (1) int64, the gradients (U, D) of these.
+#[derive(FromPyObject)]
+pub struct RawTableGradient(RawSlice, Option<(RawSlice, RawSlice)>);
 
 /// Where a step's results go, by name: (B) float64 each, but for `total`, (1), and int64 where it counts. What is None is not
 /// computed.
@@ -47,6 +52,9 @@ pub struct RawOutput {
     ties: Option<RawSlice>,
     #[pyo3(default)]
     d_lse: Option<RawSlice>,
+    /// (P) float64
+    #[pyo3(default)]
+    d_positive: Option<RawSlice>,
     /// (B, D) float32
     #[pyo3(default)]
     expected_negative: Option<RawSlice>,
@@ -60,7 +68,7 @@ pub struct RawOutput {
 
 /// # Safety
 /// As [`DeviceSlice::from_raw`].
-unsafe fn read<'a, T>(RawSlice(address, len): &RawSlice) -> DeviceSlice<'a, T> {
+pub unsafe fn read<'a, T>(RawSlice(address, len): &RawSlice) -> DeviceSlice<'a, T> {
     // SAFETY: handed on.
     unsafe { DeviceSlice::from_raw(*address as u64, *len) }
 }
@@ -81,7 +89,7 @@ unsafe fn place<'a, T>(raw: &Option<RawSlice>) -> Option<DeviceSliceMut<'a, T>> 
 
 /// # Safety
 /// As [`read`].
-unsafe fn matrix<'a>(raw: &RawMatrix, argument: &str) -> PyResult<DeviceEmbeddings<'a>> {
+pub unsafe fn matrix<'a>(raw: &RawMatrix, argument: &str) -> PyResult<DeviceEmbeddings<'a>> {
     let RawMatrix(_, rows, dim, stride, dtype) = raw;
     let span = rows.checked_sub(1).map_or(Some(0), |full| full.checked_mul(*stride)?.checked_add(*dim));
     let span = span.filter(|span| *span <= isize::MAX as usize / size_of::<f32>());
@@ -112,7 +120,7 @@ unsafe fn matrix<'a>(raw: &RawMatrix, argument: &str) -> PyResult<DeviceEmbeddin
 
 /// # Safety
 /// As [`read`].
-unsafe fn pool<'a>(RawPool(candidates, ids, log_q, gradient): &RawPool, p: usize) -> PyResult<DevicePool<'a>> {
+pub unsafe fn pool<'a>(RawPool(candidates, ids, log_q, gradient): &RawPool, p: usize) -> PyResult<DevicePool<'a>> {
     // SAFETY: handed on.
     unsafe {
         let mut pool = DevicePool::new(matrix(candidates, &format!("candidates[{p}]"))?);
@@ -142,11 +150,20 @@ unsafe fn pools<'a>(raw: &RawBatch) -> PyResult<(DeviceEmbeddings<'a>, DevicePoo
 
 /// # Safety
 /// As [`pools`]. Positives are int32 here.
-unsafe fn batch<'a>(raw: &RawBatch) -> PyResult<DeviceBatch<'a>> {
+unsafe fn batch<'a>(raw: &RawBatch, extra: &Option<RawExtra>) -> PyResult<DeviceBatch<'a>> {
     // SAFETY: handed on.
     unsafe {
-        let (queries, first, others) = pools(raw)?;
-        let mut batch = DeviceBatch::new(queries, first).pools(others);
+        let over_table = extra.as_ref().map(|extra| extra.device_batch(raw)).transpose()?.flatten();
+        let mut batch = match over_table {
+            Some(batch) => batch,
+            None => {
+                let (queries, first, others) = pools(raw)?;
+                DeviceBatch::new(queries, first).pools(others)
+            }
+        };
+        if let Some(extra) = extra {
+            batch = extra.with_positives(batch);
+        }
         if let Some(positives) = &raw.2 {
             batch = batch.positives(read(positives));
         }
@@ -196,6 +213,14 @@ impl RawGradients {
             let mut gradients = DeviceGradients::new(write(&self.0), pools);
             gradients.d_positive_embeddings = place(&self.2);
             gradients.d_temperature = place(&self.3);
+            gradients.d_table = self.4.as_ref().map(|RawTableGradient(values, rows)| match rows {
+                None => DeviceTableGradient::Dense(write(values)),
+                Some((rows, num_rows)) => DeviceTableGradient::RowSparse {
+                    rows: write(rows),
+                    values: write(values),
+                    num_rows: write(num_rows),
+                },
+            });
             gradients
         }
     }
@@ -220,11 +245,17 @@ impl RawOutput {
                 output.rank = Some(DeviceRank { above, ties });
             }
             output.d_lse = place(&self.d_lse);
+            output.d_positive = place(&self.d_positive);
             output.expected_negative = place(&self.expected_negative);
             output.gradients = self.gradients.as_ref().map(|gradients| gradients.places());
             output
         }
     }
+}
+
+fn filtered(loss: &RawLoss, extra: &Option<RawExtra>) -> PyResult<Loss> {
+    let loss = loss.loss()?;
+    extra.as_ref().map_or(Ok(loss), |extra| extra.filtered(loss))
 }
 
 /// Bytes that `device_compute` and `device_gradients` work in. `requested`: gradients or expected negatives, moments, ranks.
@@ -233,12 +264,13 @@ pub fn device_plan(
     py: Python<'_>,
     place: Place,
     raw: RawBatch,
+    extra: Option<RawExtra>,
     loss: RawLoss,
     requested: (bool, bool, bool),
 ) -> PyResult<usize> {
-    let (loss, (gradients, moments, rank)) = (loss.loss()?, requested);
+    let (loss, (gradients, moments, rank)) = (filtered(&loss, &extra)?, requested);
     // SAFETY: nothing is read.
-    let batch = unsafe { batch(&raw)? };
+    let batch = unsafe { batch(&raw, &extra)? };
     let mut request = if gradients { Request::value_and_grad() } else { Request::value() };
     (request.moments, request.rank) = (moments, rank);
     run_on_device(py, place, |cuda| Ok(cuda.plan_on_device(&batch, &loss, request)?.workspace_bytes))
@@ -251,28 +283,31 @@ pub fn device_compute(
     place: Place,
     workspace: Option<RawSlice>,
     raw: RawBatch,
+    extra: Option<RawExtra>,
     loss: RawLoss,
     output: RawOutput,
 ) -> PyResult<()> {
-    let loss = loss.loss()?;
+    let loss = filtered(&loss, &extra)?;
     // SAFETY: above.
-    let (batch, mut output, workspace) = unsafe { (batch(&raw)?, output.places(), self::place(&workspace)) };
+    let (batch, mut output, workspace) = unsafe { (batch(&raw, &extra)?, output.places(), self::place(&workspace)) };
     output.workspace = workspace;
     run_on_device(py, place, |cuda| cuda.compute_on_device(&batch, &loss, &mut output))
 }
 
 /// The stream back. `upstream`: lse, num_negatives, expected negatives, derivatives by lse and by positive.
 #[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "each is one thing that the step takes")]
 pub fn device_gradients(
     py: Python<'_>,
     place: Place,
     workspace: Option<RawSlice>,
     raw: RawBatch,
+    extra: Option<RawExtra>,
     loss: RawLoss,
     upstream: (RawSlice, RawSlice, RawSlice, RawSlice, RawSlice),
     gradients: RawGradients,
 ) -> PyResult<()> {
-    let loss: Loss = loss.loss()?;
+    let loss = filtered(&loss, &extra)?;
     // SAFETY: above.
     let (batch, mut gradients, workspace, upstream) = unsafe {
         let upstream = DeviceUpstream {
@@ -282,7 +317,7 @@ pub fn device_gradients(
             d_lse: read(&upstream.3),
             d_positive: read(&upstream.4),
         };
-        (batch(&raw)?, gradients.places(), self::place(&workspace), upstream)
+        (batch(&raw, &extra)?, gradients.places(), self::place(&workspace), upstream)
     };
     gradients.workspace = workspace;
     run_on_device(py, place, |cuda| cuda.gradients_on_device(&batch, &loss, &upstream, &mut gradients))
@@ -315,6 +350,45 @@ pub fn device_top_k(
         (search(&raw)?, DeviceTopK { indices, scores, workspace: self::place(&workspace) })
     };
     run_on_device(py, place, |cuda| cuda.top_k_on_device(&search, similarity, k, &mut top))
+}
+
+/// Bytes that `device_hardest_negatives` works in.
+#[pyfunction]
+pub fn device_plan_hardest_negatives(
+    py: Python<'_>,
+    place: Place,
+    raw: RawBatch,
+    extra: Option<RawExtra>,
+    similarity: &str,
+    k: usize,
+) -> PyResult<usize> {
+    let similarity = similarity_of(similarity)?;
+    // SAFETY: nothing is read.
+    let batch = unsafe { batch(&raw, &extra)? };
+    let plan = |cuda: &mut Cuda| cuda.plan_hardest_negatives_on_device(&batch, similarity, k);
+    run_on_device(py, place, |cuda| Ok(plan(cuda)?.workspace_bytes))
+}
+
+/// As `device_top_k`, among each row's negatives.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "each is one thing that the search takes")]
+pub fn device_hardest_negatives(
+    py: Python<'_>,
+    place: Place,
+    workspace: Option<RawSlice>,
+    raw: RawBatch,
+    extra: Option<RawExtra>,
+    similarity: &str,
+    k: usize,
+    output: (RawSlice, RawSlice),
+) -> PyResult<()> {
+    let similarity = similarity_of(similarity)?;
+    // SAFETY: above.
+    let (batch, mut top) = unsafe {
+        let (indices, scores) = (write(&output.0), write(&output.1));
+        (batch(&raw, &extra)?, DeviceTopK { indices, scores, workspace: self::place(&workspace) })
+    };
+    run_on_device(py, place, |cuda| cuda.hardest_negatives_on_device(&batch, similarity, k, &mut top))
 }
 
 /// Waits for the stream. The first bad value since the last call that only the device saw, if there was one, as an error.

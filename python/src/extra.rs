@@ -12,22 +12,22 @@ use pyo3::prelude::*;
 use crate::arrays::{RawBatch, RawMatrix, RawSlice, matrix, pool, slice};
 use crate::errors::raise;
 
-/// By name. Rows are int64, ids int64, offsets int64, and everything else float32.
+/// By name. Rows are int64, in device memory int32; ids and offsets are int64, and everything else float32.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
 pub struct RawExtra {
     /// (M, D)
-    table: Option<RawMatrix>,
-    table_ids: Option<RawSlice>,
-    table_gradient: bool,
+    pub table: Option<RawMatrix>,
+    pub table_ids: Option<RawSlice>,
+    pub table_gradient: bool,
     /// Pools by reference, each with its log_q. Rows of None are the whole table.
-    candidate_rows: Vec<(Option<RawSlice>, Option<RawSlice>)>,
+    pub candidate_rows: Vec<(Option<RawSlice>, Option<RawSlice>)>,
     /// (B, K), K, and log_q (B, K).
-    row_negatives: Option<(RawSlice, usize, Option<RawSlice>)>,
-    positive_offsets: Option<RawSlice>,
-    positive_weight: Option<RawSlice>,
-    false_negative_margin: Option<f64>,
-    false_negative_ratio: Option<f64>,
+    pub row_negatives: Option<(RawSlice, usize, Option<RawSlice>)>,
+    pub positive_offsets: Option<RawSlice>,
+    pub positive_weight: Option<RawSlice>,
+    pub false_negative_margin: Option<f64>,
+    pub false_negative_ratio: Option<f64>,
 }
 
 impl RawExtra {

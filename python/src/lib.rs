@@ -5,6 +5,7 @@ mod around;
 mod arrays;
 mod device;
 mod device_array;
+mod device_extra;
 mod errors;
 mod extra;
 mod frequency;
@@ -25,7 +26,10 @@ mod _core {
         Ranking, Recommended, TemperatureSchedule, alignment, uniformity, union_gradient_weight, union_log_q,
     };
     #[pymodule_export]
-    use crate::device::{device_compute, device_fault, device_gradients, device_plan, device_plan_top_k, device_top_k};
+    use crate::device::{
+        device_compute, device_fault, device_gradients, device_hardest_negatives, device_plan,
+        device_plan_hardest_negatives, device_plan_top_k, device_top_k,
+    };
     #[pymodule_export]
     use crate::device_array::{DeviceArray, device_of, dlpack};
     #[pymodule_export]

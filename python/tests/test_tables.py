@@ -743,17 +743,12 @@ def test_errors_of_a_step_change_nothing():
     assert (table == TABLE.numpy()).all() and adagrad.to_bytes() == state
 
 
-@pytest.mark.parametrize("name", ["table", "row_negatives", "positive_offsets", "false_negative_margin"])
-def test_cuda_tensors_with_tables_are_refused(name, monkeypatch):
+def test_a_step_of_cuda_tensors_is_refused(monkeypatch):
     """By what goes the way of CUDA tensors."""
     monkeypatch.setattr(_cuda, "place_of", lambda tensor, argument: object())
-    options = {"table": TABLE} if name in ("table", "row_negatives") else {"candidates": TABLE}
-    options |= {"row_negatives": ROWS} if name == "row_negatives" else {}
-    options |= {"positive_offsets": torch.arange(B + 1)} if name == "positive_offsets" else {}
-    options |= {"false_negative_margin": 0.1} if name == "false_negative_margin" else {}
-    first = "table" if name == "row_negatives" else name
-    with pytest.raises(ValueError, match=f"{first} does not apply to tensors on cpu; rule: tables, several"):
-        softmax_loss(Q, positives=P, **options)
+    adagrad = cs.Optimizer.row_adagrad(M, 0.1)
+    with pytest.raises(ValueError, match="update_table does not apply to tensors on cpu; rule: the step runs on the CPU"):
+        update_table(Q, TABLE.clone(), adagrad, P)
 
 
 # Operators.

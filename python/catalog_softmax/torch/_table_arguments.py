@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import _arguments, _cuda
+from . import _arguments
 from ._arguments import Arguments, _check_length, _optional, _per_pool, _rows_of_csr, integers, numbers, raw, raw_embeddings
 
 NAMES = ("table", "table_ids", "candidate_rows", "row_negatives", "row_negatives_log_q", "positive_offsets", "positive_weight")
@@ -12,22 +12,23 @@ FILTERS = ("false_negative_margin", "false_negative_ratio")
 
 
 class TableArguments(Arguments):
-    """`Arguments` with what `NAMES` says, and the filter's two numbers. On the CPU: a device has no code for them."""
+    """`Arguments` with what `NAMES` says, and the filter's two numbers."""
 
     def __init__(self, batch, extra, margin=None, ratio=None):
         of_batch = dict(zip(NAMES, extra))
-        if _cuda.place_of(batch[0], "queries") is not None:
-            _refuse(batch[0], {**of_batch, **dict(zip(FILTERS, (margin, ratio)))})
+        device = batch[0].device
         self.filter = dict(zip(FILTERS, (margin, ratio)))
-        self.table = _optional(_arguments.embeddings, of_batch["table"], "table", _CPU)
-        self.table_ids = _optional(integers, of_batch["table_ids"], "table_ids", _CPU)
-        self.candidate_rows = _per_pool(integers, of_batch["candidate_rows"], "candidate_rows", _CPU)
-        self.row_negatives = _of_rows(of_batch["row_negatives"], "row_negatives", (torch.int64, torch.int32), torch.int64)
-        self.row_negatives_log_q = _of_rows(of_batch["row_negatives_log_q"], "row_negatives_log_q", _FLOATS, torch.float32)
-        self.positive_offsets = _optional(integers, of_batch["positive_offsets"], "positive_offsets", _CPU)
-        self.positive_weight = _optional(numbers, of_batch["positive_weight"], "positive_weight", _CPU)
+        self.table = _optional(_arguments.embeddings, of_batch["table"], "table", device)
+        self.table_ids = _optional(integers, of_batch["table_ids"], "table_ids", device)
+        self.candidate_rows = _per_pool(integers, of_batch["candidate_rows"], "candidate_rows", device)
+        self.row_negatives = _of_rows(of_batch["row_negatives"], "row_negatives", (torch.int64, torch.int32), torch.int64, device)
+        self.row_negatives_log_q = _of_rows(
+            of_batch["row_negatives_log_q"], "row_negatives_log_q", _FLOATS, torch.float32, device
+        )
+        self.positive_offsets = _optional(integers, of_batch["positive_offsets"], "positive_offsets", device)
+        self.positive_weight = _optional(numbers, of_batch["positive_weight"], "positive_weight", device)
         self._check(len(batch[1]))
-        self.kept_pairs = None
+        self.kept_pairs = self.absent_pairs = None
         self.num_pairs = next((x.shape[0] for x in (batch[2], batch[3]) if x is not None and x.dim() > 0), batch[0].shape[0])
         super().__init__(*batch)
 
@@ -48,6 +49,42 @@ class TableArguments(Arguments):
     @property
     def whole_table(self):
         return self.table is not None and not self.candidates and not self.candidate_rows and self.row_negatives is None
+
+    def _for_device(self):
+        """Rows of the table as the device takes them: 32 bits, and what is out of range stays so. Of a row of weight 0, what it names does
+        not matter."""
+        b, p = self.num_rows, self.num_pairs
+        if self.table is None:
+            limit = sum(tensor.shape[0] for tensor in self.candidates)
+            if self.positives is None and self.positive_embeddings is None:
+                self._check_in_batch()
+                self.positives = torch.arange(b, device=self.queries.device)
+        else:
+            limit = self.table.shape[0]
+        rows = lambda tensor: tensor.clamp(-1, limit).to(torch.int32)
+        if self.absent is not None:
+            self._hide_absent_rows(b, p)
+        self.positives = None if self.positives is None else rows(self.positives)
+        self.candidate_rows = [rows(tensor) for tensor in self.candidate_rows]
+        if self.row_negatives is not None:
+            # -1 stands for none, and no other negative number does.
+            self.row_negatives = rows(self.row_negatives.masked_fill(self.row_negatives < -1, limit))
+
+    def _hide_absent_rows(self, b, p):
+        self.absent_pairs = self.absent
+        if self.positive_offsets is not None:
+            _check_length(self.positive_offsets, "positive_offsets", b + 1)
+            self.absent_pairs = self.absent[row_of_pairs(self.positive_offsets, p)]
+        for name, harmless in (("positives", 0), ("positive_log_q", -1.0), ("positive_weight", 0.0)):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                _check_length(tensor, name, p)
+                setattr(self, name, tensor.masked_fill(self.absent_pairs, harmless))
+        for name, harmless in (("row_negatives", -1), ("row_negatives_log_q", -1.0)):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                _check_length(tensor, name, b)
+                setattr(self, name, tensor.masked_fill(self.absent[:, None], harmless))
 
     def _leave_out_rows(self):
         kept = self.row_weight.nonzero().squeeze(1)
@@ -81,19 +118,19 @@ class TableArguments(Arguments):
 
     def raw_extra(self, gradient=True):
         """What the core takes beside `raw`. `gradient`: whether the table gets one."""
-        own = len(self.candidates)
-        log_q = [raw(tensor) for tensor in self.log_q]
-        pools = [raw(rows) for rows in self.candidate_rows]
+        own, place = len(self.candidates), self.place
+        log_q = [raw(tensor, place) for tensor in self.log_q]
+        pools = [raw(rows, place) for rows in self.candidate_rows]
         if self.whole_table and log_q:
             pools = [None]
         of_pools = [(rows, log_q[own + p] if log_q else None) for p, rows in enumerate(pools)]
         negatives = self.row_negatives
         if negatives is not None:
-            negatives = (raw(negatives), negatives.shape[1], raw(self.row_negatives_log_q))
+            negatives = (raw(negatives, place), negatives.shape[1], raw(self.row_negatives_log_q, place))
         return {
-            "table": None if self.table is None else raw_embeddings(self.table), "table_ids": raw(self.table_ids),
+            "table": None if self.table is None else raw_embeddings(self.table, place), "table_ids": raw(self.table_ids, place),
             "table_gradient": gradient, "candidate_rows": of_pools, "row_negatives": negatives,
-            "positive_offsets": raw(self.positive_offsets), "positive_weight": raw(self.positive_weight), **self.filter,
+            "positive_offsets": raw(self.positive_offsets, place), "positive_weight": raw(self.positive_weight, place), **self.filter,
         }
 
     def spread_pairs(self, kept: Tensor, dim: int) -> Tensor:
@@ -109,23 +146,21 @@ class TableArguments(Arguments):
         return of_all.contiguous() if self.kept_pairs is None else of_all.index_select(dim, self.kept_pairs).contiguous()
 
 
-_CPU = torch.device("cpu")
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def _refuse(queries, given):
-    """With the name of what the call has of a table."""
-    name = next(name for name, value in given.items() if value is not None and not (isinstance(value, (list, tuple)) and not value))
-    raise ValueError(
-        f"{name} does not apply to tensors on {queries.device}; rule: tables, several positives and filters are for the CPU here"
-    )
+def row_of_pairs(offsets, pairs):
+    """(P): the row of each positive. In bounds whatever the offsets are, for a device, where a call of PyTorch's that finds them out of
+    order would stop everything."""
+    places = torch.arange(pairs, device=offsets.device)
+    return torch.searchsorted(offsets[1:].contiguous(), places, right=True).clamp(max=max(len(offsets) - 2, 0))
 
 
-def _of_rows(tensor, argument, dtypes, dtype):
+def _of_rows(tensor, argument, dtypes, dtype, device):
     """(B, K)"""
     if tensor is None:
         return None
-    _arguments._on(_CPU, tensor, argument)
+    _arguments._on(device, tensor, argument)
     if tensor.dim() != 2 or tensor.dtype not in dtypes:
         kind = "int32 or int64" if torch.int64 in dtypes else "floating-point numbers"
         raise ValueError(f"{argument} has shape {tuple(tensor.shape)} of {tensor.dtype}; rule: two axes, (B, K), of {kind}")

@@ -9,10 +9,10 @@ graphs (`_functional.py`).
 import torch
 
 from .. import _core
-from . import _ops
+from . import _cuda, _ops
 from ._ops import _empty, _no_second_gradient, _temperature
 from ._arguments import raw
-from ._table_arguments import NAMES, TableArguments
+from ._table_arguments import NAMES, TableArguments, row_of_pairs
 
 _BATCH = _ops._BATCH.format(**_ops._POOLS)
 _EXTRA = (
@@ -47,6 +47,10 @@ def _softmax_loss(*args):
     """(loss () or (B), rows (3, B): lse, num_negatives, derivative by lse; pairs (2, P): positive, derivative by it; expected negatives
     (B, D), or (0) without `gradients`)."""
     arguments, (similarity, temperature, correction, reduction, *symmetric), (_, gradients) = _split(args)
+    if arguments.place is not None:
+        with arguments.guard():
+            options = (similarity, temperature, correction, reduction, bool(symmetric))
+            return _cuda.table_softmax_loss(arguments, options, gradients)
     queries, b, scale = args[0], arguments.num_rows, 1.0
     if arguments.kept is not None:
         if len(arguments.kept) == 0:
@@ -83,6 +87,9 @@ def _row_statistics(*args):
     """(rows (2, B): lse, num_negatives; positive (P); expected negatives (B, D), or (0) without `gradients`)."""
     arguments, (similarity, temperature, correction), (_, gradients) = _split(args)
     options = (similarity, temperature, correction, "sum", False)
+    if arguments.place is not None:
+        with arguments.guard():
+            return _cuda.table_row_statistics(arguments, options, gradients)
     lse, positive, num_negatives, _, _, expected = _core.table_statistics(
         arguments.raw(), arguments.raw_extra(), options, (gradients, False, False), torch.get_num_threads()
     )
@@ -111,6 +118,11 @@ def gradients_of(rows, positive, expected, d_lse, d_positive, *args, sparse, rou
     """`rounded`: each in the type of what it is the gradient of, and else as the core has it, in float32."""
     arguments, (similarity, temperature, correction, *_), (wanted,) = _split(args)
     like = _like(args)
+    if arguments.place is not None:
+        options = (similarity, temperature, correction, "sum", False)
+        with arguments.guard():
+            found = _cuda.table_gradients(arguments, options, (rows, positive, expected, d_lse, d_positive), wanted, sparse)
+        return [_gradient_on_device(d, x) if w and x is not None else _empty(expected) for d, x, w in zip(found, like, wanted)]
     if arguments.kept is not None and len(arguments.kept) == 0:
         zeros = [torch.zeros_like(x) if w and x is not None else _empty(expected) for x, w in zip(like, wanted)]
         if sparse and wanted[3]:
@@ -142,6 +154,10 @@ def _gradient(arguments, rounded, place, found, like, _):
     spread = {0: arguments.spread, 1: arguments.spread_pairs}.get(place)
     found = found if spread is None else spread(found, 0)
     return found.to(like.dtype) if rounded else found
+
+
+def _gradient_on_device(found, like):
+    return sparse_rows(*found, like) if isinstance(found, tuple) else found.to(like).reshape(like.shape)
 
 
 def sparse_rows(rows, values, like):
@@ -253,8 +269,7 @@ def of_pairs(d_loss, pairs, ctx, flat):
     if d_loss.dim() == 0 or ctx.lengths[place] is None:
         return d_loss
     before = sum(1 if n == -1 else n or 0 for n in ctx.lengths[:place])
-    offsets = flat[before].to(torch.int64)
-    return torch.repeat_interleave(d_loss, offsets.diff(), output_size=pairs)
+    return d_loss[row_of_pairs(flat[before].to(torch.int64), pairs)]
 
 
 def _statistics_context(ctx, inputs, output):
@@ -291,6 +306,9 @@ def hardest_negatives(*args):
     """(similarities (B, K) float32, indices (B, K) int64)."""
     k, similarity = args[_NUM_TENSORS:]
     arguments = TableArguments(args[:_NUM_BATCH], args[_NUM_BATCH:_NUM_TENSORS])
+    if arguments.place is not None:
+        with arguments.guard():
+            return _cuda.hardest_negatives(arguments, similarity, k)
     indices, scores = _core.hardest_negatives(arguments.raw(), arguments.raw_extra(), similarity, k, torch.get_num_threads())
     return torch.from_numpy(scores), torch.from_numpy(indices)
 

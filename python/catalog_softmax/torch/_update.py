@@ -6,6 +6,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import _core
 from .._optimizer import Optimizer
+from . import _cuda
 from ._arguments import embeddings
 from ._functional import Correction, Pools, Similarity, _check_constants, _Extra, _options, _pair, _pools, _temperature
 from ._ops import outside_of_graphs, refuse_transforms
@@ -105,6 +106,9 @@ class _Update(torch.autograd.Function):
             queries, list(pools), positives, positive_embeddings, candidate_ids, log_q, positive_ids, positive_log_q, offsets,
             excluded_ids, row_weight,
         )
+        if _cuda.place_of(queries, "queries") is not None:
+            rule = "the step runs on the CPU; on a device, take the gradient, and an optimiser of PyTorch's"
+            raise ValueError(f"update_table does not apply to tensors on {queries.device}; rule: {rule}")
         arguments = TableArguments(batch, extra.tensors, *extra.filter)
         _check_writable(extra.tensors[0])
         leaves = [queries, positive_embeddings, temperature, *pools]

@@ -102,7 +102,9 @@ def _table_place(place: Place, batch: tuple, extra: dict, row_sparse: bool) -> A
         return place.empty((m, dim), "float32")
     lists, negatives = [rows for rows, _ in extra["candidate_rows"]], extra["row_negatives"]
     whole = None in lists or pools_of_table(extra, len(batch[1])) > len(lists)
-    uses = num_pairs(batch) + (0 if negatives is None else negatives[0][1]) + sum(rows[1] for rows in lists if rows is not None)
+    # Positives with embeddings of their own name no row.
+    positives = 0 if batch[3] is not None else num_pairs(batch)
+    uses = positives + (0 if negatives is None else negatives[0][1]) + sum(rows[1] for rows in lists if rows is not None)
     most = m if whole else min(uses, m)
     return place.empty((most,), "int32"), place.empty((most, dim), "float32"), place.empty((), "int64")
 

@@ -19,14 +19,27 @@ def alone():
     dist.destroy_process_group()
 
 
+# `compare` adds gradients up, which those of single rows do not take; test_row_sparse_gradients has these.
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-@pytest.mark.parametrize("name", [
-    "whole table", "log_q of the table, logq", "log_q of the table, negatives only", "temperature and ids", "excluded rows",
-])
+@pytest.mark.parametrize("name", [name for name in CASES_HERE if not name.startswith(("sparse", "no row"))])
 def test_catalog_parallel(name, similarity):
-    options = {"temperature": 0.7 if similarity == "dot" else 0.1, **CASES_HERE[name], "similarity": similarity}
+    if similarity == "dot" and "false_negative_ratio" in CASES_HERE[name]:
+        pytest.skip("a ratio goes with cosine alone")
+    options = {"temperature": 0.7 if similarity == "dot" else 0.1, "similarity": similarity, **CASES_HERE[name]}
     reference = lambda q, table, **options: tables.softmax_loss(q, table=table, **with_log_q_of_positives(options))
     compare(catalog_parallel_softmax_loss, reference, [x.clone().requires_grad_() for x in (QUERIES, TABLE)], options)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES_HERE if name.startswith("sparse")])
+def test_row_sparse_gradients(name):
+    gradients = []
+    for sparse in (True, False):
+        shard = TABLE.clone().requires_grad_()
+        catalog_parallel_softmax_loss(QUERIES, shard, **{**CASES_HERE[name], "sparse_gradient": sparse}).backward()
+        assert shard.grad.is_sparse == sparse
+        gradients.append(shard.grad.to_dense() if sparse else shard.grad)
+    sparse, dense = gradients
+    check(sparse, dense.double(), dense, "d_table")
 
 
 def test_gathered():

@@ -30,6 +30,7 @@ class Local:
         self.computes = len(shard) > 0 and self._num_rows() > 0
         g = problem.given
         extra = (g.candidate_rows, problem.row_negatives, problem.offsets, g.false_negative_margin, g.false_negative_ratio)
+        # On a device a whole shard is an ordinary pool, whose gradient is written where it stays. A table's is summed from parts.
         self.on_device = is_on_device(shard) and all(x is None for x in extra)
         # Without ids of their own, rows of the shard have ids from 0, and what is compared with them is shifted to these.
         shift = shards.start if problem.table_ids is None and not self.on_device else 0

@@ -81,8 +81,7 @@ def catalog_parallel_softmax_loss(
     shard's gradient is computed. None of them depends on M. Only with ``table_ids`` or a filter of false negatives, 8 P and
     4 P ceil(D s / 4) more to a sum. docs/python.md has what that is on the wire.
 
-    On a GPU the host waits for the agreement and for what ranks compare in it. ``candidate_rows``, ``row_negatives``, several positives
-    and filters are for the CPU, as in `softmax_loss`.
+    On a GPU the host waits for the agreement and for what ranks compare in it.
     """
     given = Options(
         similarity, temperature, correction, reduction, positive_log_q, log_q, excluded, row_weight, table_ids, candidate_rows,

@@ -73,8 +73,8 @@ class Problem:
             row_negatives_log_q=given.row_negatives_log_q, positive_weight=given.positive_weight,
         )
         self.candidate_rows = [integers(rows, "candidate_rows", device) for rows in _list(given.candidate_rows)]
-        self.row_negatives = _of_rows(given.row_negatives, "row_negatives", (torch.int64, torch.int32), torch.int64)
-        self.row_negatives_log_q = _of_rows(given.row_negatives_log_q, "row_negatives_log_q", _FLOATS, torch.float32)
+        self.row_negatives = _of_rows(given.row_negatives, "row_negatives", (torch.int64, torch.int32), torch.int64, device)
+        self.row_negatives_log_q = _of_rows(given.row_negatives_log_q, "row_negatives_log_q", _FLOATS, torch.float32, device)
         self.whole_shard = not self.candidate_rows and self.row_negatives is None
         self.log_q = [numbers(log_q, "log_q", device) for log_q in _list(given.log_q)]
         pools = 1 if self.whole_shard else len(self.candidate_rows)

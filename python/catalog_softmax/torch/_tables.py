@@ -122,7 +122,7 @@ def gradients_of(rows, positive, expected, d_lse, d_positive, *args, sparse, rou
         options = (similarity, temperature, correction, "sum", False)
         with arguments.guard():
             found = _cuda.table_gradients(arguments, options, (rows, positive, expected, d_lse, d_positive), wanted, sparse)
-        return [_gradient_on_device(d, x) if w and x is not None else _empty(expected) for d, x, w in zip(found, like, wanted)]
+        return [_gradient_on_device(d, x, rounded) if w and x is not None else _empty(expected) for d, x, w in zip(found, like, wanted)]
     if arguments.kept is not None and len(arguments.kept) == 0:
         zeros = [torch.zeros_like(x) if w and x is not None else _empty(expected) for x, w in zip(like, wanted)]
         if sparse and wanted[3]:
@@ -156,8 +156,12 @@ def _gradient(arguments, rounded, place, found, like, _):
     return found.to(like.dtype) if rounded else found
 
 
-def _gradient_on_device(found, like):
-    return sparse_rows(*found, like) if isinstance(found, tuple) else found.to(like).reshape(like.shape)
+def _gradient_on_device(found, like, rounded):
+    to = lambda x: x.to(like.device, like.dtype if rounded else x.dtype)
+    if isinstance(found, tuple):
+        rows, values = found
+        return sparse_rows(rows, to(values), like)
+    return to(found).reshape(like.shape)
 
 
 def sparse_rows(rows, values, like):

@@ -84,7 +84,8 @@ impl Device {
         let Shape { grid, block, cluster, shared } = shape;
         let dims =
             LaunchDims { grid: [grid, 1, 1], block: [block, 1, 1], cluster: [cluster, 1, 1], dynamic_shared: shared };
-        exec::launch_with(&self.memory, &self.module, kernel, dims, &params, exec::Options { seed, races, traffic: false }).map(drop)
+        let options = exec::Options { seed, races, traffic: false };
+        exec::launch_with(&self.memory, &self.module, kernel, dims, &params, options).map(drop)
     }
 
     /// With this last argument the kernel is silent in every schedule.

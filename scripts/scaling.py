@@ -4,8 +4,9 @@
     python3 scripts/scaling.py
     python3 scripts/scaling.py --check docs/scaling.md
 
-The first prints the tables of docs/scaling.md, and the second fails where that page has others. Nothing here was measured on a GPU: the rates below are data sheets' and the kernels' floor
-of docs/benchmarks.md, so each time is the least that the hardware allows, and real steps take longer.
+The first prints the tables of docs/scaling.md, and the second fails where that page has others. Nothing here was measured on a GPU: the
+rates below are those of data sheets and of the kernels' floor in docs/benchmarks.md. So each time is the least that the hardware allows, and
+real steps take longer.
 """
 
 import sys

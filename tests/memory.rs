@@ -59,9 +59,19 @@ fn peak(work: impl FnOnce()) -> usize {
 const RAYON: usize = 64 << 10;
 const THREADS: usize = 2;
 
-/// A pool of threads that have never multiplied: the matmul library keeps a buffer for each thread that has.
-fn fresh_threads() -> rayon::ThreadPool {
-    rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().expect("threads start")
+/// Runs `work` on threads that have never multiplied: the matmul library keeps a buffer for each thread that has. The threads
+/// have ended afterwards, so that no later measurement sees how their buffers are freed.
+fn on_fresh_threads<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    let mut threads = Vec::new();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).spawn_handler(|thread| {
+        threads.push(std::thread::Builder::new().spawn(|| thread.run())?);
+        Ok(())
+    });
+    let pool = pool.build().expect("threads start");
+    let result = pool.install(work);
+    drop(pool);
+    threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    result
 }
 
 /// What the library keeps for a thread: a buffer of the size of the second-level cache. Some processors' kernels need it
@@ -208,7 +218,7 @@ fn steps_and_searches_allocate_what_their_plans_say() {
             a_step_on_the_cpu(&problem, request);
         }
         for request in [Request::value_and_grad(), Request::value_and_grad().row_sparse()] {
-            fresh_threads().install(|| an_accumulating_step(&mut Cpu::new(), &problem, request));
+            on_fresh_threads(|| an_accumulating_step(&mut Cpu::new(), &problem, request));
         }
     }
     let small = Config { symmetric: true, weights: true, ..Config::new(60, 60, 40) };
@@ -237,13 +247,13 @@ fn steps_and_searches_allocate_what_their_plans_say() {
     }
     for (b, n, k) in [(512, 20_000, 100), (300, 30_000, 1024)] {
         let data = SearchData::new(b, &[n], 64, DType::F32, Values::Normal, true);
-        fresh_threads().install(|| a_search_on_the_cpu(&data, (b, n, k)));
+        on_fresh_threads(|| a_search_on_the_cpu(&data, (b, n, k)));
     }
 }
 
 fn a_step_on_the_cpu(problem: &Problem, request: Request) {
     let (b, n, dim) = (problem.num_queries(), problem.num_candidates(), problem.dim);
-    let Measured { planned, first, second } = fresh_threads().install(|| measure(&mut Cpu::new(), problem, request));
+    let Measured { planned, first, second } = on_fresh_threads(|| measure(&mut Cpu::new(), problem, request));
     let shape = format!("B {b}, N {n}, D {dim}, {request:?}");
     println!("{shape}: planned {planned}, first step {first}, second {second}");
     assert!(first <= planned + RAYON, "{shape}: used {first}, planned {planned}");

@@ -171,10 +171,10 @@ impl<'a> DeviceBatch<'a> {
             positives_by_index: !separate,
             row_weight: self.row_weight.is_some(),
         })?;
+        let problem = self.problem(positives, loss.similarity, loss.scale_log2(), tf32, uses)?;
         if loss.symmetric {
             check_symmetric(&Described { batch: self, positives })?;
         }
-        let problem = self.problem(positives, loss.similarity, loss.scale_log2(), tf32, uses)?;
         let mut floats = |slice: &Option<DeviceSlice<'a, f32>>, name: &'static str| {
             slice.as_ref().map_or(Ok(0), |slice| slice.address(name, uses))
         };
@@ -228,6 +228,8 @@ impl<'a> DeviceBatch<'a> {
             embeddings.check("positive_embeddings")?;
         }
         check_batch(&Described { batch: self, positives })?;
+        // Queries first: where all memory is of another context or stream, the error names them.
+        let problem = self.search.problem(similarity, scale, tf32, uses)?;
         let mut problem = Problem {
             pairs: positives.len(),
             positive_ids: self.positive_ids.map_or(Ok(0), |ids| ids.address("positive_ids", uses))?,
@@ -235,7 +237,7 @@ impl<'a> DeviceBatch<'a> {
                 .positive_offsets
                 .map_or(Ok(0), |offsets| offsets.address("positive_offsets", uses))?,
             positives: positives.checked(uses)?,
-            ..self.search.problem(similarity, scale, tf32, uses)?
+            ..problem
         };
         if let (ProblemPositives::Index(address), Some(table)) = (problem.positives, problem.table) {
             let count = positives.len();

@@ -13,8 +13,7 @@ pub struct Plan {
     /// An upper bound of the bytes that a step allocates.
     ///
     /// On the CPU it counts what a step needs beside inputs and outputs. It does not grow with N. It grows with the number of
-    /// threads and with the processor's second-level cache, because the matmul library keeps a buffer of that size for each
-    /// thread. On a CUDA device it grows by up to 50 bytes for each candidate, and a step from host slices also counts
+    /// threads, because each has buffers. On a CUDA device it grows by up to 50 bytes for each candidate, and a step from host slices also counts
     /// inputs and outputs.
     pub workspace_bytes: usize,
 }

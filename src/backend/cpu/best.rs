@@ -2,6 +2,8 @@
 //!
 //! Scores and indices are one integer key, so that the order is total: the best K are one set, however they are found.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 use super::kernels::{LANES, Tile};
@@ -67,6 +69,12 @@ impl Best {
         self.k = k;
     }
 
+    /// The buffers of some rows.
+    pub(super) fn rows(&mut self, rows: Range<usize>) -> BestOfRows<'_> {
+        let keys = &mut self.keys[rows.start * 2 * self.k..rows.end * 2 * self.k];
+        BestOfRows { keys, rows: &mut self.rows[rows], k: self.k }
+    }
+
     /// Writes each row's best `k` keys, in no order; 0 where there are fewer.
     pub(super) fn write(&mut self, to: &mut [Key]) {
         let buffers = self.keys.chunks_exact_mut(2 * self.k);
@@ -82,11 +90,18 @@ impl Best {
     }
 }
 
+/// The buffers of some rows of a block.
+pub(super) struct BestOfRows<'a> {
+    keys: &'a mut [Key],
+    rows: &'a mut [BestOfRow],
+    k: usize,
+}
+
 /// Takes a tile of similarities into its rows' buffers. `first` is the index of the tile's first candidate.
 pub(super) struct Collect<'a> {
     pub(super) tile: Tile<'a>,
     pub(super) first: u32,
-    pub(super) best: &'a mut Best,
+    pub(super) best: BestOfRows<'a>,
 }
 
 impl WithSimd for Collect<'_> {
@@ -94,8 +109,8 @@ impl WithSimd for Collect<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Best { keys, rows, k } = self.best;
-        let buffers = keys.chunks_exact_mut(2 * *k);
+        let BestOfRows { keys, rows, k } = self.best;
+        let buffers = keys.chunks_exact_mut(2 * k);
         for ((sims, row), keys) in self.tile.sims.chunks_exact(self.tile.width).zip(rows).zip(buffers) {
             if !any_above(simd, sims, row.threshold) {
                 continue;
@@ -105,7 +120,7 @@ impl WithSimd for Collect<'_> {
                 let mut above = lanes_above(lanes, row.threshold);
                 while above != 0 {
                     let lane = above.trailing_zeros();
-                    row.push(keys, key(lanes[lane as usize], first + lane), *k);
+                    row.push(keys, key(lanes[lane as usize], first + lane), k);
                     above &= above - 1;
                 }
             }

@@ -10,24 +10,23 @@ use crate::problem::statistics::Partial;
 /// Columns that a loop handles at a time; rows of a score tile are padded to a multiple.
 pub(super) const LANES: usize = 32;
 
-/// `2^x` for x <= 127, relative error below 1e-7; 0 below 2^-126. NaN stays NaN.
+/// `2^x`, relative error below 1.2e-7 for x from −126 to 127; below −126 a number from 0 to 2^-126, and 0 from −127 on.
+/// Above 127 the result is no use. A NaN stays one if it is [`f32::NAN`] or came out of arithmetic: its low bits must be 0.
 ///
 /// Adding 1.5 * 2^23 rounds x to an integer n and leaves n in the low mantissa bits, from where it is added to the
-/// exponent of 2^(x − n), a polynomial (minimax of degree 6 on [−1/2, 1/2], relative error 1.9e-9).
+/// exponent of 2^(x − n), a polynomial (minimax of degree 6 on [−1/2, 1/2], relative error 1.9e-9). At −127 the polynomial
+/// is exactly 1, and the sum of exponents 0.
 #[inline(always)]
 fn exp2(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
-    let clamped = if x > 127.0 { 127.0 } else { x };
+    let clamped = if x < -127.0 { -127.0 } else { x };
     let shifted = clamped + ROUND;
     let r = clamped - (shifted - ROUND);
     let mut p = 1.534_581_2e-4f32;
     for c in [1.339_993_1e-3, 9.618_489e-3, 5.550_328_8e-2, 0.240_226_47, std::f32::consts::LN_2, 1.0] {
         p = p.mul_add(r, c);
     }
-    let scaled = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
-    // The integer addition could turn a NaN into a number, by its payload.
-    let scaled = if x.is_nan() { x } else { scaled };
-    if x < -126.0 { 0.0 } else { scaled }
+    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
 /// How a raw similarity becomes `z` in units of log 2: `z = sim · scale + bias[column]`.
@@ -37,12 +36,14 @@ pub(super) struct Score<'a> {
     pub(super) scale: f32,
     /// `−log_q · log2(e)` per column, padded as the tile's rows are.
     pub(super) bias: &'a [f32],
+    /// No `z` of the tile is larger. Infinite where similarities have no bound.
+    pub(super) largest: f32,
 }
 
-/// The one definition of `z` on this backend.
+/// The one definition of `z` on this backend, less a shift.
 #[inline(always)]
-fn z(sim: f32, scale: f32, bias: f32) -> f32 {
-    sim.mul_add(scale, bias)
+fn z_less(sim: f32, scale: f32, bias: f32, shift: f32) -> f32 {
+    sim.mul_add(scale, bias - shift)
 }
 
 #[inline(always)]
@@ -53,7 +54,7 @@ fn lane_chunks<'a>(row: &'a [f32], bias: &'a [f32]) -> impl Iterator<Item = (&'a
 /// Running state of one row of a block over the tiles of a split.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowState {
-    /// Largest `z` so far, in units of log 2.
+    /// What is subtracted from `z`, in units of log 2: the largest so far, or less by at most `HEADROOM`.
     pub(super) max: f32,
     /// `Σ 2^(z − max)`, and the sums of [`Partial`] in its units.
     pub(super) sum: f64,
@@ -79,21 +80,26 @@ impl RowState {
     }
 }
 
+/// How far, in units of log 2, a score may lie above the shift of its row. The difference is rounded, so a larger one would
+/// cost precision.
+const HEADROOM: f32 = 16.0;
+
 /// Moves a row's state to the maximum that it has with this tile. Returns the factor by which everything summed before
-/// was scaled.
+/// was scaled. Where no score of the tile can lie far above the shift, that stays, and the scores are not looked at.
 #[inline(always)]
 fn advance_max(row: &[f32], score: Score<'_>, state: &mut RowState) -> f32 {
+    if score.largest - state.max <= HEADROOM {
+        return 1.0;
+    }
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for (sims, bias) in lane_chunks(row, score.bias) {
         for k in 0..LANES {
-            let z = z(sims[k], score.scale, bias[k]);
+            let z = z_less(sims[k], score.scale, bias[k], 0.0);
             lanes[k] = if z > lanes[k] { z } else { lanes[k] };
         }
     }
-    let mut max = state.max;
-    for z in lanes {
-        max = if z > max { z } else { max };
-    }
+    let max = fold_lanes(lanes, |a, b| if a > b { a } else { b });
+    let max = if max > state.max { max } else { state.max };
     // Before any finite score the sums are 0, or NaN, which shall stay.
     let factor = if state.max == f32::NEG_INFINITY { 1.0 } else { exp2(state.max - max) };
     if factor != 1.0 {
@@ -119,7 +125,7 @@ fn sum_exponentials(row: &mut [f32], score: Score<'_>, state: &mut RowState, kee
     let mut sums = [0.0f32; LANES];
     for (sims, bias) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(score.bias.as_chunks::<LANES>().0) {
         for k in 0..LANES {
-            let p = exp2(z(sims[k], score.scale, bias[k]) - shift);
+            let p = exp2(z_less(sims[k], score.scale, bias[k], shift));
             sums[k] += p;
             if keep {
                 sims[k] = p;
@@ -129,13 +135,31 @@ fn sum_exponentials(row: &mut [f32], score: Score<'_>, state: &mut RowState, kee
     state.sum += sum_lanes(sums);
 }
 
+/// The sum of the lanes in one fixed order: two vectors of 16 lanes onto each other, and from there on in `f64`.
 #[inline(always)]
 fn sum_lanes(lanes: [f32; LANES]) -> f64 {
-    let mut sum = 0.0;
-    for x in lanes {
-        sum += f64::from(x);
-    }
-    sum
+    let lanes: [f32; 16] = halves(lanes, |a, b| a + b);
+    let lanes: [f64; 16] = std::array::from_fn(|k| f64::from(lanes[k]));
+    let lanes: [f64; 8] = halves(lanes, |a, b| a + b);
+    let lanes: [f64; 4] = halves(lanes, |a, b| a + b);
+    let [even, odd] = halves(lanes, |a, b| a + b);
+    even + odd
+}
+
+/// Folds halves onto each other until one lane is left: short chains, which a processor computes beside the next row.
+#[inline(always)]
+fn fold_lanes<T: Copy>(lanes: [T; LANES], fold: impl Fn(T, T) -> T) -> T {
+    let lanes: [T; 16] = halves(lanes, &fold);
+    let lanes: [T; 8] = halves(lanes, &fold);
+    let lanes: [T; 4] = halves(lanes, &fold);
+    let [even, odd] = halves(lanes, &fold);
+    fold(even, odd)
+}
+
+/// The two halves, lane by lane. Arrays of a fixed length stay in registers.
+#[inline(always)]
+fn halves<T: Copy, const N: usize, const HALF: usize>(lanes: [T; N], fold: impl Fn(T, T) -> T) -> [T; HALF] {
+    std::array::from_fn(|k| fold(lanes[k], lanes[k + HALF]))
 }
 
 /// Adds a row's moments.
@@ -145,7 +169,7 @@ fn sum_moments(row: &[f32], score: Score<'_>, state: &mut RowState) {
     let (mut sum_score, mut sum_z) = ([0.0f32; LANES], [0.0f32; LANES]);
     for (sims, bias) in lane_chunks(row, score.bias) {
         for k in 0..LANES {
-            let dz = z(sims[k], score.scale, bias[k]) - shift;
+            let dz = z_less(sims[k], score.scale, bias[k], shift);
             let p = exp2(dz);
             // A masked score is −∞: its probability is 0, and 0 · ∞ must not enter.
             sum_score[k] += if p == 0.0 { 0.0 } else { p * sims[k] };
@@ -238,6 +262,32 @@ impl NullaryFnOnce for Statistics<'_> {
     }
 }
 
+/// One row's expected negatives from those of its parts, each with its factor: `o = share · Σ factor · part`, or 0 where
+/// `share` is 0.
+pub(super) struct MergeExpected<'a, P> {
+    pub(super) parts: P,
+    pub(super) share: f64,
+    pub(super) sum: &'a mut [f64],
+    pub(super) o: &'a mut [f32],
+}
+
+impl<'p, P: Iterator<Item = (f64, &'p [f32])>> NullaryFnOnce for MergeExpected<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.sum.fill(0.0);
+        for (factor, part) in self.parts {
+            for (sum, &part) in self.sum.iter_mut().zip(part) {
+                *sum += factor * f64::from(part);
+            }
+        }
+        for (o, &sum) in self.o.iter_mut().zip(&*self.sum) {
+            *o = if self.share == 0.0 { 0.0 } else { (sum * self.share) as f32 };
+        }
+    }
+}
+
 /// Makes the similarities above each row's bound −∞ and takes them off the row's negatives. A NaN stays.
 pub(super) struct Filter<'a> {
     pub(super) tile: Tile<'a>,
@@ -299,7 +349,7 @@ impl NullaryFnOnce for Coefficients<'_> {
 fn coefficients<const FILTERED: bool>(row: &mut [f32], score: Score<'_>, lse: f32, d_lse: f32, bound: f32) {
     for (sims, bias) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(score.bias.as_chunks::<LANES>().0) {
         for k in 0..LANES {
-            let coefficient = d_lse * exp2(z(sims[k], score.scale, bias[k]) - lse);
+            let coefficient = d_lse * exp2(z_less(sims[k], score.scale, bias[k], lse));
             sims[k] = if FILTERED && sims[k] > bound { 0.0 } else { coefficient };
         }
     }
@@ -308,7 +358,7 @@ fn coefficients<const FILTERED: bool>(row: &mut [f32], score: Score<'_>, lse: f3
 /// The coefficient of one pair of a query and a negative of its own, by the arithmetic of [`Coefficients`].
 #[inline(always)]
 pub(super) fn coefficient(sim: f32, scale: f32, bias: f32, lse: f32, d_lse: f32, bound: f32) -> f32 {
-    if d_lse == 0.0 || sim > bound { 0.0 } else { d_lse * exp2(z(sim, scale, bias) - lse) }
+    if d_lse == 0.0 || sim > bound { 0.0 } else { d_lse * exp2(z_less(sim, scale, bias, lse)) }
 }
 
 /// `a · b` in one fixed order of sums. Both passes score a row's own negatives by it.
@@ -325,17 +375,7 @@ pub(super) fn row_dot(a: &[f32], b: &[f32]) -> f32 {
     for (a, b) in rest_a.iter().zip(rest_b) {
         rest = a.mul_add(*b, rest);
     }
-    let lanes: [f32; 16] = halved(lanes);
-    let lanes: [f32; 8] = halved(lanes);
-    let lanes: [f32; 4] = halved(lanes);
-    let [even, odd] = halved(lanes);
-    even + odd + rest
-}
-
-/// The sums of the two halves, lane by lane. Arrays of a fixed length stay in registers.
-#[inline(always)]
-fn halved<const N: usize, const HALF: usize>(lanes: [f32; N]) -> [f32; HALF] {
-    std::array::from_fn(|k| lanes[k] + lanes[k + HALF])
+    fold_lanes(lanes, |a, b| a + b) + rest
 }
 
 /// `to[k] = query · rows[k]`
@@ -477,7 +517,8 @@ mod tests {
             worst = worst.max((f64::from(exp2(x)) / exact - 1.0).abs());
         }
         assert!(worst < 1.2e-7, "{worst}");
-        assert_eq!((exp2(0.0), exp2(-126.5), exp2(f32::NEG_INFINITY)), (1.0, 0.0, 0.0));
-        assert!(exp2(f32::NAN).is_nan() && exp2(f32::from_bits(0x7fc0_0001)).is_nan() && exp2(1e9).is_finite());
+        assert_eq!((exp2(0.0), exp2(-127.0), exp2(f32::NEG_INFINITY)), (1.0, 0.0, 0.0));
+        assert!((0..=1000).all(|i| (0.0..=f32::MIN_POSITIVE).contains(&exp2(-126.0 - i as f32 * 1e-2))));
+        assert!(exp2(f32::NAN).is_nan() && exp2(f32::INFINITY - f32::INFINITY).is_nan());
     }
 }

@@ -22,6 +22,16 @@ pub(super) struct Masks {
     pairs: Vec<(u64, u32)>,
 }
 
+/// A candidate of a tile, and the next row that rejects it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RejectedCandidate {
+    next_row: u32,
+    column: u32,
+    /// Where that row and the last one behind it are in the list of rows.
+    at: u32,
+    end: u32,
+}
+
 impl Masks {
     /// Resolves a batch: its positives (by id, else by index) and its excluded ids.
     pub(super) fn of_batch(&mut self, batch: &Batch<'_>) {
@@ -102,11 +112,45 @@ impl Masks {
         }
     }
 
+    /// Lists the candidates of a tile that some of `rows` reject, before [`Masks::take_hits`] walks through these rows.
+    pub(super) fn open(
+        &self,
+        rows: std::ops::Range<usize>,
+        keys: impl Iterator<Item = u64>,
+        to: &mut Vec<RejectedCandidate>,
+    ) {
+        to.clear();
+        if self.spans.is_empty() {
+            return;
+        }
+        for (column, key) in keys.enumerate() {
+            let rejecting = self.rejecting(key);
+            let from = rejecting.partition_point(|&row| (row as usize) < rows.start);
+            if let Some(&next_row) = rejecting.get(from).filter(|&&row| (row as usize) < rows.end) {
+                let (first, len) = self.spans[&key];
+                let (at, end) = (first + from as u32, first + len);
+                to.push(RejectedCandidate { next_row, column: column as u32, at, end });
+            }
+        }
+    }
+
+    /// Calls `hit(row, column)` for each masked pair with a row before `end` that no earlier call has had.
+    pub(super) fn take_hits(&self, rejected: &mut [RejectedCandidate], end: usize, mut hit: impl FnMut(usize, usize)) {
+        for candidate in rejected {
+            while (candidate.next_row as usize) < end {
+                hit(candidate.next_row as usize, candidate.column as usize);
+                candidate.at += 1;
+                let next = (candidate.at < candidate.end).then(|| self.rows[candidate.at as usize]);
+                candidate.next_row = next.unwrap_or(u32::MAX);
+            }
+        }
+    }
+
     /// Bytes that the masks of that many positives and of a matrix's exclusions take.
     pub(super) fn bytes(matrix: &ScoreMatrix<'_>, positives: usize) -> usize {
-        let excluded = matrix.excluded.as_ref().map_or(0, |excluded| excluded.ids.0.len());
+        let pairs = positives + matrix.excluded.as_ref().map_or(0, |excluded| excluded.ids.0.len());
         // A hash table is at most 7/8 full and doubles: up to 16/7 slots and control bytes for an entry.
-        (positives + excluded) * (4 + 16 + 16 * 25 / 7) + words(positives + excluded) * size_of::<u64>()
+        pairs * (4 + 16 + 16 * 25 / 7) + words(pairs) * size_of::<u64>()
     }
 }
 

@@ -14,6 +14,7 @@
 //! sums: results are bitwise the same for any number of threads.
 
 mod best;
+mod candidates;
 mod kernels;
 mod masks;
 mod matmul;
@@ -23,6 +24,7 @@ mod rows;
 mod search;
 mod table;
 mod tile;
+mod units;
 mod uses;
 
 use std::sync::Mutex;
@@ -42,12 +44,14 @@ use crate::problem::plan::Plan;
 use crate::problem::positives::Positives;
 use crate::problem::search::TopK;
 use crate::problem::statistics::{Partial, Request, RowStatistics};
-use kernels::Place;
+use candidates::{CandidateTile, Columns};
+use kernels::{MergeExpected, Place};
 use masks::Masks;
 use pairs::PairData;
 use rows::{RowTasks, write_or_add};
 use table::TableOut;
-use tile::{BackInputs, CandidateTile, Columns, PartOut, Scratch, TileJob, Units};
+use tile::{BackInputs, PartOut, Scratch, TileJob};
+use units::Units;
 use uses::TableUses;
 
 /// The CPU backend. Runs on the current rayon pool and keeps its workspace between calls.
@@ -98,8 +102,21 @@ fn scale(loss: &Loss) -> (f32, f64) {
     (scale, f64::from(scale) * std::f64::consts::LN_2)
 }
 
-/// Rows that one task of a per-row pass takes.
+/// Rows with negatives of their own that one unit of work takes.
 const ROWS_PER_TASK: usize = 64;
+/// Elements that one task of a per-row pass takes, at least: less is sooner done than handed to another thread.
+const ELEMENTS_PER_TASK: usize = 1 << 15;
+
+/// Rows of `dim` elements that one task of a per-row pass takes.
+fn rows_per_task(dim: usize) -> usize {
+    ELEMENTS_PER_TASK.div_ceil(dim)
+}
+
+/// Runs `work` on a thread of the current pool, so that its parallel loops begin there: each that begins on another thread
+/// costs two hand-offs between threads.
+fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
+}
 
 impl Stream for Cpu {
     type Real = f32;
@@ -114,18 +131,7 @@ impl Stream for Cpu {
         request: Request,
         statistics: &mut RowStatistics<f32>,
     ) -> Result<()> {
-        let plan = plan::plan(batch, loss.symmetric, request);
-        self.prepare(batch, loss);
-        let parts = plan::parts(batch, &plan);
-        let (b, pairs, dim) = (batch.num_queries(), batch.num_positives(), batch.dim());
-        let workspace = &mut self.workspace;
-        workspace.partials.clear();
-        workspace.partials.resize(parts * b, Partial::EMPTY);
-        resize(&mut workspace.partial_expected, if request.gradients { parts * b * dim } else { 0 });
-        workspace.partial_places.clear();
-        workspace.partial_places.resize(if request.rank { parts * pairs } else { 0 }, Place::default());
-        self.stream_parts(batch, loss, plan, request);
-        self.merge(batch, loss, request, parts, statistics);
+        in_pool(|| self.statistics(batch, loss, request, statistics));
         Ok(())
     }
 
@@ -141,18 +147,16 @@ impl Stream for Cpu {
         if statistics.expected_negative.is_none() {
             return Ok(());
         }
-        self.prepare(batch, loss);
         let upstream = Upstream { d_lse, d_positive, gamma: scale(loss).1 };
-        self.row_gradients(batch, loss, request, statistics, &upstream, gradients);
-        self.pool_gradients(batch, loss, request, d_positive, gradients);
-        if batch.matrix.table.as_ref().is_none_or(|table| !table.gradient) {
-            if !request.accumulate {
+        in_pool(|| {
+            self.side_gradients(batch, loss, request, statistics, &upstream, gradients);
+            if batch.matrix.table.as_ref().is_some_and(|table| table.gradient) {
+                let out = TableOut::Gradient { to: &mut gradients.d_table, request };
+                self.table_gradient(batch, loss, d_positive, out);
+            } else if !request.accumulate {
                 gradients.d_table = None;
             }
-            return Ok(());
-        }
-        let out = TableOut::Gradient { to: &mut gradients.d_table, request };
-        self.table_gradient(batch, loss, d_positive, out);
+        });
         Ok(())
     }
 
@@ -167,14 +171,12 @@ impl Stream for Cpu {
         optimizer: &mut Optimizer,
     ) -> Result<()> {
         let (here, request) = (batch.with_table(table.view()), Request::value_and_grad());
-        self.prepare(&here, loss);
         let upstream = Upstream { d_lse, d_positive, gamma: scale(loss).1 };
-        self.row_gradients(&here, loss, request, statistics, &upstream, gradients);
-        self.pool_gradients(&here, loss, request, d_positive, gradients);
+        in_pool(|| self.side_gradients(&here, loss, request, statistics, &upstream, gradients));
         gradients.d_table = None;
         // From here on rows of the table are read and written stretch by stretch; the queries and the positives are copies.
         let step = TableOut::Step(optimizer.begin(table)?);
-        self.table_gradient(batch, loss, d_positive, step);
+        in_pool(|| self.table_gradient(batch, loss, d_positive, step));
         Ok(())
     }
 
@@ -183,7 +185,7 @@ impl Stream for Cpu {
     }
 
     fn search(&mut self, CheckedSearch { search, similarity, k }: CheckedSearch<'_>) -> Result<TopK<f32>> {
-        Ok(search::search(self, search, similarity, k))
+        Ok(in_pool(|| search::search(self, search, similarity, k)))
     }
 }
 
@@ -195,6 +197,22 @@ struct Upstream<'a> {
 }
 
 impl Cpu {
+    /// The streaming pass.
+    fn statistics(&mut self, batch: &Batch<'_>, loss: &Loss, request: Request, statistics: &mut RowStatistics<f32>) {
+        let plan = plan::plan(batch, loss.symmetric, request);
+        self.prepare(batch, loss);
+        let parts = plan::parts(batch, &plan);
+        let (b, pairs, dim) = (batch.num_queries(), batch.num_positives(), batch.dim());
+        let workspace = &mut self.workspace;
+        workspace.partials.clear();
+        workspace.partials.resize(parts * b, Partial::EMPTY);
+        resize(&mut workspace.partial_expected, if request.gradients { parts * b * dim } else { 0 });
+        workspace.partial_places.clear();
+        workspace.partial_places.resize(if request.rank { parts * pairs } else { 0 }, Place::default());
+        self.stream_parts(batch, loss, plan, request);
+        self.merge(batch, loss, request, parts, statistics);
+    }
+
     /// Queries, positives and masks, as both passes use them.
     fn prepare(&mut self, batch: &Batch<'_>, loss: &Loss) {
         let Workspace { masks, queries, pairs, .. } = &mut self.workspace;
@@ -252,6 +270,7 @@ impl Cpu {
         let slots = |row: usize| (0..parts).map(move |part| part * b + row);
         (0..b)
             .into_par_iter()
+            .with_min_len(ELEMENTS_PER_TASK.div_ceil(parts))
             .map(|row| Partial::merge_all(slots(row).map(|slot| partials[slot])))
             .collect_into_vec(merged);
 
@@ -271,17 +290,16 @@ impl Cpu {
         }
         let expected_negative = statistics.expected_negative.get_or_insert_default();
         expected_negative.set_shape(b, dim);
-        expected_negative.values.par_chunks_mut(dim).zip(merged).enumerate().for_each(|(row, (o, merged))| {
-            let mut sum = vec![0.0f64; dim];
-            for slot in slots(row) {
-                let factor = partials[slot].factor(merged.max);
-                for (sum, &part) in sum.iter_mut().zip(&partial_expected[slot * dim..(slot + 1) * dim]) {
-                    *sum += factor * f64::from(part);
-                }
-            }
-            let empty = merged.num_negatives == 0;
-            for (o, sum) in o.iter_mut().zip(&sum) {
-                *o = if empty { 0.0 } else { (sum / merged.sum) as f32 };
+        let rows = rows_per_task(dim);
+        let tasks = expected_negative.values.par_chunks_mut(rows * dim).zip(merged.par_chunks(rows)).enumerate();
+        tasks.for_each_init(Vec::new, |sum: &mut Vec<f64>, (task, (o, merged))| {
+            resize(sum, dim);
+            for (row, (o, merged)) in o.chunks_exact_mut(dim).zip(merged).enumerate() {
+                let parts = slots(task * rows + row)
+                    .map(|slot| (partials[slot].factor(merged.max), &partial_expected[slot * dim..(slot + 1) * dim]));
+                // Without negatives nothing is expected.
+                let share = if merged.num_negatives == 0 { 0.0 } else { 1.0 / merged.sum };
+                self.arch.dispatch(MergeExpected { parts, share, sum, o });
             }
         });
     }
@@ -302,6 +320,22 @@ impl Cpu {
             lse.push(rounded);
             coefficients.push(if empty { 0.0 } else { (d_lse * (-rest).exp2()) as f32 });
         }
+    }
+
+    /// Gradients of everything but the table.
+    fn side_gradients(
+        &mut self,
+        batch: &Batch<'_>,
+        loss: &Loss,
+        request: Request,
+        statistics: &RowStatistics<f32>,
+        upstream: &Upstream<'_>,
+        gradients: &mut Gradients<f32>,
+    ) {
+        self.prepare(batch, loss);
+        self.workspace.queries.pack();
+        self.row_gradients(batch, loss, request, statistics, upstream, gradients);
+        self.pool_gradients(batch, loss, request, upstream.d_positive, gradients);
     }
 
     /// Gradients of queries, separate positives and temperature, row by row.

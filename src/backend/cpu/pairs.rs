@@ -1,10 +1,13 @@
 //! The positives of a step: their embeddings, their similarities with their queries, and the bounds of the filter.
 
 use pulp::Arch;
+use rayon::prelude::*;
 
 use super::kernels::Dots;
-use super::matmul;
-use super::tile::{Detail, MIN_HEIGHT, MIN_WIDTH, Units};
+use super::matmul::PairDots;
+use super::rows_per_task;
+use super::tile::Detail;
+use super::units::Units;
 use crate::problem::batch::Batch;
 use crate::problem::loss::Loss;
 use crate::problem::positives::{Pairs, Positives};
@@ -16,7 +19,7 @@ pub(super) struct PairData {
     pub(super) units: Units,
     /// (P): the row of each pair.
     pub(super) rows: Vec<u32>,
-    /// (P): q̂·p̂ by the matmul that scores the pools, so that ranks see ties with candidates.
+    /// (P): q̂·p̂ by the sums that score the pools, so that ranks see ties with candidates.
     pub(super) sims: Vec<f32>,
     /// (P): the same by the sums that score negatives of a row's own; empty where there are none.
     pub(super) own_sims: Vec<f32>,
@@ -59,7 +62,7 @@ impl PairData {
             self.by_candidate.sort_unstable();
         }
         self.units.gather(arch, pairs, batch.dim(), loss.similarity, |pair| batch.positive_at(pair));
-        self.score(queries);
+        self.score(arch, queries);
         self.own_sims.clear();
         if batch.matrix.row_negatives.is_some() {
             self.own_sims.resize(pairs, 0.0);
@@ -73,25 +76,17 @@ impl PairData {
         bounds(batch, loss, gamma, &self.own_sims, &mut self.own_bounds);
     }
 
-    /// The similarities of the pairs, by the matmul that the stream uses: blocks of pairs against the rows that they
-    /// belong to.
-    fn score(&mut self, queries: &Units) {
+    /// The similarities of the pairs, as the stream computes them.
+    fn score(&mut self, arch: Arch, queries: &Units) {
+        let dim = self.units.dim();
         self.sims.clear();
-        self.sims.reserve_exact(self.rows.len());
-        let mut block = [0.0f32; MIN_WIDTH * MIN_WIDTH];
-        let mut start = 0;
-        while start < self.rows.len() {
-            let first_row = self.rows[start];
-            let of_block = |&&row: &&u32| ((row - first_row) as usize) < MIN_WIDTH;
-            let len = self.rows[start..].iter().take(MIN_WIDTH).take_while(of_block).count();
-            let rows = &self.rows[start..start + len];
-            let height = ((rows[len - 1] - first_row) as usize + 1).max(MIN_HEIGHT);
-            let (a, b) = (queries.padded(first_row as usize, height), self.units.padded(start, MIN_WIDTH));
-            matmul::similarities(a, b, &mut block, height, MIN_WIDTH);
-            let sims = rows.iter().enumerate().map(|(i, row)| block[(row - first_row) as usize * MIN_WIDTH + i]);
-            self.sims.extend(sims);
-            start += len;
-        }
+        self.sims.resize(self.rows.len(), 0.0);
+        let size = rows_per_task(dim);
+        let tasks = self.sims.par_chunks_mut(size).zip(self.rows.par_chunks(size)).enumerate();
+        tasks.for_each(|(task, (to, rows))| {
+            let (positives, _) = self.units.rows_from(task * size);
+            arch.dispatch(PairDots { queries: queries.values(), positives, rows, dim, to });
+        });
         spoil(queries, &self.units, &self.rows, &mut self.sims);
     }
 }

@@ -1,26 +1,33 @@
 //! How the CPU backend cuts a problem into blocks, tiles and splits, and an upper bound of the memory that a step takes.
 //!
 //! The cut depends on the problem alone, so that results do not depend on the machine or on the number of threads. The
-//! memory depends on both: each thread has buffers, and the matmul library packs into buffers of the size of a cache.
+//! memory depends on the number of threads, too, because each has buffers.
 
-use super::ROWS_PER_TASK;
-use super::kernels::{LANES, Place};
+use super::candidates::LoadedTile;
+use super::kernels::Place;
 use super::masks::Masks;
-use super::matmul;
+use super::matmul::PANEL;
 use super::pairs::PairData;
 use super::table::TableScratch;
-use super::tile::{MIN_HEIGHT, MIN_WIDTH, Scratch, Units};
+use super::tile::{CHUNK, Scratch};
+use super::units::Units;
 use super::uses::TableUses;
+use super::{ROWS_PER_TASK, rows_per_task};
 use crate::problem::batch::Batch;
 use crate::problem::plan::Plan;
 use crate::problem::score_matrix::ScoreMatrix;
 use crate::problem::statistics::{Partial, Request};
 
-/// Queries in a block. With `BLOCK_N` candidates a tile of scores is 256 KiB, which the second-level caches of today's
-/// processors (512 KiB and more) hold beside its operands.
-const BLOCK_B: usize = 256;
+/// Queries in a block of the stream, at most and at least. A tile of candidates is loaded once for a block, so large blocks
+/// load less, and small ones give more threads something to do.
+const BLOCK_B: usize = 512;
+const MIN_BLOCK_B: usize = 256;
+/// Queries in a block of the stream back. With `BLOCK_N` candidates a tile of coefficients is 256 KiB, which the second-level
+/// caches of today's processors (512 KiB and more) hold beside its operands.
+pub(super) const BACK_ROWS: usize = 256;
 /// Candidates in a tile; fewer where rows are wide.
 const BLOCK_N: usize = 256;
+const MIN_BLOCK_N: usize = 96;
 /// Units of work to aim at, so that machines with many cores have something to do. Not the number of threads: results
 /// must not depend on it.
 const UNITS: usize = 64;
@@ -42,29 +49,28 @@ pub(super) struct Cut {
 impl Cut {
     pub(super) fn new(matrix: &ScoreMatrix<'_>) -> Self {
         let (b, block_n) = (matrix.num_queries(), tile_width(matrix.dim()));
-        let block_b = BLOCK_B.min(b);
-        let tiles = (0..matrix.pools.len()).map(|pool| matrix.candidates(pool).len().div_ceil(block_n)).sum();
+        let tiles: usize = (0..matrix.pools.len()).map(|pool| matrix.candidates(pool).len().div_ceil(block_n)).sum();
+        // As many blocks as make up for the units that the tiles cannot give.
+        let blocks = UNITS.div_ceil(tiles.max(1)).min(b / MIN_BLOCK_B).max(b.div_ceil(BLOCK_B));
+        let block_b = b.div_ceil(blocks).next_multiple_of(CHUNK).min(b);
         Cut { block_b, block_n, tiles, blocks: b.div_ceil(block_b) }
     }
 
-    /// Bytes that hold the units of work and each thread's buffers, with what the matmuls of a tile take. Both passes of a
-    /// step and a search have tiles of this shape.
-    pub(super) fn scratch_bytes(&self, dim: usize, splits: usize) -> usize {
-        let (height, width) = (self.block_b.max(MIN_HEIGHT), self.block_n);
-        let scores = matmul::packing_bytes((height, width, dim));
-        let output = matmul::packing_bytes((height, dim, width));
-        let candidate_gradient = matmul::packing_bytes((width, dim, height));
-        let packing = scores.max(output).max(candidate_gradient);
-        let per_thread = Scratch::bytes(self.block_b, self.block_n, dim) + packing + matmul::bytes_per_thread();
-        // The similarities of the positives are computed on the calling thread, which may be none of the pool's.
-        let calling_thread = matmul::packing_bytes((MIN_WIDTH, MIN_WIDTH, dim)) + matmul::bytes_per_thread();
-        per_thread * rayon::current_num_threads() + calling_thread + splits * self.blocks * UNIT_BYTES
+    /// Bytes that hold the units of work and each thread's buffers. Both passes of a step and a
+    /// search have tiles of this shape.
+    pub(super) fn scratch_bytes(&self, dim: usize, splits: usize, gradients: bool) -> usize {
+        let tile = match self.tiles {
+            0 => LoadedTile::bytes_of_own(self.block_n, dim),
+            _ => LoadedTile::bytes(self.block_n, dim, gradients),
+        };
+        let per_thread = Scratch::bytes(self.block_b, self.block_n, dim, gradients) + tile;
+        per_thread * rayon::current_num_threads() + splits * self.blocks * UNIT_BYTES
     }
 }
 
 /// Candidates in a tile of embeddings of `dim` elements.
 fn tile_width(dim: usize) -> usize {
-    (BLOCK_N * 256 / dim.max(256)).next_multiple_of(LANES).max(MIN_WIDTH)
+    (BLOCK_N * 256 / dim.max(256)).next_multiple_of(PANEL).max(MIN_BLOCK_N)
 }
 
 /// Parts into which a row's negatives are cut: the splits of the pools, and the row's own.
@@ -95,14 +101,15 @@ pub(super) fn plan(batch: &Batch<'_>, symmetric: bool, request: Request) -> Plan
     let per_row = b * (size_of::<Partial>() + size_of::<f64>() + 2 * size_of::<f32>()) + pairs * size_of::<f64>();
     // A thread that merges a row holds a sum for each element.
     let merging = dim * size_of::<f64>() * rayon::current_num_threads();
-    let sides = Units::bytes(b, dim) + PairData::bytes(batch);
+    let panels = if request.gradients { Units::panel_bytes(b, dim) } else { 0 };
+    let sides = Units::bytes(b, dim) + panels + PairData::bytes(batch);
     let other = if symmetric { other_direction_bytes(b, dim, request) } else { 0 };
     plan.workspace_bytes = Masks::bytes(matrix, pairs)
         + sides
         + per_row
         + merging
         + partials
-        + cut.scratch_bytes(dim, splits)
+        + cut.scratch_bytes(dim, splits, request.gradients)
         + units(batch, &plan) * UNIT_BYTES
         + table_bytes(batch, &cut, request)
         + other;
@@ -114,14 +121,15 @@ pub(super) fn plan(batch: &Batch<'_>, symmetric: bool, request: Request) -> Plan
 /// and a row-sparse gradient before it is added to the caller's.
 fn table_bytes(batch: &Batch<'_>, cut: &Cut, request: Request) -> usize {
     let dim = batch.dim();
-    let spare = if request.accumulate { cut.block_n.max(ROWS_PER_TASK) * dim * size_of::<f32>() } else { 0 };
+    let spare = if request.accumulate { cut.block_n.max(rows_per_task(dim)) * dim * size_of::<f32>() } else { 0 };
     let threads = rayon::current_num_threads();
     let Some(table) = &batch.matrix.table else { return threads * spare };
     let own = batch.matrix.row_negatives.map_or(0, |negatives| 2 * negatives.per_row * size_of::<u32>());
     let stretches = table.shape.rows.div_ceil(cut.block_n) * UNIT_BYTES;
     let back = if request.gradients { TableUses::bytes(batch) + stretches } else { 0 };
     let added = if request.accumulate && request.row_sparse { TableUses::gradient_bytes(batch) } else { 0 };
-    threads * (spare + own + TableScratch::bytes(cut.block_n, dim)) + back + added
+    let stretch = if request.gradients { TableScratch::bytes(cut.block_n, dim) } else { 0 };
+    threads * (spare + own + stretch) + back + added
 }
 
 /// What a symmetric loss keeps beside the output: the swapped batch's indices and weights, twice while they are checked,

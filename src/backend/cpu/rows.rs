@@ -6,8 +6,9 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::kernels::ChainRule;
-use super::tile::{Scratch, Units};
-use super::{Borrowed, ROWS_PER_TASK, resize};
+use super::tile::Scratch;
+use super::units::Units;
+use super::{Borrowed, resize, rows_per_task};
 use crate::problem::embeddings::Matrix;
 use crate::problem::loss::Similarity;
 
@@ -36,11 +37,12 @@ impl RowTasks<'_> {
         if !self.accumulate {
             to.set_shape(rows, dim);
         }
-        let chunks = to.values.par_chunks_mut(ROWS_PER_TASK * dim).enumerate();
+        let size = rows_per_task(dim);
+        let chunks = to.values.par_chunks_mut(size * dim).enumerate();
         chunks.for_each_init(
             || Borrowed::take(self.scratch),
             |Borrowed(scratch, _), (chunk, to)| {
-                let (first, sums) = (chunk * ROWS_PER_TASK, &mut scratch.sums);
+                let (first, sums) = (chunk * size, &mut scratch.sums);
                 resize(sums, dim);
                 write_or_add(to, self.accumulate, &mut scratch.spare, |d| {
                     for (row, d) in d.chunks_exact_mut(dim).enumerate() {

@@ -15,7 +15,8 @@ use super::best::{self, Best, Collect, Key, keep_largest};
 use super::kernels::Tile;
 use super::masks::Masks;
 use super::plan::Cut;
-use super::tile::{TileJob, Units};
+use super::tile::TileJob;
+use super::units::Units;
 use super::{Borrowed, Cpu, Workspace, resize, scale, split_off};
 use crate::problem::loss::{Loss, Similarity};
 use crate::problem::plan::Plan;
@@ -33,7 +34,7 @@ pub(super) fn plan(search: &Search<'_>, k: usize) -> Plan {
     let found = splits * b * k * size_of::<Key>();
     // A thread that merges a row holds what its splits found.
     let per_thread = Best::bytes(cut.block_b, k) + splits * k * size_of::<Key>();
-    let scratch = cut.scratch_bytes(dim, splits) + per_thread * threads;
+    let scratch = cut.scratch_bytes(dim, splits, false) + per_thread * threads;
     let workspace_bytes = Masks::bytes(matrix, 0) + Units::bytes(b, dim) + found + scratch;
     Plan { block_b: cut.block_b, block_n: cut.block_n, splits, workspace_bytes }
 }
@@ -64,13 +65,13 @@ pub(super) fn search(cpu: &mut Cpu, search: &Search<'_>, similarity: Similarity,
             let scratch = &mut scratch.0;
             scratch.best.clear(rows.len(), k);
             for tile in job.tiles(split) {
-                job.load(scratch, &tile);
-                job.score(scratch, &tile, rows.clone());
-                job.mask(scratch, &tile, rows.clone());
-                let sims = &mut scratch.sims[..rows.len() * tile.width];
+                job.load(&mut scratch.candidates, &tile, false);
                 let first = tile.start().map_or(0, |start| start as u32);
-                let tile = Tile { sims, width: tile.width };
-                arch.dispatch(Collect { tile, first, best: &mut scratch.best });
+                job.for_each_chunk(scratch, &tile, rows.clone(), |scratch, chunk| {
+                    let sims = &mut scratch.sims[..chunk.rows.len() * tile.width];
+                    let tile = Tile { sims, width: tile.width };
+                    arch.dispatch(Collect { tile, first, best: scratch.best.rows(chunk.in_block) });
+                });
             }
             scratch.best.write(slot);
         },

@@ -15,9 +15,10 @@ use std::ops::Range;
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
+use super::candidates::{CandidateTile, Columns};
 use super::kernels::{ChainRule, Normalize, add_scaled, coefficient, row_dot};
 use super::pairs::PairData;
-use super::tile::{BackInputs, CandidateTile, Columns, Scratch, TileJob};
+use super::tile::{BackInputs, Scratch, TileJob};
 use super::uses::{TableUses, is_whole, row_of};
 use super::{Borrowed, Cpu, plan, resize, split_off};
 use crate::optimizer::Stretch;
@@ -277,7 +278,7 @@ impl<'a> TableJob<'a> {
             let first = rows.at(0) as usize;
             let tile = CandidateTile::new(Columns::Pool { pool: p, first, len: rows.len(), start: start + first });
             let unit = |column: usize| (&table.units[column * dim..(column + 1) * dim], table.inverse_norm[column]);
-            self.tiles.load_units(scratch, &tile, unit);
+            self.tiles.load_units(&mut scratch.candidates, &tile, unit);
             self.tiles.back_loaded(scratch, &tile, &self.back, &mut table.d, add);
             add = true;
         }
@@ -297,7 +298,7 @@ impl<'a> TableJob<'a> {
             let TableScratch { units, inverse_norm, positions, d, d_tile } = &mut *table;
             let at = |column: usize| positions[column] as usize;
             let unit = |column: usize| (&units[at(column) * dim..(at(column) + 1) * dim], inverse_norm[at(column)]);
-            self.tiles.load_units(scratch, &tile, unit);
+            self.tiles.load_units(&mut scratch.candidates, &tile, unit);
             resize(d_tile, candidates.len() * dim);
             self.tiles.back_loaded(scratch, &tile, &self.back, d_tile, false);
             for (column, d_candidate) in d_tile.chunks_exact(dim).enumerate() {

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# cargo deny on each workspace, by deny.toml: licences, advisories, sources. Needs cargo-deny and the advisories' repository on GitHub.
+#   scripts/check_dependencies.sh licenses bans sources     # what works without GitHub
+set -euo pipefail
+cd "$(dirname "$0")/.."
+for manifest in Cargo.toml emulator/Cargo.toml fuzz/Cargo.toml python/Cargo.toml; do
+    echo "== $manifest"
+    cargo deny --manifest-path "$manifest" --all-features check --config deny.toml "$@"
+done

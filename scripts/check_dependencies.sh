@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# cargo deny on each workspace, by deny.toml: licences, advisories, sources. Needs cargo-deny and the advisories' repository on GitHub.
+# cargo deny on each workspace, by deny.toml: licences, advisories, sources. Needs cargo-deny, and GitHub, which has the
+# advisories.
 #   scripts/check_dependencies.sh licenses bans sources     # what works without GitHub
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Checks the links of all Markdown pages in this repository: files that are there, headings that are there, and every chapter of the guide
-in its SUMMARY.md. Needs git and nothing else. Addresses of other sites are not looked up.
+"""Checks the links of all Markdown pages in this repository: the file must be there, and the heading, and every chapter
+of the guide must be in its SUMMARY.md. Needs git and nothing else. Addresses of other sites are not looked up.
 
     scripts/check_links.py
 """
@@ -19,14 +19,13 @@ ELSEWHERE = re.compile(r"[a-z]+:")
 
 
 def pages():
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    return [ROOT / path for path in listed.stdout.split() if (ROOT / path).exists()]
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    return [ROOT / path for path in listed if (ROOT / path).exists()]
 
 
 def anchors(page):
-    """What GitHub and mdBook make of headings: lower case, without punctuation, hyphens for spaces, a number behind a repetition."""
+    """What GitHub and mdBook make of headings: lower case, no punctuation, hyphens for spaces, a number for a repetition."""
     found = set()
     for heading in re.findall(r"^#{1,6} +(.+?)\s*$", FENCE.sub("", page.read_text()), re.MULTILINE):
         words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()

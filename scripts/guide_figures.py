@@ -4,8 +4,8 @@
     scripts/guide_figures.py            # writes docs/guide/src/figures/*.svg
     scripts/guide_figures.py --check    # fails where they are not what the tables say
 
-Needs nothing but Python. A figure is a row of panels that share their labels; each panel has one column of a table, as dots with the
-standard deviation or the standard error that stands behind the ±.
+Needs nothing but Python. A figure is a row of panels that share their labels. Each panel has one column of a table, as
+dots with the standard deviation or the standard error that stands behind the ±.
 """
 
 import re
@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from guide_decision import decision
 from guide_svg import Chart, Dot, Panel, dots, scatter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,9 +66,9 @@ def bias():
     return dots(Chart("Mean gradient of sampled negatives", table.column("negatives"), [panel(title, rows, names, log=True)]))
 
 
-def columns(title, table, names, labels="negatives", shown=None):
-    """A panel for each of the named columns. `shown` names them otherwise."""
-    panels = [panel(shown or name, [[text] for text in table.column(name)]) for name, shown in zip(names, shown or names)]
+def columns(title, table, names, labels="negatives"):
+    """A panel for each of the named columns."""
+    panels = [panel(name, [[text] for text in table.column(name)]) for name in names]
     return dots(Chart(title, table.column(labels), panels))
 
 
@@ -83,23 +84,27 @@ def pools():
 
 
 def own_negatives():
-    table = tables_of("Online Retail, over the item table: negatives of each row's own, several positives, a filter")[0]
+    section = "Online Retail, over the item table: negatives of each row's own, several positives, a filter"
+    table = tables_of(section)[0]
     return columns("Online Retail, over the item table, three seeds", table, ["Recall@10", "Recall@100"])
 
 
 def million():
     times, metrics = tables_of("A catalogue of a million items, sampled and full softmax")
-    seconds = dict(zip(times.column("negatives"), (number(text)[0] for text in times.column("training"))))
-    recall = dict(zip(metrics.column("negatives"), (Dot(*number(text)) for text in metrics.column("Recall@10"))))
+    seconds = {name: number(text)[0] for name, text in zip(times.column("negatives"), times.column("training"))}
+    recall = {name: Dot(*number(text)) for name, text in zip(metrics.column("negatives"), metrics.column("Recall@10"))}
     points = [(name, seconds[name], recall[name]) for name in seconds]
     return scatter("A million items, one epoch, two cores", "seconds of training", "Recall@10", points)
 
 
 def drawn():
-    from guide_decision import decision
-
     return {
-        "bias": bias(), "losses": losses(), "pools": pools(), "tables": own_negatives(), "million": million(), "decision": decision(),
+        "bias": bias(),
+        "decision": decision(),
+        "losses": losses(),
+        "million": million(),
+        "pools": pools(),
+        "tables": own_negatives(),
     }
 
 

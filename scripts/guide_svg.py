@@ -76,8 +76,9 @@ def circle(x, y, ink):
 
 
 def page(width, height, parts):
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}">'
-    return "\n".join([head, f'<rect width="{width:.0f}" height="{height:.0f}" fill="#fff"/>', *parts, "</svg>"]) + "\n"
+    size = f'width="{width:.0f}" height="{height:.0f}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {width:.0f} {height:.0f}">'
+    return "\n".join([head, f'<rect {size} fill="#fff"/>', *parts, "</svg>"]) + "\n"
 
 
 def dots(chart):
@@ -126,10 +127,11 @@ def scatter(title, x_title, y_title, points):
     left, width, height = 70, 640, 380
     x_axis = Axis([Dot(x) for _, x, _ in points], left, left + width, log=True)
     y_axis = Axis([dot for _, _, dot in points], height - 50, 50, log=False)
-    parts = [text(LEFT_PAD, 22, title, extra='font-weight="bold"'), text(left, 42, y_title), *grid(x_axis, 50, height - 50)]
-    parts.append(text(left + width / 2, height - 10, x_title, "middle"))
+    parts = [text(LEFT_PAD, 22, title, extra='font-weight="bold"'), text(left, 42, y_title)]
+    parts += [*grid(x_axis, 50, height - 50), text(left + width / 2, height - 10, x_title, "middle")]
     for tick in y_axis.ticks:
-        parts += [line(left, y_axis.at(tick), left + width, y_axis.at(tick)), text(left - 8, y_axis.at(tick) + 4, shown(tick), "end")]
+        y = y_axis.at(tick)
+        parts += [line(left, y, left + width, y), text(left - 8, y + 4, shown(tick), "end")]
     for label, x, dot in points:
         at, y = x_axis.at(x), y_axis.at(dot.value)
         parts.append(line(at, y_axis.at(dot.value - dot.error), at, y_axis.at(dot.value + dot.error), INKS[0], 2))

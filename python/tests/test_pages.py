@@ -1,4 +1,4 @@
-"""The Python of README.md, python/README.md and the guide runs: the blocks of a page one after the other, in one namespace.
+"""The Python of the READMEs, the guide and docs/ runs: the blocks of a page one after the other, in one namespace.
 
 A block that begins with ```python no-run needs what tests have not (a GPU, a checkpoint) and is compiled alone.
 """
@@ -10,7 +10,8 @@ import pytest
 import torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "python/README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/guide/src/*.md"))]
+GLOBS = ["README.md", "python/README.md", "docs/*.md", "docs/guide/src/*.md"]
+PAGES = [page for pattern in GLOBS for page in sorted(ROOT.glob(pattern))]
 BLOCK = re.compile(r"^```python( no-run)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

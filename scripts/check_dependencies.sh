@@ -6,5 +6,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 for manifest in Cargo.toml emulator/Cargo.toml fuzz/Cargo.toml python/Cargo.toml; do
     echo "== $manifest"
-    cargo deny --manifest-path "$manifest" --all-features check --config deny.toml "$@"
+    cargo deny --manifest-path "$manifest" --config deny.toml --all-features --locked check "$@"
 done

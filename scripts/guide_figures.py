@@ -63,7 +63,8 @@ def bias():
     names = ["B = 32", "B = 256", "B = 1024"]
     rows = list(zip(*(table.column(name) for name in names)))
     title = "relative distance from the full softmax's"
-    return dots(Chart("Mean gradient of sampled negatives", table.column("negatives"), [panel(title, rows, names, log=True)]))
+    of_batches = panel(title, rows, names, log=True)
+    return dots(Chart("Mean gradient of sampled negatives", table.column("negatives"), [of_batches]))
 
 
 def columns(title, table, names, labels="negatives"):

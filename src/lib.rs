@@ -204,7 +204,27 @@ pub use problem::search::{Search, SearchBuilder, TopK};
 pub use problem::statistics::{Moments, Rank, Request, RowStatistics};
 pub use problem::table::{RowNegatives, Table};
 
-/// Compiles the examples of the README.
+/// Compiles and runs the examples of the README and of the guide.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct ReadMe;
+mod pages {
+    macro_rules! pages {
+        ($($name:ident = $file:literal)*) => {
+            $(#[doc = include_str!(concat!("../", $file))] struct $name;)*
+        };
+    }
+    pages! {
+        ReadMe = "README.md"
+        GettingStarted = "docs/guide/src/getting-started.md"
+        Negatives = "docs/guide/src/negatives.md"
+        LogQ = "docs/guide/src/log-q.md"
+        PoolsAndQueue = "docs/guide/src/pools-and-queue.md"
+        Tables = "docs/guide/src/tables.md"
+        Temperature = "docs/guide/src/temperature.md"
+        Evaluation = "docs/guide/src/evaluation.md"
+        ManyGpus = "docs/guide/src/many-gpus.md"
+        Extending = "docs/guide/src/extending.md"
+        Troubleshooting = "docs/guide/src/troubleshooting.md"
+    }
+    #[cfg(feature = "cuda")]
+    pages! { Gpu = "docs/guide/src/gpu.md" }
+}

@@ -1,4 +1,4 @@
-"""The losses of other libraries, written out as they compute them, and the call that docs/python.md says takes their place."""
+"""The losses of other libraries, written out as they compute them, and the call that docs/guide/src/from-other-libraries.md says takes their place."""
 
 import math
 

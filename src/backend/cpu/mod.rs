@@ -1,8 +1,10 @@
-//! The CPU backend: tiles of scores that stay in cache, one library matmul and one vector pass over each.
+//! The CPU backend: tiles of candidates and chunks of queries whose scores stay in cache between a matmul and the vector
+//! passes over them.
 //!
 //! ```text
 //! stream       each (block of queries, split of the candidates), in parallel:
-//!                for each tile of candidates: S = Q̂ Ĉᵀ, mask, z = S·γ − log_q, running max and sum, O += P Ĉ
+//!                for each tile of candidates, for each chunk of queries:
+//!                  S = Q̂ Ĉᵀ, mask, z = S·γ − log_q, running shift and sum, O += P Ĉ
 //!              merge the splits in order
 //! stream back  d_queries from O; each tile of candidates, in parallel:
 //!                for each block of queries: S again, P = d_lse·exp(z − lse), dĈ += Pᵀ Q̂

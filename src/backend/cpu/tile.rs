@@ -52,17 +52,11 @@ pub(super) struct Scratch {
 impl Scratch {
     /// Bytes of a thread's buffers, but those of a tile of candidates, in a step with gradients or one without.
     pub(super) fn bytes(block_b: usize, block_n: usize, dim: usize, gradients: bool) -> usize {
-        let sims = block_b.min(if gradients { BACK_ROWS } else { CHUNK })
-            * block_n.next_multiple_of(kernels::LANES)
-            * size_of::<f32>();
+        let queries = block_b.min(if gradients { BACK_ROWS } else { CHUNK });
+        let sims = queries * block_n.next_multiple_of(kernels::LANES) * size_of::<f32>();
         let rows = block_b * (size_of::<RowState>() + size_of::<f32>());
         let rejected = block_n.next_power_of_two() * size_of::<RejectedCandidate>();
-        size_of::<Scratch>()
-            + LoadedTile::bytes(block_n, dim, gradients)
-            + sims
-            + rows
-            + rejected
-            + dim * size_of::<f64>()
+        size_of::<Scratch>() + sims + rows + rejected + dim * size_of::<f64>()
     }
 
     /// The candidates, and room for their similarities with that many queries.

@@ -96,11 +96,17 @@ fn table_elements<T>(d_table: Option<&TableGradient<T>>) -> usize {
     }
 }
 
-/// What a first step and a second one allocate beside the output, and what the plan says.
+/// What a first step and a later one allocate beside the output, and what the plan says.
 struct Measured {
     planned: usize,
     first: usize,
-    second: usize,
+    later: usize,
+}
+
+/// The least of some later steps: on a busy machine a thread may get its first work, and allocate its buffers, after the
+/// first step.
+fn least_of_later(mut step: impl FnMut() -> usize) -> usize {
+    (0..3).map(|_| step()).min().unwrap_or_default()
 }
 
 fn measure<B: Backend>(backend: &mut B, problem: &Problem, request: Request) -> Measured {
@@ -110,8 +116,8 @@ fn measure<B: Backend>(backend: &mut B, problem: &Problem, request: Request) -> 
     let mut step =
         |output: &mut Step<B::Real>| output.compute(backend, &batch, &problem.loss, request).expect("a loss that fits");
     let first = peak(|| step(&mut output)) - output_bytes(&output);
-    let second = peak(|| step(&mut output));
-    Measured { planned, first, second }
+    let later = least_of_later(|| peak(|| step(&mut output)));
+    Measured { planned, first, later }
 }
 
 fn problems() -> Vec<Problem> {
@@ -210,17 +216,17 @@ fn steps_and_searches_allocate_what_their_plans_say() {
 
 fn a_step_on_the_cpu(problem: &Problem, request: Request) {
     let (b, n, dim) = (problem.num_queries(), problem.num_candidates(), problem.dim);
-    let Measured { planned, first, second } = on_fresh_threads(|| measure(&mut Cpu::new(), problem, request));
+    let Measured { planned, first, later } = on_fresh_threads(|| measure(&mut Cpu::new(), problem, request));
     let shape = format!("B {b}, N {n}, D {dim}, {request:?}");
-    println!("{shape}: planned {planned}, first step {first}, second {second}");
+    println!("{shape}: planned {planned}, first step {first}, later {later}");
     assert!(first <= planned + RAYON, "{shape}: used {first}, planned {planned}");
     // A plan that promises anything is of no use. What it may overestimate: tables of ids that are not full, and the counts by
     // which uses of a large table are sorted.
     assert!(planned <= 3 * first + COUNTS + RAYON, "{shape}: planned {planned}, used {first}");
     assert!(request.gradients || b * n * dim < 1_000_000 || first < b * n * 4, "{shape}: {first} is B x N");
-    // All buffers are there already: a second step allocates a list of work and, of a symmetric loss, the other direction's
+    // All buffers are there already: a later step allocates a list of work and, of a symmetric loss, the other direction's
     // output.
-    assert!(problem.loss.symmetric || second <= planned / 3 + RAYON, "{shape}: {second} in a second step");
+    assert!(problem.loss.symmetric || later <= planned / 3 + RAYON, "{shape}: {later} in a later step");
 }
 
 /// A step whose gradients are added to those of the step before.
@@ -242,9 +248,9 @@ fn a_search_on_the_cpu(data: &SearchData, (b, n, k): (usize, usize, usize)) {
     let outputs = b * k * (size_of::<u32>() + size_of::<f32>());
     let mut run = || cpu.top_k(&search, data.similarity, k).expect("a valid k");
     let first = peak(|| _ = run()) - outputs;
-    let second = peak(|| _ = run()) - outputs;
-    println!("B {b}, N {n}, k {k}: planned {planned}, first search {first}, second {second}");
+    let later = least_of_later(|| peak(|| _ = run()) - outputs);
+    println!("B {b}, N {n}, k {k}: planned {planned}, first search {first}, later {later}");
     assert!(first <= planned + RAYON, "B {b}, N {n}, k {k}: used {first}, planned {planned}");
     assert!(planned <= 3 * first + RAYON, "B {b}, N {n}, k {k}: planned {planned}, used {first}");
-    assert!(second <= planned / 3 + RAYON, "B {b}, N {n}, k {k}: {second} in a second search");
+    assert!(later <= planned / 3 + RAYON, "B {b}, N {n}, k {k}: {later} in a later search");
 }

@@ -152,11 +152,11 @@ impl Partial {
     /// `max`.
     pub(crate) fn factor(&self, max: f64) -> f64 {
         // A part with no finite score sums to 0, or to NaN where a score was NaN: factor 1 keeps either.
-        if self.max == f64::NEG_INFINITY { 1.0 } else { (self.max - max).exp() }
+        if self.max == f64::NEG_INFINITY || self.max == max { 1.0 } else { (self.max - max).exp() }
     }
 
     fn rebased(self, max: f64) -> Partial {
-        if self.max == f64::NEG_INFINITY {
+        if self.max == f64::NEG_INFINITY || self.max == max {
             return self;
         }
         let factor = self.factor(max);

@@ -138,8 +138,15 @@ fn sum_exponentials(row: &mut [f32], score: Score<'_>, state: &mut RowState, kee
 /// The sum of the lanes in one fixed order: two vectors of 16 lanes onto each other, and from there on in `f64`.
 #[inline(always)]
 fn sum_lanes(lanes: [f32; LANES]) -> f64 {
-    let lanes: [f32; 16] = halves(lanes, |a, b| a + b);
-    let lanes: [f64; 16] = std::array::from_fn(|k| f64::from(lanes[k]));
+    let lanes: [f32; WIDE] = halves(lanes, |a, b| a + b);
+    sum_wide(std::array::from_fn(|k| f64::from(lanes[k])))
+}
+
+/// Lanes of a loop in `f64`.
+const WIDE: usize = 16;
+
+#[inline(always)]
+fn sum_wide(lanes: [f64; WIDE]) -> f64 {
     let lanes: [f64; 8] = halves(lanes, |a, b| a + b);
     let lanes: [f64; 4] = halves(lanes, |a, b| a + b);
     let [even, odd] = halves(lanes, |a, b| a + b);
@@ -288,6 +295,45 @@ impl<'p, P: Iterator<Item = (f64, &'p [f32])>> NullaryFnOnce for MergeExpected<'
     }
 }
 
+/// `to = [to +] d · x`, and 0 where d is 0: a row without weight is absent, whatever its values.
+pub(super) struct Times<'a> {
+    pub(super) d: f64,
+    pub(super) x: &'a [f32],
+    pub(super) to: &'a mut [f64],
+    pub(super) add: bool,
+}
+
+impl NullaryFnOnce for Times<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        if !self.add {
+            self.to.fill(0.0);
+        }
+        if self.d != 0.0 {
+            for (to, &x) in self.to.iter_mut().zip(self.x) {
+                *to += self.d * f64::from(x);
+            }
+        }
+    }
+}
+
+/// `a · b` in `f64`.
+pub(super) struct WideDot<'a> {
+    pub(super) a: &'a [f32],
+    pub(super) b: &'a [f32],
+}
+
+impl NullaryFnOnce for WideDot<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        dot(self.a, self.b)
+    }
+}
+
 /// Makes the similarities above each row's bound −∞ and takes them off the row's negatives. A NaN stays.
 pub(super) struct Filter<'a> {
     pub(super) tile: Tile<'a>,
@@ -412,7 +458,6 @@ pub(super) fn scale_row(row: &mut [f32], factor: f32) {
 /// Dot product in f64 lanes.
 #[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    const WIDE: usize = 16;
     let mut lanes = [0.0f64; WIDE];
     let ((chunks_a, rest_a), (chunks_b, rest_b)) = (a.as_chunks::<WIDE>(), b.as_chunks::<WIDE>());
     for (a, b) in chunks_a.iter().zip(chunks_b) {
@@ -421,13 +466,10 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
         }
     }
     let mut sum = 0.0;
-    for lane in lanes {
-        sum += lane;
-    }
     for k in 0..rest_a.len() {
         sum += f64::from(rest_a[k]) * f64::from(rest_b[k]);
     }
-    sum
+    sum + sum_wide(lanes)
 }
 
 /// 0 if all elements are finite, otherwise NaN.
@@ -440,7 +482,7 @@ fn nan_unless_finite(x: &[f32]) -> f32 {
             lanes[k] = x[k].mul_add(0.0, lanes[k]);
         }
     }
-    lanes.iter().sum::<f32>() + rest.iter().map(|x| x * 0.0).sum::<f32>()
+    fold_lanes(lanes, |a, b| a + b) + rest.iter().map(|x| x * 0.0).sum::<f32>()
 }
 
 /// Under cosine, scales each row of `x` to unit length and writes 1 / length; a row that is too short becomes 0, as does

@@ -47,7 +47,7 @@ use crate::problem::positives::Positives;
 use crate::problem::search::TopK;
 use crate::problem::statistics::{Partial, Request, RowStatistics};
 use candidates::{CandidateTile, Columns};
-use kernels::{MergeExpected, Place};
+use kernels::{MergeExpected, Place, Times, WideDot};
 use masks::Masks;
 use pairs::PairData;
 use rows::{RowTasks, write_or_add};
@@ -358,32 +358,26 @@ impl Cpu {
             RowTasks { arch: self.arch, similarity: loss.similarity, gamma, accumulate: request.accumulate, scratch };
 
         // ∂L/∂q̂ = γ (d_lse O + Σ_p d_positive p̂)
-        tasks.write(&mut gradients.d_queries, queries, batch.num_queries(), |row, sum| {
-            for (sum, &o) in sum.iter_mut().zip(expected_negative.row(row)) {
-                *sum = times(d_lse[row], o);
-            }
+        tasks.write(&mut gradients.d_queries, queries, batch.num_queries(), |row, to| {
+            self.arch.dispatch(Times { d: d_lse[row], x: expected_negative.row(row), to: &mut *to, add: false });
             for pair in batch.pairs.of_row(row) {
-                for (sum, &p) in sum.iter_mut().zip(pairs.units.row(pair)) {
-                    *sum += times(d_positive[pair], p);
-                }
+                self.arch.dispatch(Times { d: d_positive[pair], x: pairs.units.row(pair), to: &mut *to, add: true });
             }
         });
         // ∂L/∂p̂ = γ d_positive q̂
         if matches!(batch.positives, Positives::Separate(_)) {
             let to = gradients.d_positive_embeddings.get_or_insert_default();
-            tasks.write(to, &pairs.units, pairs.rows.len(), |pair, sum| {
-                for (sum, &q) in sum.iter_mut().zip(queries.row(pairs.rows[pair] as usize)) {
-                    *sum = times(d_positive[pair], q);
-                }
+            tasks.write(to, &pairs.units, pairs.rows.len(), |pair, to| {
+                let x = queries.row(pairs.rows[pair] as usize);
+                self.arch.dispatch(Times { d: d_positive[pair], x, to, add: false });
             });
         } else if !request.accumulate {
             gradients.d_positive_embeddings = None;
         }
         // ∂L/∂γ = Σ d_lse q̂·O + Σ_p d_positive sim₊, summed in the order of the rows. ∂L/∂τ = −γ² ∂L/∂γ.
         let row_d_gamma = |row: usize| {
-            let products = queries.row(row).iter().zip(expected_negative.row(row));
-            let q_dot_o: f64 = products.map(|(&q, &o)| f64::from(q) * f64::from(o)).sum();
-            let negative = if d_lse[row] == 0.0 { 0.0 } else { d_lse[row] * q_dot_o };
+            let q_dot_o = || self.arch.dispatch(WideDot { a: queries.row(row), b: expected_negative.row(row) });
+            let negative = if d_lse[row] == 0.0 { 0.0 } else { d_lse[row] * q_dot_o() };
             batch.pairs.of_row(row).fold(negative, |sum, pair| sum + times(d_positive[pair], pairs.sims[pair]))
         };
         let d_gamma: f64 = (0..batch.num_queries()).map(row_d_gamma).sum();

@@ -234,6 +234,29 @@ fn transposed_matmul(a: &[f32], b: &[f32], m: usize, n: usize, k: usize) -> Vec<
     product(a, [1, m], b, [n, 1], m, n, k)
 }
 
+/// Floating-point operations a second of a matmul library, `gemm`, on tiles of 256 x 256 scores with a sum over `dim`, on as many
+/// threads at once: what a CPU does on matmuls whose operands are in its caches.
+pub fn matmul_rate(dim: usize, threads: usize) -> f64 {
+    const TILE: usize = 256;
+    const REPETITIONS: usize = 40;
+    let one_thread = || {
+        let (a, b) = (vec![0.5f32; TILE * dim], vec![0.25f32; TILE * dim]);
+        let mut to = vec![0.0f32; TILE * TILE];
+        let mut round = || {
+            let start = std::time::Instant::now();
+            (0..REPETITIONS).for_each(|_| multiply(&a, [dim, 1], &b, [1, dim], &mut to, [TILE, TILE, dim]));
+            start.elapsed().as_secs_f64()
+        };
+        // The first round brings everything into the caches.
+        round();
+        (2 * TILE * TILE * dim * REPETITIONS) as f64 / round().min(round())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one_thread)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
+    })
+}
+
 /// Strides are of rows and columns; the product is row-major. Rows of the product are computed in parallel.
 fn product(
     a: &[f32],
@@ -247,34 +270,38 @@ fn product(
     let mut to = vec![0.0f32; m * n];
     let block = m.div_ceil(rayon::current_num_threads()).max(1);
     to.par_chunks_mut(block * n).enumerate().for_each(|(i, to)| {
-        let a = &a[i * block * a_strides[0]..];
         let rows = to.len() / n;
-        assert!(a.len() > (rows - 1) * a_strides[0] + (k - 1) * a_strides[1] && b.len() == k * n);
-        // SAFETY: the assertion above bounds what the strides reach, and `to` is borrowed mutably.
-        unsafe {
-            // The library prefers contiguous columns, so the product is handed over transposed.
-            gemm_f32::gemm::f32::get_gemm_fn()(
-                n,
-                rows,
-                k,
-                to.as_mut_ptr(),
-                n as isize,
-                1,
-                false,
-                b.as_ptr(),
-                b_strides[0] as isize,
-                b_strides[1] as isize,
-                a.as_ptr(),
-                a_strides[0] as isize,
-                a_strides[1] as isize,
-                0.0,
-                1.0,
-                false,
-                false,
-                false,
-                gemm_common::Parallelism::None,
-            );
-        }
+        multiply(&a[i * block * a_strides[0]..], a_strides, b, b_strides, to, [rows, n, k]);
     });
     to
+}
+
+/// `to (m, n) = a (m, k) · b (k, n)`, `to` row-major, on this thread.
+fn multiply(a: &[f32], a_strides: [usize; 2], b: &[f32], b_strides: [usize; 2], to: &mut [f32], [m, n, k]: [usize; 3]) {
+    assert!(a.len() > (m - 1) * a_strides[0] + (k - 1) * a_strides[1] && b.len() == k * n && to.len() == m * n);
+    // SAFETY: the assertion above bounds what the strides reach, and `to` is borrowed mutably.
+    unsafe {
+        // The library prefers contiguous columns, so the product is handed over transposed.
+        gemm_f32::gemm::f32::get_gemm_fn()(
+            n,
+            m,
+            k,
+            to.as_mut_ptr(),
+            n as isize,
+            1,
+            false,
+            b.as_ptr(),
+            b_strides[0] as isize,
+            b_strides[1] as isize,
+            a.as_ptr(),
+            a_strides[0] as isize,
+            a_strides[1] as isize,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm_common::Parallelism::None,
+        );
+    }
 }

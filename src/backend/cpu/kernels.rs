@@ -54,7 +54,7 @@ fn lane_chunks<'a>(row: &'a [f32], bias: &'a [f32]) -> impl Iterator<Item = (&'a
 /// Running state of one row of a block over the tiles of a split.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowState {
-    /// What is subtracted from `z`, in units of log 2: the largest so far, or less by at most `HEADROOM`.
+    /// What is subtracted from `z`, in units of log 2: the largest so far, or less by at most `MOST_HEADROOM`.
     pub(super) max: f32,
     /// `Σ 2^(z − max)`, and the sums of [`Partial`] in its units.
     pub(super) sum: f64,
@@ -80,15 +80,16 @@ impl RowState {
     }
 }
 
-/// How far, in units of log 2, a score may lie above the shift of its row. The difference is rounded, so a larger one would
-/// cost precision.
-const HEADROOM: f32 = 16.0;
+/// How far, in units of log 2, a score may lie above the shift of its row: 2^31 summands of 2^64 are far below the largest
+/// `f32`.
+const MOST_HEADROOM: f32 = 64.0;
 
 /// Moves a row's state to the maximum that it has with this tile. Returns the factor by which everything summed before
 /// was scaled. Where no score of the tile can lie far above the shift, that stays, and the scores are not looked at.
 #[inline(always)]
 fn advance_max(row: &[f32], score: Score<'_>, state: &mut RowState) -> f32 {
-    if score.largest - state.max <= HEADROOM {
+    // The difference of a score and the shift is rounded to `f32`. A score of `scale`, a cosine of 1, is rounded by as much.
+    if score.largest - state.max <= score.scale.min(MOST_HEADROOM) {
         return 1.0;
     }
     let mut lanes = [f32::NEG_INFINITY; LANES];

@@ -249,7 +249,7 @@ impl Cpu {
                 units.push((part, rows, out));
             }
         }
-        units.into_par_iter().for_each_init(
+        units.into_par_iter().with_max_len(1).for_each_init(
             || Borrowed::take(scratch),
             |Borrowed(scratch, _), (part, rows, out)| match part < plan.splits {
                 true => job.stream_tiles(scratch, rows, job.tiles(part), &of_pools, out),
@@ -408,7 +408,7 @@ impl Cpu {
             if !request.accumulate {
                 d_pool.set_shape(candidates.rows(), dim);
             }
-            d_pool.values.par_chunks_mut(plan.block_n * dim).enumerate().for_each_init(
+            d_pool.values.par_chunks_mut(plan.block_n * dim).enumerate().with_max_len(1).for_each_init(
                 || Borrowed::take(scratch),
                 |Borrowed(scratch, _), (tile, d_tile)| {
                     let (first, len) = (tile * plan.block_n, d_tile.len() / dim);

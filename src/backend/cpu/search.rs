@@ -59,7 +59,7 @@ pub(super) fn search(cpu: &mut Cpu, search: &Search<'_>, similarity: Similarity,
             units.push((split, rows, slot));
         }
     }
-    units.into_par_iter().for_each_init(
+    units.into_par_iter().with_max_len(1).for_each_init(
         || Borrowed::take(scratch),
         |scratch, (split, rows, slot)| {
             let scratch = &mut scratch.0;

@@ -133,7 +133,7 @@ impl Cpu {
         let job = TableJob { tiles, back, batch, pairs, uses };
         let stretches = job.stretches();
         let run = |outs: Vec<StretchOut<'_>>| {
-            stretches.par_iter().zip(outs).for_each_init(
+            stretches.par_iter().zip(outs).with_max_len(1).for_each_init(
                 || Borrowed::take(scratch),
                 |Borrowed(scratch, _), (rows, out)| job.stretch(scratch, rows, out),
             );

@@ -187,7 +187,10 @@ says "no nvcc, required" "CATALOG_SOFTMAX_REQUIRE_NVCC=1, and no CUDA kernels ar
 build "a failing nvcc, required" 101 CATALOG_SOFTMAX_REQUIRE_NVCC=1 NVCC="$work/nvcc-fails"
 says "a failing nvcc, required" "no such intrinsic"
 build "nvcc 12.4, required" 0 CATALOG_SOFTMAX_REQUIRE_NVCC=1 NVCC="$work/nvcc-12.4"
+build "before documentation" 0 NVCC="$work/nvcc-13.0"
 build "documentation" 0 DOCS_RS=1 NVCC="$work/nvcc-13.0"
 silent "documentation" warning
 has "documentation" 0
+build "after documentation" 0 NVCC="$work/nvcc-13.0"
+has "after documentation" 3
 exit $failed

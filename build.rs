@@ -7,7 +7,7 @@
 //! | `CATALOG_SOFTMAX_REQUIRE_NVCC=1` | a build without kernels is an error |
 //! | `CATALOG_SOFTMAX_DENY_WARNINGS=1` | nvcc's warnings are errors |
 //! | `CATALOG_SOFTMAX_LINEINFO=1` | kernels carry line numbers for profilers and sanitizers |
-//! | `CATALOG_SOFTMAX_PTXAS_REPORT` | a folder that gets ptxas's report of each file, and the size of each image |
+//! | `CATALOG_SOFTMAX_PTXAS_REPORT` | a folder that gets ptxas's report of each file, and each image with its size |
 //! | `NVCC`, `CUDA_HOME`, `CUDA_PATH` | where nvcc is; else `PATH`, `/usr/local/cuda`, and `.cuda` of this checkout |
 
 #[path = "build/nvcc.rs"]
@@ -329,6 +329,7 @@ impl Job {
         fs::create_dir_all(folder)
             .and_then(|()| fs::write(file("txt"), text))
             .and_then(|()| fs::write(file("bytes"), format!("{size} {}\n", stem(&self.source))))
+            .and_then(|()| fs::copy(&self.image, file("fatbin")).map(drop))
             .map_err(|error| format!("{}: {error}", folder.display()))
     }
 }

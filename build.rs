@@ -7,7 +7,8 @@
 //! | `CATALOG_SOFTMAX_REQUIRE_NVCC=1` | a build without kernels is an error |
 //! | `CATALOG_SOFTMAX_DENY_WARNINGS=1` | nvcc's warnings are errors |
 //! | `CATALOG_SOFTMAX_LINEINFO=1` | kernels carry line numbers for profilers and sanitizers |
-//! | `CATALOG_SOFTMAX_PTXAS_REPORT` | a folder that gets ptxas's report of each file, and the size of each image |
+//! | `CATALOG_SOFTMAX_PTXAS_REPORT` | a folder that gets ptxas's report of each file, and each image with its size |
+//! | `CATALOG_SOFTMAX_IMAGES` | a folder for images that builds with other profiles and target folders share |
 //! | `NVCC`, `CUDA_HOME`, `CUDA_PATH` | where nvcc is; else `PATH`, `/usr/local/cuda`, and `.cuda` of this checkout |
 
 #[path = "build/nvcc.rs"]
@@ -33,7 +34,7 @@ fn main() {
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "DOCS_RS"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    for variable in ["CUDA_ARCHS", "REQUIRE_NVCC", "DENY_WARNINGS", "LINEINFO", "PTXAS_REPORT"] {
+    for variable in ["CUDA_ARCHS", "REQUIRE_NVCC", "DENY_WARNINGS", "LINEINFO", "PTXAS_REPORT", "IMAGES"] {
         println!("cargo::rerun-if-env-changed=CATALOG_SOFTMAX_{variable}");
     }
     println!("cargo::rerun-if-changed=kernels");
@@ -46,6 +47,8 @@ fn main() {
     let docs = env::var_os("DOCS_RS").is_some();
     let built = if docs { Err(NotBuilt::NoCompiler("DOCS_RS is set".to_owned())) } else { build(&out) };
     if let Err(reason) = &built {
+        // The next build with a compiler must not take the empty images for its own.
+        let _ = fs::remove_file(out.join("stamp"));
         for source in kernel_files() {
             fs::write(image(&source, &out), []).expect("OUT_DIR can be written");
         }
@@ -133,7 +136,14 @@ fn build(out: &Path) -> Result<Built, NotBuilt> {
     let stamp_file = out.join("stamp");
     if own("PTXAS_REPORT").is_some() || fs::read_to_string(&stamp_file).ok().as_ref() != Some(&stamp) {
         let _ = fs::remove_file(&stamp_file);
-        compile_all(&program, &flags, &jobs).map_err(NotBuilt::CompilerFailed)?;
+        let kept = own("IMAGES").map(|folder| Kept::new(Path::new(&folder), &stamp));
+        if !kept.as_ref().is_some_and(|kept| kept.give(&jobs)) {
+            compile_all(&program, &flags, &jobs).map_err(NotBuilt::CompilerFailed)?;
+            if let Some(kept) = &kept {
+                kept.take(&jobs)
+                    .map_err(|error| NotBuilt::CompilerFailed(format!("CATALOG_SOFTMAX_IMAGES: {error}")))?;
+            }
+        }
         fs::write(&stamp_file, stamp).expect("OUT_DIR can be written");
     }
     Ok(Built { version: nvcc.version, compressed: nvcc.compresses, choice })
@@ -281,6 +291,37 @@ fn stamp(program: &Path, nvcc: &Nvcc, flags: &[&str], jobs: &[Job]) -> String {
     text
 }
 
+/// Images that builds with other profiles and target folders share: `CATALOG_SOFTMAX_IMAGES` is a folder for them. A
+/// build whose stamp is the same takes them from there.
+struct Kept<'a> {
+    folder: PathBuf,
+    stamp: &'a str,
+}
+
+impl<'a> Kept<'a> {
+    fn new(folder: &Path, stamp: &'a str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        stamp.hash(&mut hasher);
+        Kept { folder: folder.join(format!("{:x}", hasher.finish())), stamp }
+    }
+
+    /// Copies all images to where this build has them, if they are there. A report is not: its build compiles.
+    fn give(&self, jobs: &[Job]) -> bool {
+        let is_whole = fs::read_to_string(self.folder.join("stamp")).is_ok_and(|stamp| stamp == self.stamp);
+        let give = |job: &Job| fs::copy(self.folder.join(job.image.file_name()?), &job.image).ok();
+        is_whole && own("PTXAS_REPORT").is_none() && jobs.iter().all(|job| give(job).is_some())
+    }
+
+    fn take(&self, jobs: &[Job]) -> std::io::Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        for job in jobs {
+            fs::copy(&job.image, self.folder.join(job.image.file_name().expect("an image has a name")))?;
+        }
+        // Last, since it says that all are there.
+        fs::write(self.folder.join("stamp"), self.stamp)
+    }
+}
+
 /// One file to compile.
 struct Job {
     source: PathBuf,
@@ -327,6 +368,7 @@ impl Job {
         fs::create_dir_all(folder)
             .and_then(|()| fs::write(file("txt"), text))
             .and_then(|()| fs::write(file("bytes"), format!("{size} {}\n", stem(&self.source))))
+            .and_then(|()| fs::copy(&self.image, file("fatbin")).map(drop))
             .map_err(|error| format!("{}: {error}", folder.display()))
     }
 }

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Machine code of Hopper's kernels: holds each to what it is built on, and counts its main loop.
 
-    scripts/check_sass.py            needs scripts/install_nvcc.sh's nvcc and cuobjdump; no GPU
+    scripts/check_sass.py [FOLDER]    needs scripts/install_nvcc.sh's nvcc and cuobjdump; no GPU
+
+FOLDER has the fat binaries that a build with CATALOG_SOFTMAX_PTXAS_REPORT=FOLDER leaves. Without it this compiles the kernels.
 
 Fails where a kernel lacks HGMMA (the tensor cores' warpgroup matmul) or UTMALDG (the copy engine), touches local memory, or has too
 long a main loop: the time that its instructions imply for B = 8192, N = 10^6 on an H200 is to be at most 1.2 times the floor, with an
@@ -27,12 +29,18 @@ SCORES = QUERIES * CANDIDATES
 WIDE_DIMS, LAG, PANEL = (512, 1024), 2, 4096
 
 
-def disassemble(source):
+def disassemble(source, folder):
+    if folder:
+        return sass(Path(folder) / (source.stem + ".fatbin"))
     cubin = ROOT / "target" / (source.stem + ".cubin")
     cubin.parent.mkdir(exist_ok=True)
     flags = ["-cubin", "-std=c++17", "-O3", f"-I{ROOT / 'kernels'}", "-gencode=arch=compute_90a,code=sm_90a"]
     subprocess.run([TOOLS / "nvcc", *flags, "-o", cubin, source], check=True)
-    return subprocess.run([TOOLS / "cuobjdump", "-sass", cubin], check=True, capture_output=True, text=True).stdout
+    return sass(cubin)
+
+
+def sass(image):
+    return subprocess.run([TOOLS / "cuobjdump", "-sass", image], check=True, capture_output=True, text=True).stdout
 
 
 def functions(sass):
@@ -171,7 +179,8 @@ def main():
     problems = []
     kernels = {}
     for source in sorted((ROOT / "kernels").glob("**/*_sm90a.cu")):
-        kernels |= functions(disassemble(source))
+        kernels |= functions(disassemble(source, folder))
+    assert kernels, "no kernel for Hopper was disassembled"
     outputs = {name.split("_")[-1]: code for name, code in kernels.items() if "wide_output" in name}
     for name, code in kernels.items():
         problems += missing(name, code)

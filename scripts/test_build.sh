@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 unset NVCC CUDA_HOME CUDA_PATH DOCS_RS RUSTFLAGS
-for variable in CUDA_ARCHS REQUIRE_NVCC DENY_WARNINGS LINEINFO PTXAS_REPORT; do unset "CATALOG_SOFTMAX_$variable"; done
+for variable in CUDA_ARCHS REQUIRE_NVCC DENY_WARNINGS LINEINFO PTXAS_REPORT IMAGES; do unset "CATALOG_SOFTMAX_$variable"; done
 if [ -e /usr/local/cuda/bin/nvcc ]; then
     echo "not run: build.rs would find /usr/local/cuda/bin/nvcc" >&2
     exit 0
@@ -162,6 +162,16 @@ never "line numbers" -Werror
 build "one job" 0 NVCC="$work/nvcc-13.0" CARGO_BUILD_JOBS=1
 calls "one job" --threads=1
 
+shared=CATALOG_SOFTMAX_IMAGES="$work/images"
+for lines in 1 0; do
+    build "images to share, line numbers: $lines" 0 NVCC="$work/nvcc-13.0" "$shared" CATALOG_SOFTMAX_LINEINFO=$lines
+    compiled "images to share, line numbers: $lines" 3
+done
+build "another target folder" 0 NVCC="$work/nvcc-13.0" "$shared" CARGO_TARGET_DIR="$work/target/other"
+compiled "another target folder" 0
+[ "$(find "$work/target/other" -name '*.fatbin' -size +0 | wc -l)" = 3 ] || wrong "another target folder: no images"
+rm -r "$work/target/other"
+
 build "a failing nvcc" 0 NVCC="$work/nvcc-fails"
 says "a failing nvcc" "error: no such intrinsic"
 records "a failing nvcc" "NotBuilt::CompilerFailed"
@@ -187,7 +197,10 @@ says "no nvcc, required" "CATALOG_SOFTMAX_REQUIRE_NVCC=1, and no CUDA kernels ar
 build "a failing nvcc, required" 101 CATALOG_SOFTMAX_REQUIRE_NVCC=1 NVCC="$work/nvcc-fails"
 says "a failing nvcc, required" "no such intrinsic"
 build "nvcc 12.4, required" 0 CATALOG_SOFTMAX_REQUIRE_NVCC=1 NVCC="$work/nvcc-12.4"
+build "before documentation" 0 NVCC="$work/nvcc-13.0"
 build "documentation" 0 DOCS_RS=1 NVCC="$work/nvcc-13.0"
 silent "documentation" warning
 has "documentation" 0
+build "after documentation" 0 NVCC="$work/nvcc-13.0"
+has "after documentation" 3
 exit $failed

@@ -42,9 +42,10 @@ use crate::ptx::{self, Init};
 use crate::races;
 use crate::{Fault, LaunchDims};
 use cluster::{Cluster, Launch, Slice};
+use rayon::prelude::*;
 use std::collections::{HashMap, VecDeque};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Most shared memory of a CTA (an H100's 227 KiB).
@@ -54,9 +55,9 @@ const RESIDENT: usize = 2048;
 
 /// A module with the addresses of its `__device__` and `__constant__` variables and its kernels decoded.
 pub struct LoadedModule {
-    module: ptx::Module,
+    module: Arc<ptx::Module>,
     globals: HashMap<String, (u64, u64)>,
-    programs: HashMap<String, instr::Program>,
+    programs: Arc<HashMap<String, instr::Program>>,
 }
 
 impl LoadedModule {
@@ -64,25 +65,30 @@ impl LoadedModule {
     pub fn load(memory: &Memory, mut module: ptx::Module) -> Result<Self, String> {
         let mut globals = HashMap::new();
         let made = place_globals(memory, &module, &mut globals);
-        let mut loaded = LoadedModule { module: ptx::Module::default(), globals, programs: HashMap::new() };
-        if let Err(e) = made {
-            loaded.unload(memory);
-            return Err(e);
-        }
-        for kernel in &module.kernels {
-            match decode::decode_kernel(&module, kernel, &loaded.globals) {
-                Ok(program) => drop(loaded.programs.insert(kernel.name.clone(), program)),
-                Err(e) => {
-                    loaded.unload(memory);
-                    return Err(format!("kernel {}: {e}", kernel.name));
-                }
-            }
-        }
+        let programs = made.and_then(|()| decode_kernels(&module, &globals));
         // The syntax is not needed any more.
         module.kernels.iter_mut().for_each(|k| k.body = vec![]);
         module.functions.clear();
-        loaded.module = module;
+        let mut loaded = LoadedModule { module: Arc::new(module), globals, programs: Arc::default() };
+        match programs {
+            Ok(programs) => loaded.programs = Arc::new(programs),
+            Err(e) => {
+                loaded.unload(memory);
+                return Err(e);
+            }
+        }
         Ok(loaded)
+    }
+
+    /// The same module once more, without decoding it again. None where it has variables: each module has its own, and
+    /// programs hold their addresses.
+    pub fn again(&self) -> Option<Self> {
+        let has_none = self.globals.is_empty();
+        has_none.then(|| LoadedModule {
+            module: self.module.clone(),
+            globals: HashMap::new(),
+            programs: self.programs.clone(),
+        })
     }
 
     pub fn kernel(&self, name: &str) -> Option<&ptx::Kernel> {
@@ -113,6 +119,19 @@ impl LoadedModule {
             memory.free(*at);
         }
     }
+}
+
+/// By name, several at a time. Of several errors the first kernel's.
+fn decode_kernels(
+    module: &ptx::Module,
+    globals: &HashMap<String, (u64, u64)>,
+) -> Result<HashMap<String, instr::Program>, String> {
+    let decode = |kernel: &ptx::Kernel| {
+        let program = decode::decode_kernel(module, kernel, globals);
+        program.map(|p| (kernel.name.clone(), p)).map_err(|e| format!("kernel {}: {e}", kernel.name))
+    };
+    let programs: Vec<_> = module.kernels.par_iter().map(decode).collect();
+    programs.into_iter().collect()
 }
 
 /// Allocates and initialises the variables of module scope; what is not initialised is zero, as CUDA promises.

@@ -116,6 +116,9 @@ pub fn far_rows_keep_their_share(backend: Subject<'_>, operands: Operands) {
     }
 }
 
+/// Of a bulk: several tiles of any backend.
+const FAR_ROWS: usize = 1000;
+
 /// Rows of a bulk: `scale` along axis 1, 0.8 along axis 2, small elements behind.
 fn bulk(count: usize, dim: usize, scale: f32) -> Vec<f32> {
     let mut values = rows(&mut rng(11), count, dim, 0.05);
@@ -139,7 +142,7 @@ fn dot_problem(dtype: DType, dim: usize, queries: &[f32], candidates: &[f32]) ->
 
 /// One query, whose candidate 5 has the score `gap`; the others' are 0.
 fn far_candidates(dtype: DType, dim: usize, gap: f32) -> Problem {
-    let mut candidates = bulk(3000, dim, 0.0);
+    let mut candidates = bulk(FAR_ROWS, dim, 0.0);
     let mut query = vec![0.0; dim];
     query[0] = 1.0;
     candidates[5 * dim..6 * dim].fill(0.0);
@@ -149,7 +152,7 @@ fn far_candidates(dtype: DType, dim: usize, gap: f32) -> Problem {
 
 /// Two candidates along two axes. Query 5 has the first for its largest, the others the second by `gap`.
 fn far_queries(dtype: DType, dim: usize, gap: f32) -> Problem {
-    let mut queries = bulk(3000, dim, gap);
+    let mut queries = bulk(FAR_ROWS, dim, gap);
     queries[5 * dim..6 * dim].fill(0.0);
     queries[5 * dim] = 40.0;
     let mut candidates = vec![0.0; 2 * dim];

@@ -174,9 +174,9 @@ impl Product<'_> {
                 row += 8;
             }
         } else {
-            while row + 6 <= self.m {
-                self.block::<S, 6, 2>(simd, row, column);
-                row += 6;
+            while row + 5 <= self.m {
+                self.block::<S, 5, 2>(simd, row, column);
+                row += 5;
             }
         }
         while row + 4 <= self.m {

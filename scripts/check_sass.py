@@ -178,6 +178,7 @@ def main():
     print(f"{'kernel':38} {'D':>4} {'instr.':>7} {'exp':>6} {'FFMA':>6} {'HGMMA':>5} {'ms':>8} {'by':>7} {'floor':>8} {'ratio':>6}")
     problems = []
     kernels = {}
+    folder = sys.argv[1] if len(sys.argv) > 1 else None
     for source in sorted((ROOT / "kernels").glob("**/*_sm90a.cu")):
         kernels |= functions(disassemble(source, folder))
     assert kernels, "no kernel for Hopper was disassembled"

@@ -49,16 +49,16 @@ fn peak(work: impl FnOnce()) -> usize {
     PEAK.load(Relaxed) - before
 }
 
-/// Beyond what a plan counts: the queues that rayon keeps for the work of its threads.
+/// Beyond what a plan counts: the queues that rayon keeps for the work of two threads.
 const RAYON: usize = 64 << 10;
 /// What a plan counts for sorting the uses of rows, of which a small step needs little.
 const COUNTS: usize = 128 << 10;
 const THREADS: usize = 2;
 
 /// Runs `work` on threads of its own, which have ended afterwards, so that no later measurement sees what they free.
-fn on_fresh_threads<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+fn on_fresh_threads<R: Send>(count: usize, work: impl FnOnce() -> R + Send) -> R {
     let mut threads = Vec::new();
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).spawn_handler(|thread| {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(count).spawn_handler(|thread| {
         threads.push(std::thread::Builder::new().spawn(|| thread.run())?);
         Ok(())
     });
@@ -181,7 +181,7 @@ fn steps_and_searches_allocate_what_their_plans_say() {
             a_step_on_the_cpu(&problem, request);
         }
         for request in [Request::value_and_grad(), Request::value_and_grad().row_sparse()] {
-            on_fresh_threads(|| an_accumulating_step(&mut Cpu::new(), &problem, request));
+            on_fresh_threads(THREADS, || an_accumulating_step(&mut Cpu::new(), &problem, request));
         }
     }
     let small = Config { symmetric: true, weights: true, ..Config::new(60, 60, 40) };
@@ -210,13 +210,53 @@ fn steps_and_searches_allocate_what_their_plans_say() {
     }
     for (b, n, k) in [(512, 20_000, 100), (300, 30_000, 1024)] {
         let data = SearchData::new(b, &[n], 64, DType::F32, Values::Normal, true);
-        on_fresh_threads(|| a_search_on_the_cpu(&data, (b, n, k)));
+        on_fresh_threads(THREADS, || a_search_on_the_cpu(&data, (b, n, k)));
     }
+    // Blocks and tiles of several sizes, of which a thread may get a smaller one first.
+    for (b, k, threads) in [(600, 1024, 5), (530, 1024, 3), (513, 500, 3)] {
+        let data = SearchData::new(b, &[20_000], 8, DType::F32, Values::Normal, true);
+        on_fresh_threads(threads, || a_search_fits_its_plan(&data, k));
+    }
+    for dim in [1, 64] {
+        let pools = Config { pools: vec![224, 256], ..Config::new(256, 1, dim) };
+        on_fresh_threads(1, || a_step_fits_its_plan(&pools.problem()));
+    }
+    for (b, rows, pool, per_row) in [(300, 2_000, 2_000, 7), (64, 2_000, 5_000, 1), (300, 20_000, 2_000, 7)] {
+        let table = TableConfig {
+            b,
+            rows,
+            dim: 256,
+            pools: vec![PoolKind::Rows(pool)],
+            per_row,
+            ..TableConfig::new(b, rows, 256)
+        };
+        for threads in [1, 4] {
+            on_fresh_threads(threads, || a_step_fits_its_plan(&table.problem()));
+        }
+    }
+}
+
+fn a_step_fits_its_plan(problem: &Problem) {
+    let Measured { planned, first, .. } = measure(&mut Cpu::new(), problem, Request::value_and_grad());
+    let (b, n, dim) = (problem.num_queries(), problem.num_candidates(), problem.dim);
+    let rayon = RAYON.max(RAYON / 2 * rayon::current_num_threads());
+    assert!(first <= planned + rayon, "B {b}, N {n}, D {dim}: used {first}, planned {planned}");
+}
+
+fn a_search_fits_its_plan(data: &SearchData, k: usize) {
+    let search = data.search();
+    let mut cpu = Cpu::new();
+    let planned = cpu.plan_top_k(&search, data.similarity, k).expect("a valid k").workspace_bytes;
+    let used = peak(|| _ = cpu.top_k(&search, data.similarity, k).expect("a valid k"));
+    let b = search.num_queries();
+    let outputs = b * k * (size_of::<u32>() + size_of::<f32>());
+    let rayon = RAYON.max(RAYON / 2 * rayon::current_num_threads());
+    assert!(used - outputs <= planned + rayon, "B {b}, k {k}: used {}, planned {planned}", used - outputs);
 }
 
 fn a_step_on_the_cpu(problem: &Problem, request: Request) {
     let (b, n, dim) = (problem.num_queries(), problem.num_candidates(), problem.dim);
-    let Measured { planned, first, later } = on_fresh_threads(|| measure(&mut Cpu::new(), problem, request));
+    let Measured { planned, first, later } = on_fresh_threads(THREADS, || measure(&mut Cpu::new(), problem, request));
     let shape = format!("B {b}, N {n}, D {dim}, {request:?}");
     println!("{shape}: planned {planned}, first step {first}, later {later}");
     assert!(first <= planned + RAYON, "{shape}: used {first}, planned {planned}");

@@ -115,13 +115,13 @@ impl Request {
 /// a fixed order.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Partial {
-    /// Largest `z`; −∞ with no negatives.
+    /// What the sums are relative to: the largest `z`, or a number near it; −∞ with no negatives.
     pub(crate) max: f64,
     /// `Σ exp(z − max)`.
     pub(crate) sum: f64,
     /// `Σ exp(z − max) s`.
     pub(crate) sum_score: f64,
-    /// `Σ exp(z − max) (z − max)`, from which the entropy follows without cancellation.
+    /// `Σ exp(z − max) (z − max)`, from which the entropy follows, without cancellation where `max` is the largest `z`.
     pub(crate) sum_z: f64,
     pub(crate) num_negatives: u64,
 }

@@ -1,6 +1,6 @@
 //! Tiles of candidates: which they are, and how their embeddings come into a thread's memory.
 
-use super::kernels::{Normalize, Score};
+use super::kernels::{self, Normalize, Score};
 use super::matmul::{PANEL, PackTransposed, Panels, pack_rows, packed_len};
 use super::resize;
 use super::tile::TileJob;
@@ -11,8 +11,10 @@ use crate::problem::score_matrix::ScoreMatrix;
 /// Rows of a table that are asked for ahead of their use: enough to hide the memory's latency.
 const ROWS_AHEAD: usize = 16;
 
-/// No cosine is larger, with all its roundings.
-const LARGEST_COSINE: f32 = 1.001;
+/// No cosine of rows of that many elements is larger, with all its roundings.
+fn largest_cosine(dim: usize) -> f32 {
+    1.001 + dim as f32 * f32::EPSILON
+}
 
 /// A tile of candidates: the columns of a tile of scores.
 #[derive(Clone, Copy)]
@@ -103,12 +105,12 @@ impl LoadedTile {
         &self.inverse_norm[..self.len]
     }
 
-    /// How similarities of a tile become scores.
-    pub(super) fn score(&self, job: &TileJob<'_>, tile: &CandidateTile<'_>) -> Score<'_> {
+    /// How similarities of a tile become scores. Moments want the exact maximum: entropy is a difference that would cancel.
+    pub(super) fn score(&self, job: &TileJob<'_>, tile: &CandidateTile<'_>, moments: bool) -> Score<'_> {
         let scale = job.scale.0;
         let largest = match job.similarity {
-            Similarity::Cosine => LARGEST_COSINE.mul_add(scale, self.largest_bias),
-            Similarity::Dot => f32::INFINITY,
+            Similarity::Cosine if !moments => largest_cosine(self.dim).mul_add(scale, self.largest_bias),
+            Similarity::Cosine | Similarity::Dot => f32::INFINITY,
         };
         Score { scale, bias: &self.bias[..tile.width], largest }
     }
@@ -146,7 +148,7 @@ impl LoadedTile {
         self.rows[self.len * dim..tile.width * dim].fill(0.0);
         for (column, bias) in self.bias[..tile.width].iter_mut().enumerate() {
             let log_q = if column < tile.len() { job.log_q(tile, column) } else { None };
-            *bias = log_q.map_or(0.0, |log_q| -log_q * std::f32::consts::LOG2_E);
+            *bias = log_q.map_or(0.0, kernels::bias);
         }
         self.largest_bias = self.bias[..tile.len()].iter().copied().fold(f32::NEG_INFINITY, f32::max);
     }

@@ -10,8 +10,8 @@ use crate::problem::statistics::Partial;
 /// Columns that a loop handles at a time; rows of a score tile are padded to a multiple.
 pub(super) const LANES: usize = 32;
 
-/// `2^x`, relative error below 1.2e-7 for x from −126 to 127; below −126 a number from 0 to 2^-126, and 0 from −127 on.
-/// Above 127 the result is no use. A NaN stays one if it is [`f32::NAN`] or came out of arithmetic: its low bits must be 0.
+/// `2^x`, relative error below 1.2e-7 for x from −126 to 127; below −126 a number from 0 to 2^-126, and 0 from −127 on; above
+/// 127 it is 2^127. A NaN stays one if it is [`f32::NAN`] or came out of arithmetic: its low bits must be 0.
 ///
 /// Adding 1.5 * 2^23 rounds x to an integer n and leaves n in the low mantissa bits, from where it is added to the
 /// exponent of 2^(x − n), a polynomial (minimax of degree 6 on [−1/2, 1/2], relative error 1.9e-9). At −127 the polynomial
@@ -20,6 +20,7 @@ pub(super) const LANES: usize = 32;
 fn exp2(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x < -127.0 { -127.0 } else { x };
+    let clamped = if clamped > 127.0 { 127.0 } else { clamped };
     let shifted = clamped + ROUND;
     let r = clamped - (shifted - ROUND);
     let mut p = 1.534_581_2e-4f32;
@@ -40,10 +41,16 @@ pub(super) struct Score<'a> {
     pub(super) largest: f32,
 }
 
-/// The one definition of `z` on this backend, less a shift.
+/// The bias of a candidate. Finite, so that the score of an excluded pair, −∞, stays that.
+pub(super) fn bias(log_q: f32) -> f32 {
+    (-log_q * std::f32::consts::LOG2_E).clamp(f32::MIN, f32::MAX)
+}
+
+/// The one definition of `z` on this backend. It is rounded before a shift is subtracted: of scores beyond 2^31 the rounding is
+/// larger than the range of `exp2`, so a score and the maximum that it is must be rounded alike.
 #[inline(always)]
-fn z_less(sim: f32, scale: f32, bias: f32, shift: f32) -> f32 {
-    sim.mul_add(scale, bias - shift)
+fn z(sim: f32, scale: f32, bias: f32) -> f32 {
+    sim.mul_add(scale, bias)
 }
 
 #[inline(always)]
@@ -95,7 +102,7 @@ fn advance_max(row: &[f32], score: Score<'_>, state: &mut RowState) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for (sims, bias) in lane_chunks(row, score.bias) {
         for k in 0..LANES {
-            let z = z_less(sims[k], score.scale, bias[k], 0.0);
+            let z = z(sims[k], score.scale, bias[k]);
             lanes[k] = if z > lanes[k] { z } else { lanes[k] };
         }
     }
@@ -126,7 +133,7 @@ fn sum_exponentials(row: &mut [f32], score: Score<'_>, state: &mut RowState, kee
     let mut sums = [0.0f32; LANES];
     for (sims, bias) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(score.bias.as_chunks::<LANES>().0) {
         for k in 0..LANES {
-            let p = exp2(z_less(sims[k], score.scale, bias[k], shift));
+            let p = exp2(z(sims[k], score.scale, bias[k]) - shift);
             sums[k] += p;
             if keep {
                 sims[k] = p;
@@ -177,7 +184,7 @@ fn sum_moments(row: &[f32], score: Score<'_>, state: &mut RowState) {
     let (mut sum_score, mut sum_z) = ([0.0f32; LANES], [0.0f32; LANES]);
     for (sims, bias) in lane_chunks(row, score.bias) {
         for k in 0..LANES {
-            let dz = z_less(sims[k], score.scale, bias[k], shift);
+            let dz = z(sims[k], score.scale, bias[k]) - shift;
             let p = exp2(dz);
             // A masked score is −∞: its probability is 0, and 0 · ∞ must not enter.
             sum_score[k] += if p == 0.0 { 0.0 } else { p * sims[k] };
@@ -396,7 +403,7 @@ impl NullaryFnOnce for Coefficients<'_> {
 fn coefficients<const FILTERED: bool>(row: &mut [f32], score: Score<'_>, lse: f32, d_lse: f32, bound: f32) {
     for (sims, bias) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(score.bias.as_chunks::<LANES>().0) {
         for k in 0..LANES {
-            let coefficient = d_lse * exp2(z_less(sims[k], score.scale, bias[k], lse));
+            let coefficient = d_lse * exp2(z(sims[k], score.scale, bias[k]) - lse);
             sims[k] = if FILTERED && sims[k] > bound { 0.0 } else { coefficient };
         }
     }
@@ -405,7 +412,7 @@ fn coefficients<const FILTERED: bool>(row: &mut [f32], score: Score<'_>, lse: f3
 /// The coefficient of one pair of a query and a negative of its own, by the arithmetic of [`Coefficients`].
 #[inline(always)]
 pub(super) fn coefficient(sim: f32, scale: f32, bias: f32, lse: f32, d_lse: f32, bound: f32) -> f32 {
-    if d_lse == 0.0 || sim > bound { 0.0 } else { d_lse * exp2(z_less(sim, scale, bias, lse)) }
+    if d_lse == 0.0 || sim > bound { 0.0 } else { d_lse * exp2(z(sim, scale, bias) - lse) }
 }
 
 /// `a · b` in one fixed order of sums. Both passes score a row's own negatives by it.
@@ -562,6 +569,6 @@ mod tests {
         assert!(worst < 1.2e-7, "{worst}");
         assert_eq!((exp2(0.0), exp2(-127.0), exp2(f32::NEG_INFINITY)), (1.0, 0.0, 0.0));
         assert!((0..=1000).all(|i| (0.0..=f32::MIN_POSITIVE).contains(&exp2(-126.0 - i as f32 * 1e-2))));
-        assert!(exp2(f32::NAN).is_nan() && exp2(f32::INFINITY - f32::INFINITY).is_nan());
+        assert!(exp2(1e9).is_finite() && exp2(f32::NAN).is_nan() && exp2(f32::INFINITY - f32::INFINITY).is_nan());
     }
 }

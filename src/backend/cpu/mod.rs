@@ -319,7 +319,8 @@ impl Cpu {
             let rounded = exact as f32;
             let empty = statistics.num_negatives[row] == 0;
             let rest = if exact.is_finite() { exact - f64::from(rounded) } else { 0.0 };
-            lse.push(rounded);
+            // `exp2` keeps this NaN; one of a caller's may have other bits.
+            lse.push(if rounded.is_nan() { f32::NAN } else { rounded });
             coefficients.push(if empty { 0.0 } else { (d_lse * (-rest).exp2()) as f32 });
         }
     }
@@ -453,12 +454,19 @@ fn split_off<'a, T>(slice: &mut &'a mut [T], len: usize) -> &'a mut [T] {
     head
 }
 
-/// Gives `values` a length without clearing what stays.
+/// Gives `values` a length. What they hold is unspecified. They never take more memory than the longest needs, as a plan
+/// counts it.
 fn resize<T: Clone + Default>(values: &mut Vec<T>, len: usize) {
-    if values.len() != len {
-        values.clear();
-        values.resize(len, T::default());
+    if values.len() == len {
+        return;
     }
+    values.clear();
+    if values.capacity() < len {
+        // The old memory goes before the new one comes.
+        *values = Vec::new();
+        values.reserve_exact(len);
+    }
+    values.resize(len, T::default());
 }
 
 /// A thread's scratch, taken from the workspace and put back.

@@ -18,9 +18,9 @@ use crate::problem::plan::Plan;
 use crate::problem::score_matrix::ScoreMatrix;
 use crate::problem::statistics::{Partial, Request};
 
-/// Queries in a block of the stream, at most and at least. A tile of candidates is loaded once for a block, so large blocks
-/// load less, and small ones give more threads something to do.
-const BLOCK_B: usize = 512;
+/// Queries in a block of the stream: at most, and at least but in the last block. A tile of candidates is loaded once for a
+/// block, so large blocks load less, and small ones give more threads something to do.
+const BLOCK_B: usize = 22 * CHUNK;
 const MIN_BLOCK_B: usize = 256;
 /// Queries in a block of the stream back. With `BLOCK_N` candidates a tile of coefficients is 256 KiB, which the second-level
 /// caches of today's processors (512 KiB and more) hold beside its operands.

@@ -16,7 +16,7 @@ use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::candidates::{CandidateTile, Columns};
-use super::kernels::{ChainRule, Normalize, add_scaled, coefficient, row_dot};
+use super::kernels::{ChainRule, Normalize, add_scaled, bias, coefficient, row_dot};
 use super::pairs::PairData;
 use super::tile::{BackInputs, Scratch, TileJob};
 use super::uses::{TableUses, is_whole, row_of};
@@ -370,7 +370,7 @@ impl NullaryFnOnce for NamedRows<'_, '_> {
                     let spoiled = inverse_norm[position].is_nan() || tiles.queries.inverse_norm(query).is_nan();
                     let q = tiles.queries.row(query);
                     let sim = if spoiled { f32::NAN } else { row_dot(q, unit) };
-                    let bias = negatives.log_q.map_or(0.0, |log_q| -log_q[place] * std::f32::consts::LOG2_E);
+                    let bias = negatives.log_q.map_or(0.0, |log_q| bias(log_q[place]));
                     let bound = pairs.own_bounds.get(query).copied().unwrap_or(f32::INFINITY);
                     let (lse, d_lse) = (back.lse[query], back.coefficients[query]);
                     let factor = coefficient(sim, tiles.scale.0, bias, lse, d_lse, bound);

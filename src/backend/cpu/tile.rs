@@ -206,7 +206,7 @@ impl TileJob<'_> {
         });
         self.arch.dispatch(Statistics {
             tile: Tile { sims, width: tile.width },
-            score: candidates.score(self, tile),
+            score: candidates.score(self, tile, detail.moments),
             states,
             moments: detail.moments,
             places,
@@ -307,7 +307,7 @@ impl TileJob<'_> {
     /// The coefficients of a tile and a block of queries: `d_lse q_ij`, 0 where masked, `d_positive` at the positives.
     fn coefficients(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>, rows: Range<usize>, back: &BackInputs<'_>) {
         let (candidates, sims) = scratch.tile(rows.len(), tile);
-        let score = candidates.score(self, tile);
+        let score = candidates.score(self, tile, false);
         for chunk in pieces(rows.clone(), CHUNK) {
             let sims = &mut sims[(chunk.start - rows.start) * tile.width..][..chunk.len() * tile.width];
             self.score(candidates, tile, chunk.clone(), sims);

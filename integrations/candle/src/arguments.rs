@@ -121,7 +121,8 @@ impl Arguments {
 }
 
 fn loss(options: &Options, temperature: f64) -> Result<Loss> {
-    let loss = Loss::softmax(options.similarity, temperature).correction(options.correction).reduction(options.reduction);
+    let loss =
+        Loss::softmax(options.similarity, temperature).correction(options.correction).reduction(options.reduction);
     let loss = if options.symmetric { loss.symmetric() } else { loss };
     match (options.false_negative_margin, options.false_negative_ratio) {
         (None, None) => Ok(loss),

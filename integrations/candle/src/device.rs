@@ -187,9 +187,7 @@ unsafe fn batch<'a>(
 fn positives(arguments: &Arguments, queries: &Tensor, candidates: &Tensor) -> Result<Option<Tensor>> {
     let (b, n) = (arguments.num_queries, candidates.dims()[0]);
     match &arguments.positives {
-        Some(_) if arguments.separate => {
-            Err(value("positives", "given beside positive_embeddings", "one of the two"))
-        }
+        Some(_) if arguments.separate => Err(value("positives", "given beside positive_embeddings", "one of the two")),
         None if arguments.separate => Ok(None),
         None if n < b => {
             let rule = format!("in_batch needs a candidate for each of {b} queries in the first pool");

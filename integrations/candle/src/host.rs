@@ -36,7 +36,7 @@ pub(crate) fn forward(arguments: &Arguments, operands: &Operands) -> Result<Forw
         Tensor::new(epilogue.total as f32, &Device::Cpu)?
     };
     let state = HostState { statistics, d_lse: epilogue.d_lse, d_positive: epilogue.d_positive };
-    Ok(Forward { value, state: State::Host(state) })
+    Ok(Forward { value, state: State::Host(Box::new(state)) })
 }
 
 /// Gradients of Σ upstream · loss, given `upstream` () or (B).

@@ -134,3 +134,12 @@ pub fn check_device(device: &Device) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+/// Compiles and runs the examples of the README and of the guide's chapter.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct ReadMe;
+    #[doc = include_str!("../../../docs/guide/src/candle.md")]
+    struct Candle;
+}

@@ -15,7 +15,7 @@ pub(crate) struct Forward {
 }
 
 pub(crate) enum State {
-    Host(HostState),
+    Host(Box<HostState>),
     #[cfg(feature = "cuda")]
     Device(crate::device::DeviceState),
 }
@@ -59,9 +59,7 @@ impl SoftmaxLoss {
         match &self.state {
             State::Host(state) => host::backward(&self.arguments, state, queries, candidates, upstream),
             #[cfg(feature = "cuda")]
-            State::Device(state) => {
-                crate::device::backward(&self.arguments, state, queries, candidates, upstream)
-            }
+            State::Device(state) => crate::device::backward(&self.arguments, state, queries, candidates, upstream),
         }
     }
 
@@ -94,7 +92,13 @@ impl CustomOp2 for SoftmaxLoss {
         NAME
     }
 
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
         self.value_on_cpu()
     }
 

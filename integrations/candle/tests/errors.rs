@@ -97,5 +97,8 @@ fn an_error_reaches_a_function_with_candles_result() {
         Ok(softmax_loss(&ones(3, 4), &ones(2, 4), &Options::default())?)
     }
     let message = step().unwrap_err().to_string();
-    assert!(message.contains("candidates has 2 rows; rule: in_batch needs a candidate for each of 3 queries"), "{message}");
+    assert!(
+        message.contains("candidates has 2 rows; rule: in_batch needs a candidate for each of 3 queries"),
+        "{message}"
+    );
 }

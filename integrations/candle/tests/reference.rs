@@ -52,8 +52,19 @@ fn problems() -> Vec<Problem> {
             correction: Correction::LogQNegativesOnly,
             ..index.clone()
         },
-        Problem { name: "sum, corrected logQ", reduction: Reduction::Sum, log_q: log_q(12, 40), correction: Correction::CorrectedLogQ, ..index.clone() },
-        Problem { name: "no reduction", reduction: Reduction::None, row_weight: vec![1.0, 0.5, 0.0, 2.0, 1.0, 0.25, 3.0], ..index },
+        Problem {
+            name: "sum, corrected logQ",
+            reduction: Reduction::Sum,
+            log_q: log_q(12, 40),
+            correction: Correction::CorrectedLogQ,
+            ..index.clone()
+        },
+        Problem {
+            name: "no reduction",
+            reduction: Reduction::None,
+            row_weight: vec![1.0, 0.5, 0.0, 2.0, 1.0, 0.25, 3.0],
+            ..index
+        },
         Problem { name: "corrected, positives apart", correction: Correction::CorrectedLogQ, ..separate.clone() },
         separate,
         Problem { name: "symmetric", symmetric: true, candidate_ids: ids(17, 11), ..in_batch.clone() },
@@ -65,7 +76,12 @@ fn problems() -> Vec<Problem> {
             candidate_ids: ids(17, 11),
             ..in_batch
         },
-        Problem { name: "several positives with weights", positive_weight: vec![0.5, 1.0, 0.0, 2.0, 1.0, 1.0], reduction: Reduction::Sum, ..several.clone() },
+        Problem {
+            name: "several positives with weights",
+            positive_weight: vec![0.5, 1.0, 0.0, 2.0, 1.0, 1.0],
+            reduction: Reduction::Sum,
+            ..several.clone()
+        },
         Problem { name: "several positives, no reduction", reduction: Reduction::None, ..several.clone() },
         several,
     ]
@@ -74,7 +90,8 @@ fn problems() -> Vec<Problem> {
 fn ours(problem: &Problem, dtype: DType, upstream: &[f32]) -> Result<Step> {
     let variables = Variables::new(problem, dtype, DType::F64)?;
     let positive_embeddings = variables.positive_embeddings.as_ref().map(|var| var.as_tensor().clone());
-    let options = Options { temperature: variables.temperature.as_tensor().into(), positive_embeddings, ..problem.options()? };
+    let options =
+        Options { temperature: variables.temperature.as_tensor().into(), positive_embeddings, ..problem.options()? };
     let loss = softmax_loss(&variables.queries, &variables.candidates, &options)?;
     assert_eq!(loss.dtype(), DType::F32);
     Step::of(&loss, &variables, upstream)
@@ -107,7 +124,11 @@ fn check(problem: &Problem, dtype: DType, baseline: &Step) {
         for (at, (&found, &truth)) in found.iter().zip(truth).enumerate() {
             let limit = allowed + relative * truth.abs() + smallest;
             let error = (found - truth).abs();
-            assert!(error <= limit, "{}, {dtype:?}: {name}[{at}] is {found}, not {truth}: {error:e} > {limit:e}", problem.name);
+            assert!(
+                error <= limit,
+                "{}, {dtype:?}: {name}[{at}] is {found}, not {truth}: {error:e} > {limit:e}",
+                problem.name
+            );
         }
     }
 }
@@ -131,7 +152,11 @@ fn the_reference_and_candle_in_float64_agree() {
         let (a, b) = (reference(&problem, DType::F32, &upstream), of_candle(&problem, DType::F64, &upstream).unwrap());
         for (part, name) in PARTS.into_iter().enumerate() {
             let error = largest_error(a.parts()[part], b.parts()[part]);
-            assert!(error < 1e-12 * (1.0 + a.parts()[part].iter().fold(0f64, |m, x| m.max(x.abs()))), "{}: {name} {error:e}", problem.name);
+            assert!(
+                error < 1e-12 * (1.0 + a.parts()[part].iter().fold(0f64, |m, x| m.max(x.abs()))),
+                "{}: {name} {error:e}",
+                problem.name
+            );
         }
     }
 }
@@ -144,7 +169,8 @@ fn the_filter_of_false_negatives_is_the_cores() {
     let baseline = of_candle(&problem, DType::F32, &upstream).unwrap();
     let filtered = Problem { margin: Some(0.5), ..problem.clone() };
     check(&filtered, DType::F32, &baseline);
-    let (with, without) = (ours(&filtered, DType::F32, &upstream).unwrap(), ours(&problem, DType::F32, &upstream).unwrap());
+    let (with, without) =
+        (ours(&filtered, DType::F32, &upstream).unwrap(), ours(&problem, DType::F32, &upstream).unwrap());
     assert!(with.loss[0] < without.loss[0]);
     assert_eq!(filtered.queries.len(), 7 * DIM);
 }

@@ -95,7 +95,12 @@ impl<'t> Reads<'t> {
 
     /// # Safety
     /// As [`view`](Reads::view).
-    unsafe fn rows<'a, T: DeviceElement + 'a>(&'a self, matrix: &Tensor, first: usize, rows: usize) -> DeviceEmbeddings<'a> {
+    unsafe fn rows<'a, T: DeviceElement + 'a>(
+        &'a self,
+        matrix: &Tensor,
+        first: usize,
+        rows: usize,
+    ) -> DeviceEmbeddings<'a> {
         let (dim, stride) = (matrix.dims()[1], row_stride(matrix.layout()));
         let span = if rows * dim == 0 { 0 } else { (rows - 1) * stride + dim };
         // SAFETY: as in `view`.

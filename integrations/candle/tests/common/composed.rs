@@ -49,7 +49,8 @@ fn direction(
         scores = scores.broadcast_sub(&of_type(&problem.log_q)?)?;
     }
     let masked = pairs.masked(problem);
-    let negatives: Vec<f32> = masked.chunks(problem.n()).map(|row| row.iter().filter(|m| **m == 0.0).count() as f32).collect();
+    let negatives: Vec<f32> =
+        masked.chunks(problem.n()).map(|row| row.iter().filter(|m| **m == 0.0).count() as f32).collect();
     let scores = (scores + Tensor::from_vec(masked, (problem.b(), problem.n()), &Device::Cpu)?.to_dtype(dtype)?)?;
     let max = scores.max_keepdim(1)?.detach();
     let lse = (scores.broadcast_sub(&max)?.exp()?.sum_keepdim(1)?.log()? + max)?.squeeze(1)?;
@@ -71,7 +72,8 @@ fn direction(
         }
         _ => (margin.relu()? + (margin.abs()?.neg()?.exp()? + 1.0)?.log()?)?,
     };
-    let losses = Tensor::zeros(problem.b(), dtype, &Device::Cpu)?.index_add(&rows, &(losses * of_type(&pairs.weights)?)?, 0)?;
+    let losses =
+        Tensor::zeros(problem.b(), dtype, &Device::Cpu)?.index_add(&rows, &(losses * of_type(&pairs.weights)?)?, 0)?;
     let weights = if problem.row_weight.is_empty() { vec![1.0; problem.b()] } else { problem.row_weight.clone() };
     let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
     let weighted = (losses * of_type(&weights)?)?;
@@ -109,7 +111,11 @@ impl Pairs {
         let gathered = |of: &[f32]| positives.iter().map(|&j| of[j as usize]).collect();
         Pairs {
             rows: of_rows().map(|row| row as u32).collect(),
-            weights: if problem.positive_weight.is_empty() { of_rows().map(share).collect() } else { problem.positive_weight.clone() },
+            weights: if problem.positive_weight.is_empty() {
+                of_rows().map(share).collect()
+            } else {
+                problem.positive_weight.clone()
+            },
             log_q: match (separate, problem.log_q.is_empty()) {
                 (true, _) => problem.positive_log_q.clone(),
                 (false, true) => Vec::new(),

@@ -7,7 +7,9 @@ pub mod composed;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use catalog_softmax_candle::catalog_softmax::half::{bf16, f16};
-use catalog_softmax_candle::catalog_softmax::{Backend, Batch, Elements, Embeddings, Gradients, Loss, Output, Pool, Reference, Request};
+use catalog_softmax_candle::catalog_softmax::{
+    Backend, Batch, Elements, Embeddings, Gradients, Loss, Output, Pool, Reference, Request,
+};
 use catalog_softmax_candle::{Correction, Options, Reduction, Similarity};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -88,7 +90,8 @@ impl Problem {
     }
 
     pub fn options(&self) -> Result<Options> {
-        let excluded = self.excluded.as_ref().map(|(offsets, ids)| -> Result<_> { Ok((vector(offsets)?, vector(ids)?)) });
+        let excluded =
+            self.excluded.as_ref().map(|(offsets, ids)| -> Result<_> { Ok((vector(offsets)?, vector(ids)?)) });
         Ok(Options {
             similarity: self.similarity,
             temperature: self.temperature.into(),
@@ -154,7 +157,11 @@ pub const PARTS: [&str; 5] = ["loss", "queries", "candidates", "positive_embeddi
 impl Step {
     /// Of a loss in candle, with `upstream` as the derivative by each row where there are several.
     pub fn of(loss: &Tensor, variables: &Variables, upstream: &[f32]) -> Result<Self> {
-        let total = if loss.rank() == 0 { loss.clone() } else { (loss * vector(upstream)?.to_dtype(loss.dtype())?)?.sum_all()? };
+        let total = if loss.rank() == 0 {
+            loss.clone()
+        } else {
+            (loss * vector(upstream)?.to_dtype(loss.dtype())?)?.sum_all()?
+        };
         let gradients = total.backward()?;
         let flat = |tensor: &Tensor| tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
         let of = |var: &Var| {

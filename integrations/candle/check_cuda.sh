@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Checks the types of the CUDA path (the feature `cuda`), without CUDA. Candle compiles its own kernels when it is built, which
-# takes a long time, and checking types needs none of them: so a stand-in for nvcc leaves empty files in their place. What is
-# built here cannot run.
+# Checks the types of the CUDA path (the feature `cuda`), without CUDA. Candle compiles its own kernels when it is built,
+# which takes a long time, and checking types needs none of them: so a stand-in for nvcc leaves empty files in their
+# place. What is built here cannot run.
 #   check_cuda.sh [options of cargo clippy, such as --target-dir DIR]
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -25,4 +25,5 @@ if [ -n "$output" ]; then : > "$output"; elif [ -n "$folder" ]; then : > "$folde
 NVCC
 chmod +x "$tools/nvcc"
 # DOCS_RS: neither does this repository's crate compile its kernels.
-DOCS_RS=1 NVCC="$tools/nvcc" PATH="$tools:$PATH" CUDA_COMPUTE_CAP=80 cargo clippy --features cuda --lib "$@" -- -D warnings
+export DOCS_RS=1 NVCC="$tools/nvcc" PATH="$tools:$PATH" CUDA_COMPUTE_CAP=80
+cargo clippy --features cuda --lib "$@" -- -D warnings

@@ -6,10 +6,11 @@
 //! cargo run --profile test --example two_tower -- --epochs 1 --compare runs/metrics.json
 //! ```
 //!
-//! Data, split, first weights, order of the batches, draws and metrics are those of `examples/train_two_tower`: their modules
-//! are compiled into this example. The towers, the gradients and the optimiser are candle's (`two_tower/towers.rs`,
-//! `two_tower/adagrad.rs`), and the loss is one call of `softmax_loss` (`two_tower/losses.rs`). `--compare` reads what the
-//! Rust example wrote with the same options, and fails if a metric differs by more than rounding explains.
+//! Data, split, first weights, order of the batches, draws and metrics are those of `examples/train_two_tower`: their
+//! modules are compiled into this example. The towers, the gradients and the optimiser are candle's
+//! (`two_tower/towers.rs`, `two_tower/adagrad.rs`), and the loss is one call of `softmax_loss` (`two_tower/losses.rs`).
+//! `--compare` reads what the Rust example wrote with the same options, and fails if a metric differs by more than
+//! rounding explains.
 
 #[path = "two_tower/adagrad.rs"]
 mod adagrad;

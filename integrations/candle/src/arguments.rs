@@ -1,5 +1,5 @@
-//! The arguments of a call, after every check that needs candle alone. Shapes and values are checked by the core, which knows
-//! what goes with what.
+//! The arguments of a call, after every check that needs candle alone. Shapes and values are checked by the core, which
+//! knows what goes with what.
 
 use candle_core::{DType, Device, Layout, Tensor};
 use catalog_softmax::Loss;
@@ -40,7 +40,8 @@ impl Wanted {
     }
 }
 
-/// What gets gradients: queries with separate positives below them, candidates, and the temperature where it is a tensor.
+/// What gets gradients: queries with separate positives below them, candidates, and the temperature where it is a
+/// tensor.
 pub(crate) struct Operands {
     pub(crate) queries: Tensor,
     pub(crate) candidates: Tensor,
@@ -165,8 +166,8 @@ fn stack(queries: &Tensor, positives: &Tensor) -> Result<Tensor> {
     Ok(Tensor::cat(&[queries, positives], 0)?)
 }
 
-/// A matrix whose rows are contiguous, at any distance from each other: the same memory if it is so already, else a copy.
-/// Gradients flow through the copy.
+/// A matrix whose rows are contiguous, at any distance from each other: the same memory if it is so already, else a
+/// copy. Gradients flow through the copy.
 fn row_major(matrix: &Tensor) -> Result<Tensor> {
     let (_, dim) = matrix.dims2()?;
     let rows_apart = row_stride(matrix.layout());

@@ -182,8 +182,8 @@ unsafe fn batch<'a>(
     }
 }
 
-/// Indices of the positives as `u32`, of a batch whose positives are candidates. One that does not fit becomes one that the
-/// device finds to be past the candidates.
+/// Indices of the positives as `u32`, of a batch whose positives are candidates. One that does not fit becomes one that
+/// the device finds to be past the candidates.
 fn positives(arguments: &Arguments, queries: &Tensor, candidates: &Tensor) -> Result<Option<Tensor>> {
     let (b, n) = (arguments.num_queries, candidates.dims()[0]);
     match &arguments.positives {

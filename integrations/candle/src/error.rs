@@ -6,7 +6,8 @@ use catalog_softmax::Error as Core;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Input that breaks a rule: argument, value and rule. Or a device that the loss cannot be computed on. Nothing was computed.
+    /// Input that breaks a rule: argument, value and rule. Or a device that the loss cannot be computed on. Nothing was
+    /// computed.
     #[error(transparent)]
     Loss(#[from] Core),
     /// An error of candle's.

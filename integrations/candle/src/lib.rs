@@ -1,5 +1,5 @@
-//! The losses of [`catalog_softmax`] for [candle](candle_core): [`softmax_loss`] is an operator on tensors, with gradients by
-//! `backward()`. The scores of B queries against N candidates are never in memory.
+//! The losses of [`catalog_softmax`] for [candle](candle_core): [`softmax_loss`] is an operator on tensors, with
+//! gradients by `backward()`. The scores of B queries against N candidates are never in memory.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor, Var};
@@ -25,22 +25,23 @@
 //!
 //! # What is computed when
 //!
-//! The forward pass streams the candidates once and keeps each row's statistics: log-sum-exp, the number of negatives, the
-//! coefficients of the gradient, and (B, D) numbers, the row's mean negative. `backward()` streams the candidates once more for
-//! the gradients. Gradients of (N, D) numbers therefore exist only from `backward()` on, and a loss of which nobody asks for
-//! gradients costs the first pass alone: if no operand is a variable or depends on one, nothing is kept.
+//! The forward pass streams the candidates once and keeps each row's statistics: log-sum-exp, the number of negatives,
+//! the coefficients of the gradient, and (B, D) numbers, the row's mean negative. `backward()` streams the candidates
+//! once more for the gradients. Gradients of (N, D) numbers therefore exist only from `backward()` on, and a loss of
+//! which nobody asks for gradients costs the first pass alone: if no operand is a variable or depends on one, nothing
+//! is kept.
 //!
 //! # Layouts and types
 //!
-//! Embeddings are `f32`, `f16` or `bf16`, and gradients have their type. A matrix whose rows are contiguous is read where it is,
-//! at any distance between rows, so `narrow` copies nothing. Others, such as `t()`, are copied first. `positive_embeddings` are
-//! copied below the queries. The loss itself is `f32`.
+//! Embeddings are `f32`, `f16` or `bf16`, and gradients have their type. A matrix whose rows are contiguous is read
+//! where it is, at any distance between rows, so `narrow` copies nothing. Others, such as `t()`, are copied first.
+//! `positive_embeddings` are copied below the queries. The loss itself is `f32`.
 //!
 //! # CUDA
 //!
-//! With the feature `cuda`, tensors on a GPU are computed there: memory of candle's, in the order of candle's stream. The host
-//! does not wait, so values that break a rule are not seen: [`check_device`] asks for them. This path is compiled in CI and
-//! **has not run on a GPU**.
+//! With the feature `cuda`, tensors on a GPU are computed there: memory of candle's, in the order of candle's stream.
+//! The host does not wait, so values that break a rule are not seen: [`check_device`] asks for them. This path is
+//! compiled in CI and **has not run on a GPU**.
 
 mod arguments;
 #[cfg(feature = "cuda")]
@@ -63,8 +64,8 @@ use arguments::Arguments;
 /// Softmax cross-entropy of each query's positive against its negatives.
 ///
 /// `queries` are (B, D) and `candidates` (N, D), of one type. The result is a scalar, `f32`, or (B) with
-/// [`Reduction::None`]. It has gradients to both, to [`Options::positive_embeddings`], and to [`Options::temperature`] where that
-/// is a tensor. Formulas of the losses are at [`catalog_softmax::Loss`].
+/// [`Reduction::None`]. It has gradients to both, to [`Options::positive_embeddings`], and to [`Options::temperature`]
+/// where that is a tensor. Formulas of the losses are at [`catalog_softmax::Loss`].
 ///
 /// There is no derivative of the gradient: gradients are constants.
 ///
@@ -122,8 +123,9 @@ fn one_direction(queries: &Tensor, candidates: &Tensor, options: &Options) -> Re
     }
 }
 
-/// Waits for the device, and returns the first value since the last call that only the device saw and that breaks a rule: an
-/// index past the candidates, log_q that is not finite. On the CPU there is none, because losses check their values there.
+/// Waits for the device, and returns the first value since the last call that only the device saw and that breaks a
+/// rule: an index past the candidates, log_q that is not finite. On the CPU there is none, because losses check their
+/// values there.
 ///
 /// # Errors
 /// As [`softmax_loss`] on the CPU.

@@ -20,8 +20,8 @@ pub(crate) enum State {
     Device(crate::device::DeviceState),
 }
 
-/// Gradients as the core computes them: `f32` of the queries, with separate positives below, and of the candidates if they
-/// need it; `f64` of the temperature.
+/// Gradients as the core computes them: `f32` of the queries, with separate positives below, and of the candidates if
+/// they need it; `f64` of the temperature.
 pub(crate) struct Found {
     pub(crate) queries: Tensor,
     pub(crate) candidates: Option<Tensor>,

@@ -3,11 +3,12 @@
 use candle_core::Tensor;
 use catalog_softmax::{Correction, Reduction, Similarity};
 
-/// Options of [`softmax_loss`](crate::softmax_loss), with the names that Python's `catalog_softmax.torch.softmax_loss` has.
+/// Options of [`softmax_loss`](crate::softmax_loss), with the names that Python's `catalog_softmax.torch.softmax_loss`
+/// has.
 ///
-/// Tensors are on the device of the queries. All but `positive_embeddings` and `temperature` are constants, so a tensor that
-/// requires a gradient is refused: call `detach()` on it. Integers are `u32`, `i64` or of another integer type, floating-point
-/// numbers of any type; they are converted to 64 bits and to `f32`.
+/// Tensors are on the device of the queries. All but `positive_embeddings` and `temperature` are constants, so a tensor
+/// that requires a gradient is refused: call `detach()` on it. Integers are `u32`, `i64` or of another integer type,
+/// floating-point numbers of any type; they are converted to 64 bits and to `f32`.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -23,18 +24,19 @@ use catalog_softmax::{Correction, Reduction, Similarity};
 pub struct Options {
     /// How a query and a candidate are compared. Cosine by default. Embeddings need not be normalised for it.
     pub similarity: Similarity,
-    /// Scores are similarities divided by it. A number, by default 0.05; or a tensor of one element, which gets a gradient.
+    /// Scores are similarities divided by it. A number, by default 0.05; or a tensor of one element, which gets a
+    /// gradient.
     pub temperature: Temperature,
     /// How the sampling probability of the candidates is corrected for. `None` by default.
     pub correction: Correction,
-    /// How the losses of the rows become one number. The mean by default. With `Reduction::None` the result is (B): the loss of
-    /// each row times its weight.
+    /// How the losses of the rows become one number. The mean by default. With `Reduction::None` the result is (B): the
+    /// loss of each row times its weight.
     pub reduction: Reduction,
-    /// The mean of the loss and of the loss with queries and candidates exchanged (CLIP). Each candidate is then the positive of
-    /// one query.
+    /// The mean of the loss and of the loss with queries and candidates exchanged (CLIP). Each candidate is then the
+    /// positive of one query.
     pub symmetric: bool,
-    /// (P) the index of each positive among the candidates. Without it, and without `positive_embeddings`, candidate i is the
-    /// positive of query i (in-batch negatives). P is B, unless there are `positive_offsets`.
+    /// (P) the index of each positive among the candidates. Without it, and without `positive_embeddings`, candidate i
+    /// is the positive of query i (in-batch negatives). P is B, unless there are `positive_offsets`.
     pub positives: Option<Tensor>,
     /// (P, D) positives that are not among the candidates, of the type of the queries. They get a gradient.
     pub positive_embeddings: Option<Tensor>,
@@ -50,8 +52,8 @@ pub struct Options {
     pub candidate_ids: Option<Tensor>,
     /// (N) natural logarithm of each candidate's sampling probability. Corrections need it.
     pub log_q: Option<Tensor>,
-    /// (offsets (B + 1), ids): row i has no negatives with the ids `ids[offsets[i]..offsets[i + 1]]`, such as the user's other
-    /// items. Errors call the two `exclude_offsets` and `exclude_ids`.
+    /// (offsets (B + 1), ids): row i has no negatives with the ids `ids[offsets[i]..offsets[i + 1]]`, such as the
+    /// user's other items. Errors call the two `exclude_offsets` and `exclude_ids`.
     pub excluded: Option<(Tensor, Tensor)>,
     /// (B) sample weights, finite and >= 0.
     pub row_weight: Option<Tensor>,
@@ -90,8 +92,8 @@ impl Default for Options {
 pub enum Temperature {
     /// A constant.
     Number(f64),
-    /// A tensor of one element, of a floating-point type. Of a learned logarithm, give `log.exp()?`. A step reads its value on
-    /// the host, so on a GPU the host waits for it.
+    /// A tensor of one element, of a floating-point type. Of a learned logarithm, give `log.exp()?`. A step reads its
+    /// value on the host, so on a GPU the host waits for it.
     Tensor(Tensor),
 }
 

@@ -1,5 +1,5 @@
-//! Tensors as candle's operators leave them: narrowed, transposed, broadcast. Each has bitwise the loss and gradients of its
-//! contiguous copy.
+//! Tensors as candle's operators leave them: narrowed, transposed, broadcast. Each has bitwise the loss and gradients
+//! of its contiguous copy.
 
 mod common;
 

@@ -1,7 +1,7 @@
 //! Losses and gradients against the float64 reference, element by element.
 //!
-//! The tolerance is the error of an honest baseline: twice the largest error that the same loss has when it is composed of
-//! candle's operators in f32. Results in f16 and bf16 may also be off by the rounding to their type.
+//! The tolerance is the error of an honest baseline: twice the largest error that the same loss has when it is composed
+//! of candle's operators in f32. Results in f16 and bf16 may also be off by the rounding to their type.
 
 mod common;
 

@@ -8,8 +8,8 @@ use crate::Fallible;
 use crate::evaluate::RankingMetrics;
 
 const NAMES: [&str; 6] = ["Recall@10", "Recall@20", "Recall@100", "NDCG@10", "NDCG@20", "MRR"];
-/// Both examples sum in different orders, so a user's list may differ in a place now and then. A fault moves metrics by more:
-/// one epoch with another temperature, learning rate or order of batches moves them by more than 0.01.
+/// Both examples sum in different orders, so a user's list may differ in a place now and then. A fault moves metrics by
+/// more: one epoch with another temperature, learning rate or order of batches moves them by more than 0.01.
 const ROUNDING: f64 = 1e-3;
 
 fn values(metrics: &RankingMetrics) -> [f64; 6] {

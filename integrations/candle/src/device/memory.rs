@@ -1,8 +1,8 @@
 //! Candle's memory as views of the core, and the order of both sides' work on it.
 //!
-//! Candle's `Device::new_cuda` works on the per-thread default stream, which the core refuses: it is another stream on each
-//! thread. So the core has a stream of its own there, which waits for candle's before a pass, and for which candle's waits
-//! after it. With `Device::new_cuda_with_stream` the core works on candle's stream itself.
+//! Candle's `Device::new_cuda` works on the per-thread default stream, which the core refuses: it is another stream on
+//! each thread. So the core has a stream of its own there, which waits for candle's before a pass, and for which
+//! candle's waits after it. With `Device::new_cuda_with_stream` the core works on candle's stream itself.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -60,7 +60,8 @@ impl<'t> Reads<'t> {
         })
     }
 
-    /// The address of an element, counted from the tensor's first one. Of a tensor of `new`, whose storage was looked at there.
+    /// The address of an element, counted from the tensor's first one. Of a tensor of `new`, whose storage was looked
+    /// at there.
     fn address(&self, tensor: &Tensor, element: usize) -> u64 {
         let start = self.start(tensor).expect("the tensors of a pass were checked when it began");
         let element = tensor.layout().start_offset() + element;
@@ -70,11 +71,11 @@ impl<'t> Reads<'t> {
     /// A contiguous tensor.
     ///
     /// # Safety
-    /// Its elements are of type `T`, or of the signed type of that size with no negative numbers or only compared. Work on the
-    /// view is queued before `self` is dropped.
+    /// Its elements are of type `T`, or of the signed type of that size with no negative numbers or only compared. Work
+    /// on the view is queued before `self` is dropped.
     pub(super) unsafe fn view<T>(&self, tensor: &Tensor) -> DeviceSlice<'_, T> {
-        // SAFETY: the tensor has these elements, written in the order of candle's stream, which the backend's work comes after
-        // (`with_backend`). What is freed later is freed in that stream's order, after the work.
+        // SAFETY: the tensor has these elements, written in the order of candle's stream, which the backend's work
+        // comes after (`with_backend`). What is freed later is freed in that stream's order, after the work.
         unsafe { DeviceSlice::from_raw(self.address(tensor, 0), tensor.elem_count()) }
     }
 

@@ -1,5 +1,5 @@
-//! Problems, and the same loss computed in two other ways: by the core's float64 reference, and composed of candle's own
-//! operators, in f32 (the baseline that sets tolerances) or in f64.
+//! Problems, and the same loss computed in two other ways: by the core's float64 reference, and composed of candle's
+//! own operators, in f32 (the baseline that sets tolerances) or in f64.
 
 #![allow(dead_code)]
 

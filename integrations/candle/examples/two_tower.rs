@@ -19,7 +19,7 @@ mod compare;
 #[path = "two_tower/losses.rs"]
 mod losses;
 #[path = "../../../examples/train_two_tower"]
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 mod shared {
     pub mod data;
     pub mod evaluate;

@@ -54,7 +54,7 @@ fn constants_have_no_gradient_and_change_none() -> Result<()> {
     let temperature = Var::new(0.1f32, DEVICE)?;
     let step = |q: &Tensor, c: &Tensor, t: &Tensor| {
         let options = Options { temperature: t.into(), ..Options::default() };
-        Ok::<_, candle_core::Error>(softmax_loss(q, c, &options)?.backward()?)
+        softmax_loss(q, c, &options)?.backward()
     };
     let all = step(&queries, &candidates, &temperature)?;
     for frozen in 0..3 {
@@ -73,7 +73,8 @@ fn without_variables_there_is_a_value_and_no_graph() -> Result<()> {
     let (queries, candidates) = (tensor(1, 5)?, tensor(2, 5)?);
     let loss = softmax_loss(&queries, &candidates, &Options::default())?;
     assert!(!loss.track_op());
-    let of_variables = softmax_loss(&Var::from_tensor(&queries)?, &candidates, &Options::default())?;
+    let variable = Var::from_tensor(&queries)?;
+    let of_variables = softmax_loss(&variable, &candidates, &Options::default())?;
     assert_eq!(loss.to_scalar::<f32>()?, of_variables.to_scalar::<f32>()?);
     check_device(DEVICE).map_err(candle_core::Error::from)
 }

@@ -40,8 +40,9 @@ pub fn with_file(path: &Path, seed: u64, tested: &[(String, RankingMetrics)]) ->
         let theirs = NAMES.map(|metric| run["test"][metric].as_f64().unwrap_or(f64::NAN));
         print_row(name, &theirs);
         for ((metric, ours), theirs) in NAMES.into_iter().zip(values(metrics)).zip(theirs) {
-            // A NaN differs, too.
-            if !((ours - theirs).abs() <= ROUNDING) {
+            // A NaN is near nothing.
+            let near = (ours - theirs).abs() <= ROUNDING;
+            if !near {
                 differing.push(format!("{name}: {metric} is {ours}, of train_two_tower {theirs}"));
             }
         }

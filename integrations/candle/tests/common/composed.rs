@@ -1,6 +1,6 @@
 //! The loss as one writes it from candle's operators, with the B x N scores in memory.
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 use catalog_softmax_candle::{Correction, Reduction, Similarity};
 
 use super::{Problem, Variables, vector};
@@ -72,8 +72,11 @@ fn direction(
         }
         _ => (margin.relu()? + (margin.abs()?.neg()?.exp()? + 1.0)?.log()?)?,
     };
-    let losses =
-        Tensor::zeros(problem.b(), dtype, &Device::Cpu)?.index_add(&rows, &(losses * of_type(&pairs.weights)?)?, 0)?;
+    let losses = Tensor::zeros(problem.b(), dtype, &Device::Cpu)?.index_add(
+        &rows,
+        &(losses * vector(&pairs.weights)?.to_dtype(dtype)?)?,
+        0,
+    )?;
     let weights = if problem.row_weight.is_empty() { vec![1.0; problem.b()] } else { problem.row_weight.clone() };
     let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
     let weighted = (losses * of_type(&weights)?)?;
@@ -90,7 +93,7 @@ struct Pairs {
     rows: Vec<u32>,
     /// Indices of candidates, where positives are among them.
     positives: Vec<u32>,
-    weights: Vec<f32>,
+    weights: Vec<f64>,
     log_q: Vec<f32>,
     ids: Vec<u32>,
 }
@@ -101,7 +104,7 @@ impl Pairs {
         let one_each: Vec<i64> = (0..=b as i64).collect();
         let offsets = if problem.positive_offsets.is_empty() { &one_each } else { &problem.positive_offsets };
         let of_rows = || offsets.windows(2).enumerate().flat_map(|(row, ends)| (ends[0]..ends[1]).map(move |_| row));
-        let share = |row: usize| 1.0 / (offsets[row + 1] - offsets[row]) as f32;
+        let share = |row: usize| 1.0 / (offsets[row + 1] - offsets[row]) as f64;
         let separate = !problem.positive_embeddings.is_empty();
         let positives = match (separate, problem.positives.is_empty()) {
             (true, _) => Vec::new(),
@@ -114,7 +117,7 @@ impl Pairs {
             weights: if problem.positive_weight.is_empty() {
                 of_rows().map(share).collect()
             } else {
-                problem.positive_weight.clone()
+                problem.positive_weight.iter().map(|&w| f64::from(w)).collect()
             },
             log_q: match (separate, problem.log_q.is_empty()) {
                 (true, _) => problem.positive_log_q.clone(),
@@ -146,17 +149,11 @@ impl Pairs {
         if let Some((offsets, ids)) = &problem.excluded {
             for (row, ends) in offsets.windows(2).enumerate() {
                 let excluded = &ids[ends[0] as usize..ends[1] as usize];
-                for (j, id) in problem.candidate_ids.iter().enumerate().filter(|(_, id)| excluded.contains(id)) {
-                    let _ = id;
+                for (j, _) in problem.candidate_ids.iter().enumerate().filter(|(_, id)| excluded.contains(id)) {
                     masked[row * n + j] = f32::NEG_INFINITY;
                 }
             }
         }
         masked
     }
-}
-
-/// The variables' element type, for messages.
-pub fn name(dtype: DType) -> &'static str {
-    dtype.as_str()
 }

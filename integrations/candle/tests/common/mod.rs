@@ -39,7 +39,7 @@ pub struct Problem {
     pub margin: Option<f64>,
 }
 
-pub const DIM: usize = 24;
+const DIM: usize = 24;
 
 pub fn random(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)

@@ -4,7 +4,7 @@
 #   scripts/check_dependencies.sh licenses bans sources     # what works without GitHub
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for manifest in Cargo.toml emulator/Cargo.toml fuzz/Cargo.toml python/Cargo.toml; do
+for manifest in Cargo.toml emulator/Cargo.toml fuzz/Cargo.toml integrations/candle/Cargo.toml python/Cargo.toml; do
     echo "== $manifest"
     cargo deny --manifest-path "$manifest" --config deny.toml --all-features --locked check "$@"
 done

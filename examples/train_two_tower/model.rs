@@ -166,7 +166,7 @@ impl Model {
 }
 
 /// Each item of a history with its weight, latest first.
-fn with_weights(history: &[u32]) -> impl Iterator<Item = (usize, f32)> {
+pub fn with_weights(history: &[u32]) -> impl Iterator<Item = (usize, f32)> {
     let total = (1.0 - DECAY.powi(history.len() as i32)) / (1.0 - DECAY);
     let weights = std::iter::successors(Some(1.0 / total), |weight| Some(weight * DECAY));
     history.iter().rev().map(|&item| item as usize).zip(weights)

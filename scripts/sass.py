@@ -113,11 +113,17 @@ def check_waits(code):
         if i.target is not None or i.opcode in ("BRA", "EXIT", "BSYNC", "RET", "WARPSYNC", "CALL"):
             open_results.clear()
         for board in i.waits:
-            open_results = {register: b for register, b in open_results.items() if b != board}
-        unguarded += [(i, register) for register in i.registers if register in open_results]
+            open_results = {register: b for register, b in open_results.items() if b[0] != board}
+        unguarded += [(i, r) for r in i.registers if r in open_results and not opposite(open_results[r][1], i)]
         if i.opcode in VARIABLE and i.writes is not None:
-            open_results[i.registers[0]] = i.writes
+            open_results[i.registers[0]] = i.writes, i
     return unguarded
+
+
+def opposite(one, other):
+    """Whether only one of the two can happen: their predicates are each other's negations."""
+    predicates = [i.text.split()[0] for i in (one, other) if i.conditional]
+    return len(predicates) == 2 and sorted(len(p) for p in predicates) == [3, 4] and predicates[0][-2:] == predicates[1][-2:]
 
 
 def loops(code, opcode="HGMMA"):
@@ -138,27 +144,26 @@ def main_loop(code, scores, opcode="HGMMA"):
 
 def plain_walk(loop, work):
     """The shortest walk from the loop's first instruction to its branch back that does at least `work` (a Counter of
-    names, as `work_of` counts them): what an iteration issues that has nothing special."""
+    names, as `kind_of` has them): what an iteration issues that has nothing special."""
     index = {i.address: at for at, i in enumerate(loop)}
+    last = len(loop) - 1
     kinds = sorted(work)
     start = (0, (0,) * len(kinds))
-    queue, before, done = [(0, *start)], {start: None}, set()
+    queue, before, done = [(0, *start)], {start: (0, None)}, set()
     while queue:
         length, at, did = heapq.heappop(queue)
         if (at, did) in done:
             continue
         done.add((at, did))
-        here = loop[at]
-        if kind := kind_of(here) in kinds and kind_of(here):
+        after = did
+        if (kind := kind_of(loop[at])) in kinds:
             k = kinds.index(kind)
             after = did[:k] + (min(did[k] + 1, work[kind]),) + did[k + 1 :]
-        else:
-            after = did
-        if at == len(loop) - 1 and all(a >= work[kind] for a, kind in zip(after, kinds)):
+        if at == last and all(a >= work[kind] for a, kind in zip(after, kinds)):
             return unwind(loop, before, (at, did))
-        for to in successors(here, at, index, len(loop)):
+        for to in successors(loop[at], at, index, len(loop)):
             state = (to, after)
-            if state not in done and (state not in before or length + 1 < before[state][0]):
+            if (at, to) != (last, 0) and (state not in before or length + 1 < before[state][0]):
                 before[state] = (length + 1, (at, did))
                 heapq.heappush(queue, (length + 1, *state))
     raise ValueError(f"no way through the loop at {loop[0].address:#x} does {dict(work)}")
@@ -168,17 +173,13 @@ def kind_of(instruction):
     return "EX2" if "MUFU.EX2" in instruction.text else instruction.opcode
 
 
-def work_of(code, kinds):
-    return Counter(kind for kind in map(kind_of, code) if kind in kinds)
-
-
 def successors(instruction, at, index, length):
     to = instruction.target
     ends = instruction.opcode in ("EXIT", "RET") and not instruction.conditional
     falls = not ends and (to is None or instruction.conditional or instruction.name != "BRA")
     if falls and at + 1 < length:
         yield at + 1
-    if to in index and not (at == length - 1 and index[to] == 0):
+    if to in index:
         yield index[to]
 
 
@@ -186,6 +187,5 @@ def unwind(loop, before, state):
     walk = []
     while state is not None:
         walk.append(loop[state[0]])
-        came = before[state]
-        state = came and came[1]
+        state = before[state][1]
     return walk[::-1]

@@ -30,6 +30,11 @@ guide:
 python:
     scripts/test_python.sh
 
+# candle's package: its lints with the CUDA path's types, and its tests
+candle:
+    integrations/candle/check_cuda.sh
+    cargo test --manifest-path integrations/candle/Cargo.toml
+
 # an nvcc in .cuda/, which builds the kernels
 nvcc:
     scripts/install_nvcc.sh

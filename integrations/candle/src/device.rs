@@ -1,6 +1,6 @@
 //! The passes on tensors on a GPU: in candle's memory, in the order of candle's stream, without a wait of the host.
 //!
-//! Compiled where nvcc is; it has not run on a GPU.
+//! CI checks its types; it has not run on a GPU.
 
 mod memory;
 

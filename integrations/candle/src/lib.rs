@@ -40,8 +40,8 @@
 //! # CUDA
 //!
 //! With the feature `cuda`, tensors on a GPU are computed there: memory of candle's, in the order of candle's stream.
-//! The host does not wait, so values that break a rule are not seen: [`check_device`] asks for them. This path is
-//! compiled in CI and **has not run on a GPU**.
+//! The host does not wait, so values that break a rule are not seen: [`check_device`] asks for them. CI
+//! checks the types of this path, which **has not run on a GPU**.
 
 mod arguments;
 #[cfg(feature = "cuda")]

@@ -68,8 +68,9 @@ pub fn union_log_q(pools: &[(f64, &[f32])], out: &mut [f32]) -> Result<()> {
 ///
 /// With one log_q for the union, an item's push away from the queries is divided among the copies of it that all pools
 /// are expected to hold. Copies in a pool without gradient, such as a [queue](crate::negatives::NegativeQueue), drop
-/// their share. If a queue of popular items is much longer than the batch, that is most of the push on them, and they
-/// stay too close to all queries. To make up for it, multiply the gradient of each copy that has one by
+/// their share. If a queue is much longer than the batch, that is most of the push on its items, and another model comes
+/// out: on Online Retail it recommended rarer items (`docs/results.md`). To make up for it, multiply the gradient of each
+/// copy that has one by
 ///
 /// ```text
 /// weight_j = Σ_k n_k Q_k(j) / Σ_{k with gradient} n_k Q_k(j)          >= 1

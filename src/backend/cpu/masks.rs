@@ -85,11 +85,16 @@ impl Masks {
 
     /// The rows that reject a candidate of that key, ascending.
     pub(super) fn rejecting(&self, key: u64) -> &[u32] {
+        &self.rows[self.span(key)]
+    }
+
+    /// Where these rows are in the list of rows.
+    fn span(&self, key: u64) -> std::ops::Range<usize> {
         let (word, bit) = self.bit(key);
         if self.some[word] & bit == 0 {
-            return &[];
+            return 0..0;
         }
-        self.spans.get(&key).map_or(&[], |&(first, len)| &self.rows[first as usize..(first + len) as usize])
+        self.spans.get(&key).map_or(0..0, |&(first, len)| first as usize..(first + len) as usize)
     }
 
     /// Calls `hit(row, column)` for each masked pair of rows `rows`, counted from the range's start, and of a tile's
@@ -124,11 +129,11 @@ impl Masks {
             return;
         }
         for (column, key) in keys.enumerate() {
-            let rejecting = self.rejecting(key);
+            let span = self.span(key);
+            let rejecting = &self.rows[span.clone()];
             let from = rejecting.partition_point(|&row| (row as usize) < rows.start);
             if let Some(&next_row) = rejecting.get(from).filter(|&&row| (row as usize) < rows.end) {
-                let (first, len) = self.spans[&key];
-                let (at, end) = (first + from as u32, first + len);
+                let (at, end) = ((span.start + from) as u32, span.end as u32);
                 to.push(RejectedCandidate { next_row, column: column as u32, at, end });
             }
         }

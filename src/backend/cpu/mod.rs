@@ -105,7 +105,7 @@ fn scale(loss: &Loss) -> (f32, f64) {
 }
 
 /// Rows with negatives of their own that one unit of work takes.
-const ROWS_PER_TASK: usize = 64;
+const OWN_ROWS_PER_UNIT: usize = 64;
 /// Elements that one task of a per-row pass takes, at least: less is sooner done than handed to another thread.
 const ELEMENTS_PER_TASK: usize = 1 << 15;
 
@@ -237,7 +237,7 @@ impl Cpu {
         let mut slots = partials.as_mut_slice();
         for part in 0..plan::parts(batch, &plan) {
             // A unit is one block of queries in one part.
-            let block = if part < plan.splits { plan.block_b } else { ROWS_PER_TASK };
+            let block = if part < plan.splits { plan.block_b } else { OWN_ROWS_PER_UNIT };
             for start in (0..b).step_by(block) {
                 let rows = start..(start + block).min(b);
                 let num_pairs = batch.pairs.of_row(rows.end - 1).end - batch.pairs.of_row(start).start;
@@ -268,7 +268,8 @@ impl Cpu {
         statistics: &mut RowStatistics<f32>,
     ) {
         let (b, dim, (_, gamma)) = (batch.num_queries(), batch.dim(), scale(loss));
-        let Workspace { partials, partial_expected, partial_places, pairs, merged, .. } = &mut self.workspace;
+        let Workspace { partials, partial_expected, partial_places, pairs, merged, scratch, .. } = &mut self.workspace;
+        let scratch = &*scratch;
         let slots = |row: usize| (0..parts).map(move |part| part * b + row);
         (0..b)
             .into_par_iter()
@@ -294,16 +295,20 @@ impl Cpu {
         expected_negative.set_shape(b, dim);
         let rows = rows_per_task(dim);
         let tasks = expected_negative.values.par_chunks_mut(rows * dim).zip(merged.par_chunks(rows)).enumerate();
-        tasks.for_each_init(Vec::new, |sum: &mut Vec<f64>, (task, (o, merged))| {
-            resize(sum, dim);
-            for (row, (o, merged)) in o.chunks_exact_mut(dim).zip(merged).enumerate() {
-                let parts = slots(task * rows + row)
-                    .map(|slot| (partials[slot].factor(merged.max), &partial_expected[slot * dim..(slot + 1) * dim]));
-                // Without negatives nothing is expected.
-                let share = if merged.num_negatives == 0 { 0.0 } else { 1.0 / merged.sum };
-                self.arch.dispatch(MergeExpected { parts, share, sum, o });
-            }
-        });
+        tasks.for_each_init(
+            || Borrowed::take(scratch),
+            |Borrowed(scratch, _), (task, (o, merged))| {
+                let sum = &mut scratch.sums;
+                resize(sum, dim);
+                for (row, (o, merged)) in o.chunks_exact_mut(dim).zip(merged).enumerate() {
+                    let part = |slot: usize| &partial_expected[slot * dim..(slot + 1) * dim];
+                    let parts = slots(task * rows + row).map(|slot| (partials[slot].factor(merged.max), part(slot)));
+                    // Without negatives nothing is expected.
+                    let share = if merged.num_negatives == 0 { 0.0 } else { 1.0 / merged.sum };
+                    self.arch.dispatch(MergeExpected { parts, share, sum, o });
+                }
+            },
+        );
     }
 
     /// `d_lse · 2^(z − lse)` with lse in two parts: the `f32` that the exponent subtracts, and the remainder of the

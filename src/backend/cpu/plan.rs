@@ -12,7 +12,7 @@ use super::table::TableScratch;
 use super::tile::{CHUNK, Scratch};
 use super::units::Units;
 use super::uses::TableUses;
-use super::{ROWS_PER_TASK, rows_per_task};
+use super::{OWN_ROWS_PER_UNIT, rows_per_task};
 use crate::problem::batch::Batch;
 use crate::problem::plan::Plan;
 use crate::problem::score_matrix::ScoreMatrix;
@@ -56,8 +56,8 @@ impl Cut {
         Cut { block_b, block_n, tiles, blocks: b.div_ceil(block_b) }
     }
 
-    /// Bytes that hold the units of work and each thread's buffers. Both passes of a step and a
-    /// search have tiles of this shape.
+    /// Bytes that hold the units of work and each thread's buffers. Both passes of a step and a search have tiles of this
+    /// shape.
     pub(super) fn scratch_bytes(&self, dim: usize, splits: usize, gradients: bool) -> usize {
         let tile = match self.tiles {
             0 => LoadedTile::bytes_of_own(self.block_n, dim),
@@ -82,7 +82,7 @@ pub(super) fn parts(batch: &Batch<'_>, plan: &Plan) -> usize {
 /// own.
 pub(super) fn units(batch: &Batch<'_>, plan: &Plan) -> usize {
     let b = batch.num_queries();
-    plan.splits * b.div_ceil(plan.block_b) + (parts(batch, plan) - plan.splits) * b.div_ceil(ROWS_PER_TASK)
+    plan.splits * b.div_ceil(plan.block_b) + (parts(batch, plan) - plan.splits) * b.div_ceil(OWN_ROWS_PER_UNIT)
 }
 
 /// The plan of both passes. Its bytes are an upper bound on every processor, but for the few KiB of rayon's own queues.
@@ -99,15 +99,12 @@ pub(super) fn plan(batch: &Batch<'_>, symmetric: bool, request: Request) -> Plan
     let partials = parts * (b * size_of::<Partial>() + expected + places);
     // Merged partials; lse and coefficients of the stream back; the epilogue's derivatives by lse and by positives.
     let per_row = b * (size_of::<Partial>() + size_of::<f64>() + 2 * size_of::<f32>()) + pairs * size_of::<f64>();
-    // A thread that merges a row holds a sum for each element.
-    let merging = dim * size_of::<f64>() * rayon::current_num_threads();
     let panels = if request.gradients { Units::panel_bytes(b, dim) } else { 0 };
     let sides = Units::bytes(b, dim) + panels + PairData::bytes(batch);
     let other = if symmetric { other_direction_bytes(b, dim, request) } else { 0 };
     plan.workspace_bytes = Masks::bytes(matrix, pairs)
         + sides
         + per_row
-        + merging
         + partials
         + cut.scratch_bytes(dim, splits, request.gradients)
         + units(batch, &plan) * UNIT_BYTES

@@ -1,8 +1,9 @@
 //! Tiles of candidates: which they are, and how their embeddings come into a thread's memory.
 
-use super::kernels::{self, Normalize, Score};
+use super::kernels::{self, Score};
 use super::matmul::{PANEL, PackTransposed, Panels, pack_rows, packed_len};
 use super::resize;
+use super::row_kernels::Normalize;
 use super::tile::TileJob;
 use crate::problem::loss::Similarity;
 use crate::problem::pool::Candidates;

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::kernels::ChainRule;
+use super::row_kernels::ChainRule;
 use super::tile::Scratch;
 use super::units::Units;
 use super::{Borrowed, resize, rows_per_task};

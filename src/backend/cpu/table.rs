@@ -16,8 +16,9 @@ use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::candidates::{CandidateTile, Columns};
-use super::kernels::{ChainRule, Normalize, add_scaled, bias, coefficient, row_dot};
+use super::kernels::{bias, coefficient, row_dot};
 use super::pairs::PairData;
+use super::row_kernels::{ChainRule, Normalize, add_scaled};
 use super::tile::{BackInputs, Scratch, TileJob};
 use super::uses::{TableUses, is_whole, row_of};
 use super::{Borrowed, Cpu, plan, resize, split_off};

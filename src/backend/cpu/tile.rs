@@ -9,10 +9,11 @@ use pulp::Arch;
 
 use super::best::Best;
 use super::candidates::{CandidateTile, Columns, LoadedTile};
-use super::kernels::{self, ChainRule, Coefficients, Dots, Filter, Place, Places, RowState, Statistics, Tile};
+use super::kernels::{self, Coefficients, Dots, Filter, Place, Places, RowState, Statistics, Tile};
 use super::masks::{Masks, RejectedCandidate};
 use super::matmul::Product;
 use super::plan::BACK_ROWS;
+use super::row_kernels::{ChainRule, scale_row};
 use super::table::TableScratch;
 use super::units::Units;
 use crate::problem::loss::Similarity;
@@ -248,7 +249,7 @@ impl TileJob<'_> {
         let dim = self.matrix.dim();
         for (o, &factor) in o.chunks_exact_mut(dim).zip(&scratch.rescale[chunk.in_block.clone()]) {
             if factor != 1.0 && !first {
-                kernels::scale_row(o, factor);
+                scale_row(o, factor);
             }
         }
         self.arch.dispatch(Product {

@@ -3,8 +3,8 @@
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::kernels::Normalize;
 use super::matmul::{PANEL, Panels, packed_len};
+use super::row_kernels::Normalize;
 use super::{resize, rows_per_task};
 use crate::problem::embeddings::{Embeddings, prefetch};
 use crate::problem::loss::Similarity;

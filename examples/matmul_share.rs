@@ -12,9 +12,10 @@
 use std::error::Error;
 use std::time::Instant;
 
-use catalog_softmax::{Backend, Batch, Cpu, Embeddings, Gradients, Loss, Output, Request, Similarity};
+use catalog_softmax::{Backend, Batch, Cpu, Elements, Embeddings, Gradients, Loss, Output, Request, Similarity};
 use catalog_softmax_testing::naive::matmul_rate;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use half::{bf16, f16};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -28,6 +29,19 @@ struct Args {
     rounds: u16,
     #[arg(long, default_value_t = 0.05)]
     temperature: f64,
+    /// Element types of the embeddings
+    #[arg(long, value_enum, num_args = 1.., default_values = ["f32"])]
+    dtype: Vec<DTypeName>,
+    /// Keep the matrix unit (AMX) out, where there is one
+    #[arg(long)]
+    without_amx: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DTypeName {
+    F32,
+    F16,
+    Bf16,
 }
 
 fn shape(text: &str) -> Result<[usize; 3], String> {
@@ -37,26 +51,44 @@ fn shape(text: &str) -> Result<[usize; 3], String> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    println!("| B x N x D | pass | ms | share of the matmul rate, % | matmul rate, GFLOP/s |");
-    println!("|---|---|---|---|---|");
+    println!("| B x N x D | type | pass | ms | share of the matmul rate, % | matmul rate, GFLOP/s |");
+    println!("|---|---|---|---|---|---|");
     for &shape in &args.shapes {
-        for request in [Request::value(), Request::value_and_grad()] {
-            one_shape(shape, request, &args)?;
+        for &dtype in &args.dtype {
+            for request in [Request::value(), Request::value_and_grad()] {
+                match dtype {
+                    DTypeName::F32 => one_shape(shape, dtype, |x| x, request, &args)?,
+                    DTypeName::F16 => one_shape(shape, dtype, f16::from_f32, request, &args)?,
+                    DTypeName::Bf16 => one_shape(shape, dtype, bf16::from_f32, request, &args)?,
+                }
+            }
         }
     }
     Ok(())
 }
 
-fn one_shape([b, n, dim]: [usize; 3], request: Request, args: &Args) -> Result<(), Box<dyn Error>> {
+fn one_shape<T>(
+    [b, n, dim]: [usize; 3],
+    dtype: DTypeName,
+    convert: fn(f32) -> T,
+    request: Request,
+    args: &Args,
+) -> Result<(), Box<dyn Error>>
+where
+    for<'a> &'a [T]: Into<Elements<'a>>,
+{
     let mut rng = SmallRng::seed_from_u64(1);
-    let mut embeddings =
-        |rows: usize| -> Vec<f32> { std::iter::repeat_with(|| rng.random_range(-1.0..1.0)).take(rows * dim).collect() };
+    let mut embeddings = |rows: usize| -> Vec<T> {
+        std::iter::repeat_with(|| convert(rng.random_range(-1.0..1.0))).take(rows * dim).collect()
+    };
     let (queries, candidates) = (embeddings(b), embeddings(n));
     let positives: Vec<u32> = (0..b).map(|row| (row % n) as u32).collect();
-    let batch = Batch::builder(Embeddings::new(&queries, b, dim), Embeddings::new(&candidates, n, dim));
+    let (queries, candidates) = (queries.as_slice(), candidates.as_slice());
+    let batch = Batch::builder(Embeddings::new(queries, b, dim), Embeddings::new(candidates, n, dim));
     let batch = batch.positives(&positives).build()?;
     let loss = Loss::softmax(Similarity::Cosine, args.temperature);
-    let (mut cpu, mut output, mut gradients) = (Cpu::new(), Output::default(), Gradients::default());
+    let mut cpu = if args.without_amx { Cpu::without_amx() } else { Cpu::new() };
+    let (mut output, mut gradients) = (Output::default(), Gradients::default());
     let mut step = || -> Result<f64, Box<dyn Error>> {
         let start = Instant::now();
         cpu.compute(&batch, &loss, request, &mut output, request.gradients.then_some(&mut gradients))?;
@@ -81,7 +113,7 @@ fn one_shape([b, n, dim]: [usize; 3], request: Request, args: &Args) -> Result<(
     }
     let pass = if request.gradients { "loss and gradients" } else { "loss" };
     let [times, shares, rates] = [times, shares, rates].map(summary);
-    println!("| {b} x {n} x {dim} | {pass} | {times} | {shares} | {rates} |");
+    println!("| {b} x {n} x {dim} | {dtype:?} | {pass} | {times} | {shares} | {rates} |");
     Ok(())
 }
 

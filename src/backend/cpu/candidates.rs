@@ -5,6 +5,8 @@ use super::matmul::{PANEL, PackTransposed, Panels, pack_rows, packed_len};
 use super::resize;
 use super::row_kernels::Normalize;
 use super::tile::TileJob;
+use super::words::{Bf16Rows, Bf16Tile};
+use crate::problem::embeddings::DType;
 use crate::problem::loss::Similarity;
 use crate::problem::pool::Candidates;
 use crate::problem::score_matrix::ScoreMatrix;
@@ -15,6 +17,16 @@ const ROWS_AHEAD: usize = 16;
 /// No cosine of rows of that many elements is larger, with all its roundings.
 fn largest_cosine(dim: usize) -> f32 {
     1.001 + dim as f32 * f32::EPSILON
+}
+
+/// What a tile is loaded for, beside its scores.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Purpose {
+    Scores,
+    /// Expected negatives.
+    Expected,
+    /// Gradients of its candidates.
+    Gradient,
 }
 
 /// A tile of candidates: the columns of a tile of scores.
@@ -64,6 +76,14 @@ impl<'a> CandidateTile<'a> {
     }
 }
 
+/// Rows of a table, of unit length.
+pub(super) struct UnitRows<'a> {
+    /// (R, D)
+    pub(super) values: &'a [f32],
+    pub(super) inverse_norm: &'a [f64],
+    pub(super) bf16: &'a Bf16Rows,
+}
+
 /// The candidates of one tile in a thread's memory.
 #[derive(Debug, Default)]
 pub(super) struct LoadedTile {
@@ -76,6 +96,8 @@ pub(super) struct LoadedTile {
     /// The rows as the right operand of the scores, and of the expected negatives.
     transposed: Vec<f32>,
     panels: Vec<f32>,
+    /// The same for the matrix unit, where it is used.
+    bf16: Bf16Tile,
     len: usize,
     dim: usize,
     /// Whether some embedding is not finite.
@@ -85,10 +107,12 @@ pub(super) struct LoadedTile {
 impl LoadedTile {
     /// Bytes of a tile of at most `block_n` candidates of a pool, with or without expected negatives. Negatives of a row's own
     /// take less.
-    pub(super) fn bytes(block_n: usize, dim: usize, expected: bool) -> usize {
+    pub(super) fn bytes(block_n: usize, dim: usize, dtype: DType, expected: bool) -> usize {
         let width = block_n.next_multiple_of(PANEL);
         let panels = width * dim + if expected { packed_len(width, dim) } else { 0 };
-        LoadedTile::bytes_of_own(block_n, dim) + panels * size_of::<f32>()
+        let bf16 = if dtype == DType::Bf16 { Bf16Tile::bytes(width, dim, expected) } else { 0 };
+        let operands = bf16.max(panels * size_of::<f32>());
+        LoadedTile::bytes_of_own(block_n, dim) + operands
     }
 
     /// The same for negatives of a row's own.
@@ -136,6 +160,11 @@ impl LoadedTile {
         }
     }
 
+    /// The operands for the matrix unit.
+    pub(super) fn bf16(&self) -> &Bf16Tile {
+        &self.bf16
+    }
+
     /// Makes room for a tile and lets `write(column, row)` write its rows.
     fn fill(&mut self, job: &TileJob<'_>, tile: &CandidateTile<'_>, mut write: impl FnMut(usize, &mut [f32])) {
         (self.len, self.dim) = (tile.len(), job.matrix.dim());
@@ -143,6 +172,9 @@ impl LoadedTile {
         resize(&mut self.rows, block_n * dim + PANEL);
         resize(&mut self.inverse_norm, block_n);
         resize(&mut self.bias, block_n);
+        if job.matmul_of(tile).is_some() {
+            self.bf16.rows.resize(tile.len(), dim);
+        }
         for (column, to) in self.rows.chunks_exact_mut(dim).take(self.len).enumerate() {
             write(column, to);
         }
@@ -155,10 +187,14 @@ impl LoadedTile {
     }
 
     /// What follows once rows and norms are there.
-    fn finish(&mut self, job: &TileJob<'_>, tile: &CandidateTile<'_>, expected: bool) {
+    fn finish(&mut self, job: &TileJob<'_>, tile: &CandidateTile<'_>, purpose: Purpose) {
+        let expected = purpose == Purpose::Expected;
         self.spoiled = self.inverse_norm().iter().any(|inverse| inverse.is_nan());
         if let Columns::Own(_) = tile.columns {
             return;
+        }
+        if job.matmul.is_some() {
+            return self.bf16.finish(job.arch, tile.width, expected);
         }
         let (block_n, dim) = (job.plan.block_n.next_multiple_of(PANEL), self.dim);
         resize(&mut self.transposed, block_n * dim);
@@ -172,30 +208,37 @@ impl LoadedTile {
 }
 
 impl<'a> TileJob<'a> {
-    /// Brings a tile's candidates, inverse norms and biases into `to`. `expected` says whether expected negatives are summed.
-    pub(super) fn load(&self, to: &mut LoadedTile, tile: &CandidateTile<'_>, expected: bool) {
+    /// Brings a tile's candidates, inverse norms and biases into `to`.
+    pub(super) fn load(&self, to: &mut LoadedTile, tile: &CandidateTile<'_>, purpose: Purpose) {
         to.fill(self, tile, |column, to| {
             self.prefetch(tile, column + ROWS_AHEAD);
             self.widen(tile, column, to);
         });
         let (dim, similarity) = (self.matrix.dim(), self.similarity);
         let (x, inverse_norm) = (&mut to.rows[..tile.len() * dim], to.inverse_norm.as_mut_slice());
-        self.arch.dispatch(Normalize { x, dim, similarity, inverse_norm });
-        to.finish(self, tile, expected);
+        let bf16 = self.matmul_of(tile).map(|_| to.bf16.rows.rows_mut());
+        let keep = bf16.is_none() || purpose == Purpose::Gradient;
+        self.arch.dispatch(Normalize { x, dim, similarity, inverse_norm, bf16, keep });
+        to.finish(self, tile, purpose);
     }
 
-    /// The same with candidates that are of unit length already: `unit(column)` and its inverse norm.
-    pub(super) fn load_units<'u>(
+    /// The same with candidates that are of unit length already: row `at(column)` of `units`.
+    pub(super) fn load_units(
         &self,
         to: &mut LoadedTile,
         tile: &CandidateTile<'_>,
-        unit: impl Fn(usize) -> (&'u [f32], f64),
+        units: &UnitRows<'_>,
+        at: impl Fn(usize) -> usize,
     ) {
-        to.fill(self, tile, |column, row| row.copy_from_slice(unit(column).0));
-        for (column, norm) in to.inverse_norm.iter_mut().take(tile.len()).enumerate() {
-            *norm = unit(column).1;
+        let dim = self.matrix.dim();
+        to.fill(self, tile, |column, row| row.copy_from_slice(&units.values[at(column) * dim..][..dim]));
+        for column in 0..tile.len() {
+            to.inverse_norm[column] = units.inverse_norm[at(column)];
+            if self.matmul.is_some() {
+                to.bf16.rows.copy_row(column, units.bf16, at(column));
+            }
         }
-        to.finish(self, tile, false);
+        to.finish(self, tile, Purpose::Gradient);
     }
 
     /// The tiles of a split, in order. Tiles do not cross pools.

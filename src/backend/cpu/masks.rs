@@ -97,26 +97,6 @@ impl Masks {
         self.spans.get(&key).map_or(0..0, |&(first, len)| first as usize..(first + len) as usize)
     }
 
-    /// Calls `hit(row, column)` for each masked pair of rows `rows`, counted from the range's start, and of a tile's
-    /// candidates, whose keys `keys` returns in order.
-    pub(super) fn for_each_hit(
-        &self,
-        rows: std::ops::Range<usize>,
-        keys: impl Iterator<Item = u64>,
-        mut hit: impl FnMut(usize, usize),
-    ) {
-        if self.spans.is_empty() {
-            return;
-        }
-        for (column, key) in keys.enumerate() {
-            let rejecting = self.rejecting(key);
-            let from = rejecting.partition_point(|&row| (row as usize) < rows.start);
-            for &row in rejecting[from..].iter().take_while(|&&row| (row as usize) < rows.end) {
-                hit(row as usize - rows.start, column);
-            }
-        }
-    }
-
     /// Lists the candidates of a tile that some of `rows` reject, before [`Masks::take_hits`] walks through these rows.
     pub(super) fn open(
         &self,

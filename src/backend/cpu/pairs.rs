@@ -3,11 +3,12 @@
 use pulp::Arch;
 use rayon::prelude::*;
 
+use super::bf16_matmul::Bf16Matmul;
 use super::kernels::Dots;
 use super::matmul::PairDots;
-use super::rows_per_task;
 use super::tile::Detail;
 use super::units::Units;
+use super::{rows_per_task, scale};
 use crate::problem::batch::Batch;
 use crate::problem::loss::Loss;
 use crate::problem::positives::{Pairs, Positives};
@@ -36,7 +37,8 @@ impl PairData {
     pub(super) fn bytes(batch: &Batch<'_>) -> usize {
         let (b, pairs) = (batch.num_queries(), batch.num_positives());
         let per_pair = size_of::<u32>() + 2 * size_of::<f32>() + size_of::<(u32, u32, u32)>();
-        Units::bytes(pairs, batch.dim()) + pairs * per_pair + 2 * b * size_of::<f32>()
+        let units = Units::bytes(pairs, batch.dim(), batch.dtype());
+        units + pairs * per_pair + 2 * b * size_of::<f32>()
     }
 
     /// What the streaming pass reads for pools, and for negatives of a row's own.
@@ -49,7 +51,14 @@ impl PairData {
         })
     }
 
-    pub(super) fn prepare(&mut self, arch: Arch, batch: &Batch<'_>, loss: &Loss, queries: &Units, gamma: f64) {
+    pub(super) fn prepare(
+        &mut self,
+        arch: Arch,
+        matmul: Option<Bf16Matmul>,
+        batch: &Batch<'_>,
+        loss: &Loss,
+        queries: &Units,
+    ) {
         let pairs = batch.num_positives();
         self.rows.clear();
         self.rows.reserve_exact(pairs);
@@ -61,8 +70,8 @@ impl PairData {
             self.by_candidate.extend(with_row);
             self.by_candidate.sort_unstable();
         }
-        self.units.gather(arch, pairs, batch.dim(), loss.similarity, |pair| batch.positive_at(pair));
-        self.score(arch, queries);
+        self.units.gather(arch, matmul, pairs, batch.dim(), loss.similarity, |pair| batch.positive_at(pair));
+        self.score(arch, matmul, queries);
         self.own_sims.clear();
         if batch.matrix.row_negatives.is_some() {
             self.own_sims.resize(pairs, 0.0);
@@ -72,20 +81,27 @@ impl PairData {
             }
             spoil(queries, &self.units, &self.rows, &mut self.own_sims);
         }
+        let gamma = scale(loss).1;
         bounds(batch, loss, gamma, &self.sims, &mut self.bounds);
         bounds(batch, loss, gamma, &self.own_sims, &mut self.own_bounds);
     }
 
     /// The similarities of the pairs, as the stream computes them.
-    fn score(&mut self, arch: Arch, queries: &Units) {
+    fn score(&mut self, arch: Arch, matmul: Option<Bf16Matmul>, queries: &Units) {
         let dim = self.units.dim();
         self.sims.clear();
         self.sims.resize(self.rows.len(), 0.0);
         let size = rows_per_task(dim);
         let tasks = self.sims.par_chunks_mut(size).zip(self.rows.par_chunks(size)).enumerate();
-        tasks.for_each(|(task, (to, rows))| {
-            let (positives, _) = self.units.rows_from(task * size);
-            arch.dispatch(PairDots { queries: queries.values(), positives, rows, dim, to });
+        tasks.for_each(|(task, (to, rows))| match matmul {
+            Some(matmul) => {
+                let at = |pair: usize| (rows[pair] as usize, task * size + pair);
+                matmul.score_pairs(arch, queries.bf16(), self.units.bf16(), at, to);
+            }
+            None => {
+                let (positives, _) = self.units.rows_from(task * size);
+                arch.dispatch(PairDots { queries: queries.values(), positives, rows, dim, to });
+            }
         });
         spoil(queries, &self.units, &self.rows, &mut self.sims);
     }

@@ -58,12 +58,13 @@ impl Cut {
 
     /// Bytes that hold the units of work and each thread's buffers. Both passes of a step and a search have tiles of this
     /// shape.
-    pub(super) fn scratch_bytes(&self, dim: usize, splits: usize, gradients: bool) -> usize {
+    pub(super) fn scratch_bytes(&self, matrix: &ScoreMatrix<'_>, splits: usize, gradients: bool) -> usize {
+        let (dim, dtype) = (matrix.dim(), matrix.dtype());
         let tile = match self.tiles {
             0 => LoadedTile::bytes_of_own(self.block_n, dim),
-            _ => LoadedTile::bytes(self.block_n, dim, gradients),
+            _ => LoadedTile::bytes(self.block_n, dim, dtype, gradients),
         };
-        let per_thread = Scratch::bytes(self.block_b, self.block_n, dim, gradients) + tile;
+        let per_thread = Scratch::bytes(self.block_b, self.block_n, dim, dtype, gradients) + tile;
         per_thread * rayon::current_num_threads() + splits * self.blocks * UNIT_BYTES
     }
 }
@@ -99,14 +100,14 @@ pub(super) fn plan(batch: &Batch<'_>, symmetric: bool, request: Request) -> Plan
     let partials = parts * (b * size_of::<Partial>() + expected + places);
     // Merged partials; lse and coefficients of the stream back; the epilogue's derivatives by lse and by positives.
     let per_row = b * (size_of::<Partial>() + size_of::<f64>() + 2 * size_of::<f32>()) + pairs * size_of::<f64>();
-    let panels = if request.gradients { Units::panel_bytes(b, dim) } else { 0 };
-    let sides = Units::bytes(b, dim) + panels + PairData::bytes(batch);
+    let packed = if request.gradients { Units::packed_bytes(b, dim, batch.dtype()) } else { 0 };
+    let sides = Units::bytes(b, dim, batch.dtype()) + packed + PairData::bytes(batch);
     let other = if symmetric { other_direction_bytes(b, dim, request) } else { 0 };
     plan.workspace_bytes = Masks::bytes(matrix, pairs)
         + sides
         + per_row
         + partials
-        + cut.scratch_bytes(dim, splits, request.gradients)
+        + cut.scratch_bytes(matrix, splits, request.gradients)
         + units(batch, &plan) * UNIT_BYTES
         + table_bytes(batch, &cut, request)
         + other;
@@ -125,7 +126,7 @@ fn table_bytes(batch: &Batch<'_>, cut: &Cut, request: Request) -> usize {
     let stretches = table.shape.rows.div_ceil(cut.block_n) * UNIT_BYTES;
     let back = if request.gradients { TableUses::bytes(batch) + stretches } else { 0 };
     let added = if request.accumulate && request.row_sparse { TableUses::gradient_bytes(batch) } else { 0 };
-    let stretch = if request.gradients { TableScratch::bytes(cut.block_n, dim) } else { 0 };
+    let stretch = if request.gradients { TableScratch::bytes(cut.block_n, dim, batch.dtype()) } else { 0 };
     threads * (spare + own + stretch) + back + added
 }
 

@@ -3,6 +3,7 @@
 use pulp::NullaryFnOnce;
 
 use super::kernels::{LANES, WIDE, fold_lanes, sum_wide};
+use super::words::Bf16RowsMut;
 use crate::problem::loss::Similarity;
 
 /// `to += factor · x`
@@ -58,18 +59,22 @@ pub(super) struct Normalize<'a> {
     pub(super) dim: usize,
     pub(super) similarity: Similarity,
     pub(super) inverse_norm: &'a mut [f64],
+    /// The rows before they are scaled, for the matrix unit.
+    pub(super) bf16: Option<Bf16RowsMut<'a>>,
+    /// Whether `x` is needed afterwards.
+    pub(super) keep: bool,
 }
 
 impl NullaryFnOnce for Normalize<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call(self) {
-        for (row, inverse) in self.x.chunks_exact_mut(self.dim).zip(self.inverse_norm) {
+    fn call(mut self) {
+        for (r, (row, inverse)) in self.x.chunks_exact_mut(self.dim).zip(self.inverse_norm).enumerate() {
             // No sum of squares of single precision overflows f64, so the two tests for finite rows are the same.
             let norm = match self.similarity {
-                Similarity::Cosine => dot(row, row).sqrt(),
-                Similarity::Dot => f64::from(nan_unless_finite(row)),
+                Similarity::Dot if self.bf16.is_none() => f64::from(nan_unless_finite(row)),
+                Similarity::Cosine | Similarity::Dot => dot(row, row).sqrt(),
             };
             if !norm.is_finite() {
                 *inverse = f64::NAN;
@@ -78,6 +83,11 @@ impl NullaryFnOnce for Normalize<'_> {
                 *inverse = 1.0;
             } else {
                 *inverse = if norm < Similarity::MIN_NORM { 0.0 } else { 1.0 / norm };
+            }
+            if let Some(bf16) = &mut self.bf16 {
+                bf16.write(r, row, norm, *inverse);
+            }
+            if self.keep && self.similarity == Similarity::Cosine && norm.is_finite() {
                 for x in row {
                     *x = (f64::from(*x) * *inverse) as f32;
                 }

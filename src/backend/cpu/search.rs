@@ -12,6 +12,7 @@
 use rayon::prelude::*;
 
 use super::best::{self, Best, Collect, Key, keep_largest};
+use super::candidates::Purpose;
 use super::kernels::Tile;
 use super::masks::Masks;
 use super::plan::Cut;
@@ -34,21 +35,22 @@ pub(super) fn plan(search: &Search<'_>, k: usize) -> Plan {
     let found = splits * b * k * size_of::<Key>();
     // A thread that merges a row holds what its splits found.
     let per_thread = Best::bytes(cut.block_b, k) + splits * k * size_of::<Key>();
-    let scratch = cut.scratch_bytes(dim, splits, false) + per_thread * threads;
-    let workspace_bytes = Masks::bytes(matrix, 0) + Units::bytes(b, dim) + found + scratch;
+    let scratch = cut.scratch_bytes(matrix, splits, false) + per_thread * threads;
+    let workspace_bytes = Masks::bytes(matrix, 0) + Units::bytes(b, dim, matrix.dtype()) + found + scratch;
     Plan { block_b: cut.block_b, block_n: cut.block_n, splits, workspace_bytes }
 }
 
 pub(super) fn search(cpu: &mut Cpu, search: &Search<'_>, similarity: Similarity, k: usize) -> TopK {
     let (arch, plan, matrix) = (cpu.arch, plan(search, k), &search.matrix);
+    let matmul = cpu.bf16_matmul(matrix.dtype());
     let b = matrix.num_queries();
     let Workspace { masks, queries, scratch, found, .. } = &mut cpu.workspace;
     masks.of_search(matrix);
-    queries.load(arch, &matrix.queries, similarity);
+    queries.load(arch, matmul, &matrix.queries, similarity);
     resize(found, plan.splits * b * k);
     // Scores are similarities: the scale is not applied.
     let scale = scale(&Loss::softmax(similarity, 1.0));
-    let job = TileJob { arch, matrix, similarity, scale, plan, masks, queries };
+    let job = TileJob { arch, matmul, matrix, similarity, scale, plan, masks, queries };
 
     let mut units = Vec::with_capacity(plan.splits * b.div_ceil(plan.block_b));
     let mut slots = found.as_mut_slice();
@@ -65,7 +67,7 @@ pub(super) fn search(cpu: &mut Cpu, search: &Search<'_>, similarity: Similarity,
             let scratch = &mut scratch.0;
             scratch.best.clear(rows.len(), k);
             for tile in job.tiles(split) {
-                job.load(&mut scratch.candidates, &tile, false);
+                job.load(&mut scratch.candidates, &tile, Purpose::Scores);
                 let first = tile.start().map_or(0, |start| start as u32);
                 job.for_each_chunk(scratch, &tile, rows.clone(), |scratch, chunk| {
                     let sims = &mut scratch.sims[..chunk.rows.len() * tile.width];

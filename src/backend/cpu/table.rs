@@ -15,17 +15,18 @@ use std::ops::Range;
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
-use super::candidates::{CandidateTile, Columns};
+use super::candidates::{CandidateTile, Columns, UnitRows};
 use super::kernels::{bias, coefficient, row_dot};
 use super::pairs::PairData;
 use super::row_kernels::{ChainRule, Normalize, add_scaled};
 use super::tile::{BackInputs, Scratch, TileJob};
 use super::uses::{TableUses, is_whole, row_of};
+use super::words::Bf16Rows;
 use super::{Borrowed, Cpu, plan, resize, split_off};
 use crate::optimizer::Stretch;
 use crate::problem::batch::Batch;
-use crate::problem::embeddings::Matrix;
 use crate::problem::embeddings::prefetch;
+use crate::problem::embeddings::{DType, Matrix};
 use crate::problem::loss::{Loss, Similarity};
 use crate::problem::output::{RowSparse, TableGradient};
 use crate::problem::pool::Candidates;
@@ -79,6 +80,8 @@ pub(super) struct TableScratch {
     /// (R, D) rows of unit length, and 1 / length.
     units: Vec<f32>,
     inverse_norm: Vec<f64>,
+    /// The rows for the matrix unit, where it is used.
+    bf16: Bf16Rows,
     /// (R, D) gradients.
     d: Vec<f32>,
     /// (block_n, D) gradients of one tile's candidates.
@@ -88,8 +91,9 @@ pub(super) struct TableScratch {
 }
 
 impl TableScratch {
-    pub(super) fn bytes(block_n: usize, dim: usize) -> usize {
-        block_n * (3 * dim * size_of::<f32>() + size_of::<f64>() + size_of::<u32>())
+    pub(super) fn bytes(block_n: usize, dim: usize, dtype: DType) -> usize {
+        let row = 3 * dim * size_of::<f32>() + size_of::<f64>() + size_of::<u32>();
+        block_n * row + if dtype == DType::Bf16 { Bf16Rows::bytes(block_n, dim) } else { 0 }
     }
 }
 
@@ -129,7 +133,8 @@ impl Cpu {
     pub(super) fn table_gradient(&mut self, batch: &Batch<'_>, loss: &Loss, d_positive: &[f64], out: TableOut<'_>) {
         let plan = plan::plan(batch, loss.symmetric, Request::value_and_grad());
         TableUses::gather(&mut self.workspace.table_uses, batch, plan.block_n);
-        let (tiles, back, scratch) = self.workspace.back(self.arch, batch, loss, plan, d_positive);
+        let matmul = self.bf16_matmul(batch.dtype());
+        let (tiles, back, scratch) = self.workspace.back(self.arch, matmul, batch, loss, plan, d_positive);
         let (pairs, uses) = (&self.workspace.pairs, &self.workspace.table_uses);
         let job = TableJob { tiles, back, batch, pairs, uses };
         let stretches = job.stretches();
@@ -264,13 +269,17 @@ impl<'a> TableJob<'a> {
                 StretchOut::Dense { .. } | StretchOut::Sparse(_) => self.batch.table_embeddings().widen_row(row, unit),
             }
         }
-        let (x, inverse_norm) = (table.units.as_mut_slice(), table.inverse_norm.as_mut_slice());
-        self.tiles.arch.dispatch(Normalize { x, dim, similarity: self.tiles.similarity, inverse_norm });
+        let TableScratch { units: x, inverse_norm, bf16, .. } = table;
+        let bf16 = self.tiles.matmul.map(|_| {
+            bf16.resize(rows.len(), dim);
+            bf16.rows_mut()
+        });
+        let similarity = self.tiles.similarity;
+        self.tiles.arch.dispatch(Normalize { x, dim, similarity, inverse_norm, bf16, keep: true });
     }
 
     /// Pools that are the whole table: the stretch is a tile of theirs.
     fn add_whole_pools(&self, scratch: &mut Scratch, table: &mut TableScratch, rows: &TableRows<'_>) {
-        let dim = self.batch.dim();
         let mut add = false;
         for (p, (start, pool)) in self.batch.matrix.pools_with_start().enumerate() {
             if !pool.gradient || !matches!(pool.candidates, Candidates::WholeTable) {
@@ -278,8 +287,9 @@ impl<'a> TableJob<'a> {
             }
             let first = rows.at(0) as usize;
             let tile = CandidateTile::new(Columns::Pool { pool: p, first, len: rows.len(), start: start + first });
-            let unit = |column: usize| (&table.units[column * dim..(column + 1) * dim], table.inverse_norm[column]);
-            self.tiles.load_units(&mut scratch.candidates, &tile, unit);
+            let TableScratch { units: values, inverse_norm, bf16, .. } = &*table;
+            let units = UnitRows { values, inverse_norm, bf16 };
+            self.tiles.load_units(&mut scratch.candidates, &tile, &units, |column| column);
             self.tiles.back_loaded(scratch, &tile, &self.back, &mut table.d, add);
             add = true;
         }
@@ -296,10 +306,9 @@ impl<'a> TableJob<'a> {
                 position as u32
             }));
             let tile = CandidateTile::new(Columns::ByRow(candidates));
-            let TableScratch { units, inverse_norm, positions, d, d_tile } = &mut *table;
-            let at = |column: usize| positions[column] as usize;
-            let unit = |column: usize| (&units[at(column) * dim..(at(column) + 1) * dim], inverse_norm[at(column)]);
-            self.tiles.load_units(&mut scratch.candidates, &tile, unit);
+            let TableScratch { units: values, inverse_norm, bf16, positions, d, d_tile } = &mut *table;
+            let (units, at) = (UnitRows { values, inverse_norm, bf16 }, |column: usize| positions[column] as usize);
+            self.tiles.load_units(&mut scratch.candidates, &tile, &units, at);
             resize(d_tile, candidates.len() * dim);
             self.tiles.back_loaded(scratch, &tile, &self.back, d_tile, false);
             for (column, d_candidate) in d_tile.chunks_exact(dim).enumerate() {

@@ -7,8 +7,10 @@ use std::ops::Range;
 
 use pulp::Arch;
 
+use super::amx::BLOCK;
 use super::best::Best;
-use super::candidates::{CandidateTile, Columns, LoadedTile};
+use super::bf16_matmul::{Bf16Matmul, Bf16Scratch, GradientOut, QUERIES};
+use super::candidates::{CandidateTile, Columns, LoadedTile, Purpose};
 use super::kernels::{self, Coefficients, Dots, Filter, Place, Places, RowState, Statistics, Tile};
 use super::masks::{Masks, RejectedCandidate};
 use super::matmul::Product;
@@ -16,6 +18,7 @@ use super::plan::BACK_ROWS;
 use super::row_kernels::{ChainRule, scale_row};
 use super::table::TableScratch;
 use super::units::Units;
+use crate::problem::embeddings::DType;
 use crate::problem::loss::Similarity;
 use crate::problem::plan::Plan;
 use crate::problem::positives::Pairs;
@@ -39,7 +42,9 @@ pub(super) struct Scratch {
     /// The candidates of a tile that some query of a block excludes.
     rejected: Vec<RejectedCandidate>,
     /// Excluded candidates of each query of a chunk.
-    excluded: [u32; CHUNK],
+    excluded: [u32; BLOCK],
+    /// For the matrix unit.
+    bf16: Bf16Scratch,
     /// Negatives of one query's own that there are, as places in the (B, K) array.
     pub(super) own: Vec<u32>,
     /// A stretch of gradients before they are added to the caller's.
@@ -52,21 +57,22 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// Bytes of a thread's buffers, but those of a tile of candidates, in a step with gradients or one without.
-    pub(super) fn bytes(block_b: usize, block_n: usize, dim: usize, gradients: bool) -> usize {
-        let queries = block_b.min(if gradients { BACK_ROWS } else { CHUNK });
-        let sims = queries * block_n.next_multiple_of(kernels::LANES) * size_of::<f32>();
+    pub(super) fn bytes(block_b: usize, block_n: usize, dim: usize, dtype: DType, gradients: bool) -> usize {
+        let queries = block_b.min(if gradients { BACK_ROWS } else { BLOCK }).next_multiple_of(BLOCK);
+        let width = block_n.next_multiple_of(kernels::LANES);
+        let sims = queries * width * size_of::<f32>();
+        let bf16 = if dtype == DType::Bf16 { Bf16Scratch::bytes(width, dim) } else { 0 };
         let rows = block_b * (size_of::<RowState>() + size_of::<f32>());
         let rejected = block_n.next_power_of_two() * size_of::<RejectedCandidate>();
-        size_of::<Scratch>() + sims + rows + rejected + dim * size_of::<f64>()
+        size_of::<Scratch>() + sims + bf16 + rows + rejected + dim * size_of::<f64>()
     }
 
-    /// The candidates, and room for their similarities with that many queries.
-    fn tile(&mut self, rows: usize, tile: &CandidateTile<'_>) -> (&LoadedTile, &mut [f32]) {
-        let needed = rows * tile.width;
+    /// Makes room for similarities of a tile's candidates with that many queries.
+    fn make_room(&mut self, rows: usize, tile: &CandidateTile<'_>) {
+        let needed = rows.next_multiple_of(BLOCK) * tile.width;
         if self.sims.len() < needed {
             super::resize(&mut self.sims, needed);
         }
-        (&self.candidates, &mut self.sims[..needed])
     }
 }
 
@@ -74,6 +80,8 @@ impl Scratch {
 #[derive(Clone, Copy)]
 pub(super) struct TileJob<'a> {
     pub(super) arch: Arch,
+    /// Where the matmuls with pools run on the matrix unit.
+    pub(super) matmul: Option<Bf16Matmul>,
     pub(super) matrix: &'a ScoreMatrix<'a>,
     pub(super) similarity: Similarity,
     pub(super) scale: (f32, f64),
@@ -140,8 +148,9 @@ impl TileJob<'_> {
         scratch.states.resize(rows.len(), RowState::EMPTY);
         super::resize(&mut scratch.rescale, rows.len());
         let dim = self.matrix.dim();
+        let purpose = if out.expected.is_some() { Purpose::Expected } else { Purpose::Scores };
         for (t, tile) in tiles.enumerate() {
-            self.load(&mut scratch.candidates, &tile, out.expected.is_some());
+            self.load(&mut scratch.candidates, &tile, purpose);
             self.for_each_chunk(scratch, &tile, rows.clone(), |scratch, chunk| {
                 self.add_statistics(scratch, &tile, &chunk, detail, &mut out);
                 if let Some(o) = &mut out.expected {
@@ -164,10 +173,10 @@ impl TileJob<'_> {
         mut work: impl FnMut(&mut Scratch, Chunk),
     ) {
         self.masks.open(block.clone(), self.keys(tile), &mut scratch.rejected);
-        for rows in pieces(block.clone(), CHUNK) {
+        for rows in pieces(block.clone(), self.chunk()) {
             let in_block = rows.start - block.start..rows.end - block.start;
-            let (candidates, sims) = scratch.tile(rows.len(), tile);
-            self.score(candidates, tile, rows.clone(), sims);
+            scratch.make_room(rows.len(), tile);
+            self.score(scratch, tile, rows.clone(), 0);
             let Scratch { rejected, excluded, sims, .. } = scratch;
             excluded.fill(0);
             self.masks.take_hits(rejected, rows.end, |row, column| {
@@ -245,18 +254,24 @@ impl TileJob<'_> {
     }
 
     /// `O = O · rescale + P Ĉ` of a chunk's rows; the first tile writes.
-    fn add_expected(&self, scratch: &Scratch, tile: &CandidateTile<'_>, chunk: &Chunk, o: &mut [f32], first: bool) {
+    fn add_expected(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>, chunk: &Chunk, o: &mut [f32], first: bool) {
         let dim = self.matrix.dim();
-        for (o, &factor) in o.chunks_exact_mut(dim).zip(&scratch.rescale[chunk.in_block.clone()]) {
+        let Scratch { candidates, sims, rescale, bf16, .. } = scratch;
+        let rescale = &rescale[chunk.in_block.clone()];
+        if let Some(matmul) = self.matmul_of(tile) {
+            let (p, width) = (&sims[..chunk.rows.len() * tile.width], tile.width);
+            return matmul.add_expected(self.arch, bf16, p, candidates.bf16(), width, rescale, o, first);
+        }
+        for (o, &factor) in o.chunks_exact_mut(dim).zip(rescale) {
             if factor != 1.0 && !first {
                 scale_row(o, factor);
             }
         }
         self.arch.dispatch(Product {
             m: chunk.rows.len(),
-            a: &scratch.sims,
+            a: sims,
             a_strides: [tile.width, 1],
-            b: scratch.candidates.panels(tile.columns),
+            b: candidates.panels(tile.columns),
             to: o,
             to_stride: dim,
             add: !first,
@@ -272,7 +287,7 @@ impl TileJob<'_> {
         back: &BackInputs<'_>,
         d_tile: &mut [f32],
     ) {
-        self.load(&mut scratch.candidates, tile, false);
+        self.load(&mut scratch.candidates, tile, Purpose::Gradient);
         self.back_loaded(scratch, tile, back, d_tile, false);
         if self.similarity == Similarity::Cosine {
             let (unit, inverse_norm) = (scratch.candidates.rows(), scratch.candidates.inverse_norm());
@@ -289,7 +304,12 @@ impl TileJob<'_> {
         d_tile: &mut [f32],
         add: bool,
     ) {
-        let dim = self.matrix.dim();
+        let (dim, factor) = (self.matrix.dim(), self.scale.1 as f32);
+        self.masks.open(0..self.matrix.num_queries(), self.keys(tile), &mut scratch.rejected);
+        if let Some(matmul) = self.matmul {
+            let to = GradientOut { to: d_tile, dim, add };
+            return self.back_bf16(matmul, scratch, tile, back, factor, to);
+        }
         for rows in pieces(0..self.matrix.num_queries(), BACK_ROWS) {
             self.coefficients(scratch, tile, rows.clone(), back);
             self.arch.dispatch(Product {
@@ -300,29 +320,53 @@ impl TileJob<'_> {
                 to: d_tile,
                 to_stride: dim,
                 add: add || rows.start > 0,
-                factor: self.scale.1 as f32,
+                factor,
             });
         }
     }
 
+    /// The same on the matrix unit, which takes coefficients chunk by chunk, while they are in the first-level cache.
+    fn back_bf16(
+        &self,
+        matmul: Bf16Matmul,
+        scratch: &mut Scratch,
+        tile: &CandidateTile<'_>,
+        back: &BackInputs<'_>,
+        factor: f32,
+        to: GradientOut<'_>,
+    ) {
+        for block in pieces(0..self.matrix.num_queries(), QUERIES) {
+            for chunk in pieces(block.clone(), BLOCK) {
+                self.coefficients(scratch, tile, chunk.clone(), back);
+                let Scratch { sims, bf16, .. } = &mut *scratch;
+                let from = &sims[..chunk.len() * tile.width];
+                matmul.take_coefficients(self.arch, bf16, self.queries, &block, chunk, from, tile.width);
+            }
+            matmul.gradient(&mut scratch.bf16, self.queries, &block, tile.width, block.start > 0);
+        }
+        matmul.write_gradient(self.arch, &mut scratch.bf16, tile.width, factor, to);
+    }
+
     /// The coefficients of a tile and a block of queries: `d_lse q_ij`, 0 where masked, `d_positive` at the positives.
     fn coefficients(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>, rows: Range<usize>, back: &BackInputs<'_>) {
-        let (candidates, sims) = scratch.tile(rows.len(), tile);
-        let score = candidates.score(self, tile, false);
-        for chunk in pieces(rows.clone(), CHUNK) {
-            let sims = &mut sims[(chunk.start - rows.start) * tile.width..][..chunk.len() * tile.width];
-            self.score(candidates, tile, chunk.clone(), sims);
+        scratch.make_room(rows.len(), tile);
+        for chunk in pieces(rows.clone(), self.chunk()) {
+            let first = chunk.start - rows.start;
+            self.score(scratch, tile, chunk.clone(), first);
+            let Scratch { candidates, sims, .. } = &mut *scratch;
+            let sims = &mut sims[first * tile.width..][..chunk.len() * tile.width];
             self.arch.dispatch(Coefficients {
                 tile: Tile { sims, width: tile.width },
-                score,
+                score: candidates.score(self, tile, false),
                 lse: &back.lse[chunk.clone()],
                 d_lse: &back.coefficients[chunk.clone()],
                 bounds: back.bounds.map(|bounds| &bounds[chunk.clone()]),
             });
         }
+        let Scratch { sims, rejected, .. } = scratch;
         // After the exponentials, so that a row whose lse is NaN does not affect the candidates that it masks.
-        self.masks.for_each_hit(rows.clone(), self.keys(tile), |r, column| {
-            sims[r * tile.width + column] = 0.0;
+        self.masks.take_hits(rejected, rows.end, |row, column| {
+            sims[(row - rows.start) * tile.width + column] = 0.0;
         });
         let Some(first) = tile.start() else { return };
         let from = back.positives_by_candidate.partition_point(|&(candidate, ..)| (candidate as usize) < first);
@@ -338,25 +382,36 @@ impl TileJob<'_> {
         }
     }
 
-    /// `S = Q̂ Ĉᵀ` of some queries and the loaded tile. Padded columns become −∞, those of spoiled embeddings NaN.
-    pub(super) fn score(
-        &self,
-        candidates: &LoadedTile,
-        tile: &CandidateTile<'_>,
-        rows: Range<usize>,
-        sims: &mut [f32],
-    ) {
+    /// The matrix unit, where it scores a tile. Negatives of a row's own have other queries each, and stay with the vector
+    /// units.
+    pub(super) fn matmul_of(&self, tile: &CandidateTile<'_>) -> Option<Bf16Matmul> {
+        self.matmul.filter(|_| !matches!(tile.columns, Columns::Own(_)))
+    }
+
+    /// Queries that are scored at a time.
+    fn chunk(&self) -> usize {
+        if self.matmul.is_some() { BLOCK } else { CHUNK }
+    }
+
+    /// `S = Q̂ Ĉᵀ` of a chunk of queries and the loaded tile, into the scratch from row `first` on. Padded columns become −∞,
+    /// those of spoiled embeddings NaN.
+    fn score(&self, scratch: &mut Scratch, tile: &CandidateTile<'_>, rows: Range<usize>, first: usize) {
         let (len, dim) = (tile.len(), self.matrix.dim());
+        let Scratch { candidates, sims, bf16, .. } = scratch;
+        let sims = &mut sims[first * tile.width..];
         if let Columns::Own(_) = tile.columns {
             let query = self.queries.row(rows.start);
             self.arch.dispatch(Dots { query, rows: candidates.rows(), to: &mut sims[..len] });
+        } else if let Some(matmul) = self.matmul {
+            let (queries, of_tile) = (self.queries.bf16(), candidates.bf16());
+            matmul.score(self.arch, bf16, queries, rows.clone(), of_tile, tile.width, sims);
         } else {
             self.arch.dispatch(Product {
                 m: rows.len(),
                 a: &self.queries.values()[rows.start * dim..],
                 a_strides: [dim, 1],
                 b: candidates.transposed(),
-                to: sims,
+                to: &mut *sims,
                 to_stride: tile.width,
                 add: false,
                 factor: 1.0,

@@ -1,21 +1,23 @@
-//! How much of the processor's matmul rate a step on the CPU reaches.
+//! How much of the processor's matmul rate a step on the CPU reaches, and how types of embeddings compare.
 //!
 //! ```text
 //! cargo run --release --example matmul_share -- 512x100000x128 4096x4096x64
+//! cargo run --release --example matmul_share -- 512x100000x128 --dtype f32 bf16 bf16-without-amx
 //! ```
 //!
 //! For each shape B x N x D, and for the loss alone and with gradients: the floating-point operations of the step's matmuls (one,
-//! or four with gradients) over its time, as a share of the rate of a matmul library on tiles in cache on all threads. Rounds of
-//! the library, the step, and the library again alternate, because the rate of a shared machine changes from second to second.
-//! Prints rows of a markdown table: medians, and in brackets the least and the largest.
+//! or four with gradients) over its time, as a share of the rate of an f32 matmul library on tiles in cache on all threads. Rounds
+//! of the library and of a step of each type alternate, because the rate of a shared machine changes from second to second. Prints
+//! rows of a markdown table: medians, and in brackets the least and the largest. "times" compares the time of the first type with
+//! this one's, round by round.
 
 use std::error::Error;
 use std::time::Instant;
 
-use catalog_softmax::{Backend, Batch, Cpu, Elements, Embeddings, Gradients, Loss, Output, Request, Similarity};
+use catalog_softmax::{Backend, Batch, Cpu, DType, Gradients, Loss, Output, Request, Similarity};
 use catalog_softmax_testing::naive::matmul_rate;
+use catalog_softmax_testing::problem::Storage;
 use clap::{Parser, ValueEnum};
-use half::{bf16, f16};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -31,17 +33,30 @@ struct Args {
     temperature: f64,
     /// Element types of the embeddings
     #[arg(long, value_enum, num_args = 1.., default_values = ["f32"])]
-    dtype: Vec<DTypeName>,
-    /// Keep the matrix unit (AMX) out, where there is one
-    #[arg(long)]
-    without_amx: bool,
+    dtype: Vec<Type>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum DTypeName {
+enum Type {
     F32,
     F16,
     Bf16,
+    /// bf16 without the processor's matrix unit
+    Bf16WithoutAmx,
+}
+
+impl Type {
+    fn dtype(self) -> DType {
+        match self {
+            Type::F32 => DType::F32,
+            Type::F16 => DType::F16,
+            Type::Bf16 | Type::Bf16WithoutAmx => DType::Bf16,
+        }
+    }
+
+    fn cpu(self) -> Cpu {
+        if let Type::Bf16WithoutAmx = self { Cpu::without_amx() } else { Cpu::new() }
+    }
 }
 
 fn shape(text: &str) -> Result<[usize; 3], String> {
@@ -51,69 +66,89 @@ fn shape(text: &str) -> Result<[usize; 3], String> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    println!("| B x N x D | type | pass | ms | share of the matmul rate, % | matmul rate, GFLOP/s |");
-    println!("|---|---|---|---|---|---|");
+    println!("| B x N x D | type | pass | ms | times | share of the matmul rate, % | matmul rate, GFLOP/s |");
+    println!("|---|---|---|---|---|---|---|");
     for &shape in &args.shapes {
-        for &dtype in &args.dtype {
-            for request in [Request::value(), Request::value_and_grad()] {
-                match dtype {
-                    DTypeName::F32 => one_shape(shape, dtype, |x| x, request, &args)?,
-                    DTypeName::F16 => one_shape(shape, dtype, f16::from_f32, request, &args)?,
-                    DTypeName::Bf16 => one_shape(shape, dtype, bf16::from_f32, request, &args)?,
-                }
-            }
+        for request in [Request::value(), Request::value_and_grad()] {
+            one_shape(shape, request, &args)?;
         }
     }
     Ok(())
 }
 
-fn one_shape<T>(
-    [b, n, dim]: [usize; 3],
-    dtype: DTypeName,
-    convert: fn(f32) -> T,
-    request: Request,
-    args: &Args,
-) -> Result<(), Box<dyn Error>>
-where
-    for<'a> &'a [T]: Into<Elements<'a>>,
-{
-    let mut rng = SmallRng::seed_from_u64(1);
-    let mut embeddings = |rows: usize| -> Vec<T> {
-        std::iter::repeat_with(|| convert(rng.random_range(-1.0..1.0))).take(rows * dim).collect()
-    };
-    let (queries, candidates) = (embeddings(b), embeddings(n));
-    let positives: Vec<u32> = (0..b).map(|row| (row % n) as u32).collect();
-    let (queries, candidates) = (queries.as_slice(), candidates.as_slice());
-    let batch = Batch::builder(Embeddings::new(queries, b, dim), Embeddings::new(candidates, n, dim));
-    let batch = batch.positives(&positives).build()?;
-    let loss = Loss::softmax(Similarity::Cosine, args.temperature);
-    let mut cpu = if args.without_amx { Cpu::without_amx() } else { Cpu::new() };
-    let (mut output, mut gradients) = (Output::default(), Gradients::default());
-    let mut step = || -> Result<f64, Box<dyn Error>> {
+/// A step of one type: its inputs, what it writes, and what was measured.
+struct Step {
+    dtype: Type,
+    queries: Storage,
+    candidates: Storage,
+    positives: Vec<u32>,
+    cpu: Cpu,
+    output: Output<f32>,
+    gradients: Gradients<f32>,
+    milliseconds: Vec<f64>,
+    shares: Vec<f64>,
+    rates: Vec<f64>,
+}
+
+impl Step {
+    fn new([b, n, dim]: [usize; 3], dtype: Type) -> Step {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut embeddings = |rows: usize| {
+            let values: Vec<f32> = std::iter::repeat_with(|| rng.random_range(-1.0..1.0)).take(rows * dim).collect();
+            Storage::new(&values, dtype.dtype())
+        };
+        let (queries, candidates) = (embeddings(b), embeddings(n));
+        let positives = (0..b).map(|row| (row % n) as u32).collect();
+        let (output, gradients) = (Output::default(), Gradients::default());
+        let [milliseconds, shares, rates] = Default::default();
+        Step { dtype, queries, candidates, positives, cpu: dtype.cpu(), output, gradients, milliseconds, shares, rates }
+    }
+
+    /// Seconds of one step.
+    fn run(&mut self, dim: usize, loss: &Loss, request: Request) -> Result<f64, Box<dyn Error>> {
+        let (queries, candidates) = (self.queries.view(dim), self.candidates.view(dim));
+        let batch = Batch::builder(queries, candidates).positives(&self.positives).build()?;
+        let gradients = request.gradients.then_some(&mut self.gradients);
         let start = Instant::now();
-        cpu.compute(&batch, &loss, request, &mut output, request.gradients.then_some(&mut gradients))?;
+        self.cpu.compute(&batch, loss, request, &mut self.output, gradients)?;
         Ok(start.elapsed().as_secs_f64())
-    };
-    // Enough steps in a round for a tenth of a second; the first step allocates.
-    step()?;
-    let steps = (0.1 / step()?).ceil().max(1.0);
+    }
+}
+
+fn one_shape([b, n, dim]: [usize; 3], request: Request, args: &Args) -> Result<(), Box<dyn Error>> {
+    let loss = Loss::softmax(Similarity::Cosine, args.temperature);
+    let mut steps: Vec<Step> = args.dtype.iter().map(|&dtype| Step::new([b, n, dim], dtype)).collect();
     let matmuls = if request.gradients { 4.0 } else { 1.0 };
     let operations = matmuls * 2.0 * b as f64 * n as f64 * dim as f64;
-    let (mut times, mut shares, mut rates) = (Vec::new(), Vec::new(), Vec::new());
+    let rate = || matmul_rate(dim, rayon::current_num_threads());
+    // The first step allocates.
+    for step in &mut steps {
+        step.run(dim, &loss, request)?;
+    }
     for _ in 0..args.rounds {
-        let before = matmul_rate(dim, rayon::current_num_threads());
-        let mut time = 0.0;
-        for _ in 0..steps as usize {
-            time += step()? / steps;
+        let mut before = rate();
+        for step in &mut steps {
+            let (mut seconds, mut count) = (0.0, 0.0);
+            while seconds < 0.1 {
+                seconds += step.run(dim, &loss, request)?;
+                count += 1.0;
+            }
+            let after = rate();
+            let here = (before + after) / 2.0;
+            before = after;
+            step.milliseconds.push(seconds / count * 1e3);
+            step.shares.push(operations * count / seconds / here * 100.0);
+            step.rates.push(here / 1e9);
         }
-        let rate = (before + matmul_rate(dim, rayon::current_num_threads())) / 2.0;
-        times.push(time * 1e3);
-        shares.push(operations / time / rate * 100.0);
-        rates.push(rate / 1e9);
     }
     let pass = if request.gradients { "loss and gradients" } else { "loss" };
-    let [times, shares, rates] = [times, shares, rates].map(summary);
-    println!("| {b} x {n} x {dim} | {dtype:?} | {pass} | {times} | {shares} | {rates} |");
+    for step in &steps {
+        let times = steps[0].milliseconds.iter().zip(&step.milliseconds).map(|(first, this)| first / this).collect();
+        let [times, shares, rates] = [times, step.shares.clone(), step.rates.clone()].map(summary);
+        let milliseconds = summary(step.milliseconds.clone());
+        let name = step.dtype.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
+        println!("| {b} x {n} x {dim} | {name} | {pass} | {milliseconds} | {times} | {shares} | {rates} |");
+    }
     Ok(())
 }
 

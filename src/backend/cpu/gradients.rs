@@ -19,11 +19,16 @@ use crate::problem::plan::Plan;
 use crate::problem::positives::Positives;
 use crate::problem::statistics::{Request, RowStatistics};
 
-/// Each row's derivatives, and `gamma` in natural units.
-pub(super) struct Upstream<'a> {
+/// What the pass back takes.
+#[derive(Clone, Copy)]
+pub(super) struct PassBack<'a> {
+    pub(super) batch: &'a Batch<'a>,
+    pub(super) loss: &'a Loss,
+    pub(super) request: Request,
+    pub(super) statistics: &'a RowStatistics<f32>,
+    /// (B) and (P): derivatives by each row's lse and by each positive's score.
     pub(super) d_lse: &'a [f64],
     pub(super) d_positive: &'a [f64],
-    pub(super) gamma: f64,
 }
 
 impl Cpu {
@@ -47,35 +52,20 @@ impl Cpu {
     }
 
     /// Gradients of everything but the table.
-    pub(super) fn side_gradients(
-        &mut self,
-        batch: &Batch<'_>,
-        loss: &Loss,
-        request: Request,
-        statistics: &RowStatistics<f32>,
-        upstream: &Upstream<'_>,
-        gradients: &mut Gradients<f32>,
-    ) {
-        self.prepare(batch, loss);
-        self.workspace.queries.pack(self.bf16_matmul(batch.dtype()));
-        self.row_gradients(batch, loss, request, statistics, upstream, gradients);
-        self.pool_gradients(batch, loss, request, upstream.d_positive, gradients);
+    pub(super) fn side_gradients(&mut self, pass: PassBack<'_>, gradients: &mut Gradients<f32>) {
+        self.prepare(pass.batch, pass.loss);
+        self.workspace.queries.pack(self.bf16_matmul(pass.batch.dtype()));
+        self.row_gradients(pass, gradients);
+        self.pool_gradients(pass, gradients);
     }
 
     /// Gradients of queries, separate positives and temperature, row by row.
-    fn row_gradients(
-        &mut self,
-        batch: &Batch<'_>,
-        loss: &Loss,
-        request: Request,
-        statistics: &RowStatistics<f32>,
-        upstream: &Upstream<'_>,
-        gradients: &mut Gradients<f32>,
-    ) {
+    fn row_gradients(&mut self, pass: PassBack<'_>, gradients: &mut Gradients<f32>) {
+        let PassBack { batch, loss, request, statistics, d_lse, d_positive } = pass;
         let Some(expected_negative) = &statistics.expected_negative else { return };
-        self.fold_lse(statistics, upstream.d_lse);
+        self.fold_lse(statistics, d_lse);
         let Workspace { queries, pairs, scratch, .. } = &self.workspace;
-        let Upstream { d_lse, d_positive, gamma } = *upstream;
+        let gamma = scale(loss).1;
         let tasks =
             RowTasks { arch: self.arch, similarity: loss.similarity, gamma, accumulate: request.accumulate, scratch };
 
@@ -109,14 +99,8 @@ impl Cpu {
     }
 
     /// Gradients of the pools that have embeddings of their own.
-    fn pool_gradients(
-        &mut self,
-        batch: &Batch<'_>,
-        loss: &Loss,
-        request: Request,
-        d_positive: &[f64],
-        gradients: &mut Gradients<f32>,
-    ) {
+    fn pool_gradients(&mut self, pass: PassBack<'_>, gradients: &mut Gradients<f32>) {
+        let PassBack { batch, loss, request, d_positive, .. } = pass;
         let (matrix, dim) = (&batch.matrix, batch.dim());
         let plan = plan::plan(batch, loss.symmetric, Request::value_and_grad());
         let matmul = self.bf16_matmul(batch.dtype());

@@ -54,7 +54,7 @@ use crate::problem::search::TopK;
 use crate::problem::statistics::{Partial, Request, RowStatistics};
 use amx::Amx;
 use bf16_matmul::Bf16Matmul;
-use gradients::Upstream;
+use gradients::PassBack;
 use kernels::Place;
 use masks::Masks;
 use pairs::PairData;
@@ -187,9 +187,8 @@ impl Stream for Cpu {
         if statistics.expected_negative.is_none() {
             return Ok(());
         }
-        let upstream = Upstream { d_lse, d_positive, gamma: scale(loss).1 };
         in_pool(|| {
-            self.side_gradients(batch, loss, request, statistics, &upstream, gradients);
+            self.side_gradients(PassBack { batch, loss, request, statistics, d_lse, d_positive }, gradients);
             if batch.matrix.table.as_ref().is_some_and(|table| table.gradient) {
                 let out = TableOut::Gradient { to: &mut gradients.d_table, request };
                 self.table_gradient(batch, loss, d_positive, out);
@@ -211,8 +210,8 @@ impl Stream for Cpu {
         optimizer: &mut Optimizer,
     ) -> Result<()> {
         let (here, request) = (batch.with_table(table.view()), Request::value_and_grad());
-        let upstream = Upstream { d_lse, d_positive, gamma: scale(loss).1 };
-        in_pool(|| self.side_gradients(&here, loss, request, statistics, &upstream, gradients));
+        let pass = PassBack { batch: &here, loss, request, statistics, d_lse, d_positive };
+        in_pool(|| self.side_gradients(pass, gradients));
         gradients.d_table = None;
         // From here on rows of the table are read and written stretch by stretch; the queries and the positives are copies.
         let step = TableOut::Step(optimizer.begin(table)?);

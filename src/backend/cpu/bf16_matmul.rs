@@ -81,6 +81,11 @@ impl Bf16Matmul {
         arch.dispatch(ScaleScores { sims: to, query, candidate });
     }
 
+    /// Bytes that [`Bf16Matmul::score_pairs`] takes.
+    pub(super) fn pair_bytes(dim: usize) -> usize {
+        Bf16Scratch::bytes(BLOCK, dim) + Bf16Rows::bytes(BLOCK, dim) + Bf16Tile::bytes(BLOCK, dim, false)
+    }
+
     /// The similarities of pairs of a query and a positive, whose rows `at(pair)` returns, as [`Bf16Matmul::score`] computes them.
     pub(super) fn score_pairs(
         &self,

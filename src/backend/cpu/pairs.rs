@@ -10,6 +10,7 @@ use super::tile::Detail;
 use super::units::Units;
 use super::{rows_per_task, scale};
 use crate::problem::batch::Batch;
+use crate::problem::embeddings::DType;
 use crate::problem::loss::Loss;
 use crate::problem::positives::{Pairs, Positives};
 
@@ -38,7 +39,8 @@ impl PairData {
         let (b, pairs) = (batch.num_queries(), batch.num_positives());
         let per_pair = size_of::<u32>() + 2 * size_of::<f32>() + size_of::<(u32, u32, u32)>();
         let units = Units::bytes(pairs, batch.dim(), batch.dtype());
-        units + pairs * per_pair + 2 * b * size_of::<f32>()
+        let scored = if batch.dtype() == DType::Bf16 { Bf16Matmul::pair_bytes(batch.dim()) } else { 0 };
+        units + pairs * per_pair + 2 * b * size_of::<f32>() + scored * rayon::current_num_threads()
     }
 
     /// What the streaming pass reads for pools, and for negatives of a row's own.

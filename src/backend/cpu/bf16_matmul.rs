@@ -37,8 +37,11 @@ pub(super) struct Bf16Scratch {
 
 impl Bf16Scratch {
     /// Bytes for tiles of `width` candidates.
-    pub(super) fn bytes(width: usize, dim: usize) -> usize {
+    pub(super) fn bytes(width: usize, dim: usize, gradients: bool) -> usize {
         let (dims, columns) = (dim.next_multiple_of(BLOCK), COLUMNS.min(width));
+        if !gradients {
+            return Steps::bytes(dims / BLOCK);
+        }
         let steps = (dims / BLOCK).max(PIECES * QUERIES.max(COLUMNS) / BLOCK);
         let words = (columns * BLOCK).max(QUERIES * width) / 2 * PIECES;
         Steps::bytes(steps) + words * size_of::<u32>() + 2 * dims * width.max(BLOCK) * size_of::<f32>()
@@ -83,7 +86,7 @@ impl Bf16Matmul {
 
     /// Bytes that [`Bf16Matmul::score_pairs`] takes.
     pub(super) fn pair_bytes(dim: usize) -> usize {
-        Bf16Scratch::bytes(BLOCK, dim) + Bf16Rows::bytes(BLOCK, dim) + Bf16Tile::bytes(BLOCK, dim, false)
+        Bf16Scratch::bytes(BLOCK, dim, false) + Bf16Rows::bytes(BLOCK, dim) + Bf16Tile::bytes(BLOCK, dim, false)
     }
 
     /// The similarities of pairs of a query and a positive, whose rows `at(pair)` returns, as [`Bf16Matmul::score`] computes them.

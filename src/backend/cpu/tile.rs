@@ -61,7 +61,7 @@ impl Scratch {
         let queries = block_b.min(if gradients { BACK_ROWS } else { BLOCK }).next_multiple_of(BLOCK);
         let width = block_n.next_multiple_of(kernels::LANES);
         let sims = queries * width * size_of::<f32>();
-        let bf16 = if dtype == DType::Bf16 { Bf16Scratch::bytes(width, dim) } else { 0 };
+        let bf16 = if dtype == DType::Bf16 { Bf16Scratch::bytes(width, dim, gradients) } else { 0 };
         let rows = block_b * (size_of::<RowState>() + size_of::<f32>());
         let rejected = block_n.next_power_of_two() * size_of::<RejectedCandidate>();
         size_of::<Scratch>() + sims + bf16 + rows + rejected + dim * size_of::<f64>()

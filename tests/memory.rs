@@ -221,6 +221,11 @@ fn steps_and_searches_allocate_what_their_plans_say() {
         let pools = Config { pools: vec![224, 256], ..Config::new(256, 1, dim) };
         on_fresh_threads(1, || a_step_fits_its_plan(&pools.problem()));
     }
+    // Wide rows: what scores the positives is allocated beside the buffers that the first step has left.
+    for dtype in [DType::F32, DType::Bf16] {
+        let wide = Config { dtype, ..Config::new(64, 96, 2049) };
+        on_fresh_threads(1, || a_second_step_fits_its_plan(&wide.problem()));
+    }
     for (b, rows, pool, per_row) in [(300, 2_000, 2_000, 7), (64, 2_000, 5_000, 1), (300, 20_000, 2_000, 7)] {
         let table = TableConfig {
             b,
@@ -241,6 +246,19 @@ fn a_step_fits_its_plan(problem: &Problem) {
     let (b, n, dim) = (problem.num_queries(), problem.num_candidates(), problem.dim);
     let rayon = RAYON.max(RAYON / 2 * rayon::current_num_threads());
     assert!(first <= planned + rayon, "B {b}, N {n}, D {dim}: used {first}, planned {planned}");
+}
+
+/// All that is live at the peak of a second step: the workspace of the first, and what the second takes beside it.
+fn a_second_step_fits_its_plan(problem: &Problem) {
+    let (batch, request) = (problem.batch().expect("a valid problem"), Request::value_and_grad());
+    let (mut cpu, mut output) = (Cpu::new(), Step::default());
+    let planned = cpu.plan(&batch, &problem.loss, request).expect("a loss that fits").workspace_bytes;
+    let before = LIVE.load(Relaxed);
+    output.compute(&mut cpu, &batch, &problem.loss, request).expect("a loss that fits");
+    let held = LIVE.load(Relaxed) - before;
+    let used = held + peak(|| output.compute(&mut cpu, &batch, &problem.loss, request).expect("a loss that fits"));
+    let used = used - output_bytes(&output);
+    assert!(used <= planned + RAYON, "D {}: used {used} in a second step, planned {planned}", problem.dim);
 }
 
 fn a_search_fits_its_plan(data: &SearchData, k: usize) {

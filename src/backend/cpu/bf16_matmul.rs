@@ -12,7 +12,6 @@ use super::matmul::PackTransposed;
 use super::resize;
 use super::units::Units;
 use super::words::{Bf16Rows, Bf16Tile, PIECES, SplitColumns, SplitRows, words_per_row};
-use crate::problem::embeddings::DType;
 
 /// Columns of probabilities that are multiplied at a time: their words, 24 KiB, stay in the first-level cache.
 const COLUMNS: usize = 128;
@@ -49,9 +48,8 @@ impl Bf16Scratch {
 }
 
 impl Bf16Matmul {
-    /// `None` where there is no matrix unit, or the embeddings are not bf16.
-    pub(super) fn new(amx: Option<Amx>, dtype: DType) -> Option<Bf16Matmul> {
-        amx.filter(|_| dtype == DType::Bf16).map(Bf16Matmul)
+    pub(super) fn new(amx: Amx) -> Bf16Matmul {
+        Bf16Matmul(amx)
     }
 
     /// `S = Q̂ Ĉᵀ` of at most [`BLOCK`] queries and a tile of `width` candidates. `to` has room for [`BLOCK`] rows.
@@ -137,8 +135,7 @@ impl Bf16Matmul {
             let columns = start..(start + COLUMNS).min(width);
             let along = columns.len() / 2;
             resize(words, BLOCK * PIECES * along);
-            let factors = tile.rows.factors_from(0);
-            arch.dispatch(SplitRows { from: probabilities, width, columns, factors, to: words });
+            arch.dispatch(SplitRows { from: probabilities, width, columns, factors: &tile.relative, to: words });
             // All pieces with each tile of the candidates, which is then loaded once.
             let tiles = (0..along).step_by(TILE).flat_map(|word| (0..PIECES).rev().map(move |piece| (word, piece)));
             let at = |(word, piece)| Step { a: piece * along + word, b: (start / 2 + word) * BLOCK };
@@ -156,7 +153,8 @@ impl Bf16Matmul {
                 add: start > 0,
             });
         }
-        arch.dispatch(AddProduct { product, product_stride: dims, rescale, to, dim: tile.rows.dim(), first });
+        let (scale, dim) = (tile.scale, tile.rows.dim());
+        arch.dispatch(AddProduct { product, product_stride: dims, scale, rescale, to, dim, first });
     }
 
     /// Takes coefficients of a chunk of queries, before [`Bf16Matmul::gradient`] multiplies those of all chunks of `block`, a block
@@ -174,7 +172,7 @@ impl Bf16Matmul {
     ) {
         let (first, along) = ((chunk.start - block.start) / 2, block.len().div_ceil(BLOCK) * TILE);
         resize(&mut scratch.words, PIECES * along * width);
-        let factors = queries.bf16().factors_from(chunk.start);
+        let factors = queries.paired().relative_from(chunk.start);
         arch.dispatch(SplitColumns { from, width, factors, to: &mut scratch.words, first, along });
     }
 
@@ -216,11 +214,13 @@ impl Bf16Matmul {
         &self,
         arch: Arch,
         scratch: &mut Bf16Scratch,
+        queries: &Units,
         width: usize,
-        factor: f32,
+        factor: f64,
         to: GradientOut<'_>,
     ) {
         let Bf16Scratch { product, transposed, .. } = scratch;
+        let factor = (factor * f64::from(queries.paired().scale())) as f32;
         resize(transposed, product.len());
         arch.dispatch(PackTransposed { from: product, k: width, to: transposed });
         arch.dispatch(AddPanels { panels: transposed, width, factor, to });
@@ -257,10 +257,12 @@ impl NullaryFnOnce for ScaleScores<'_> {
     }
 }
 
-/// `to = to · rescale + product` row by row, or `to = product`.
+/// `to = to · rescale + product · scale` row by row, or `to = product · scale`.
 struct AddProduct<'a> {
     product: &'a [f32],
     product_stride: usize,
+    /// A power of two.
+    scale: f32,
     rescale: &'a [f32],
     to: &'a mut [f32],
     dim: usize,
@@ -274,12 +276,8 @@ impl NullaryFnOnce for AddProduct<'_> {
     fn call(self) {
         let rows = self.to.chunks_exact_mut(self.dim).zip(self.product.chunks_exact(self.product_stride));
         for ((to, product), &rescale) in rows.zip(self.rescale) {
-            if self.first {
-                to.copy_from_slice(&product[..self.dim]);
-                continue;
-            }
             for (to, &product) in to.iter_mut().zip(product) {
-                *to = to.mul_add(rescale, product);
+                *to = product.mul_add(self.scale, if self.first { 0.0 } else { *to * rescale });
             }
         }
     }

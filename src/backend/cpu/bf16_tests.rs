@@ -12,8 +12,8 @@ use crate::{
 
 /// The CPU with the emulated unit, and with the processor's where it has one.
 fn backends() -> impl Iterator<Item = Cpu> {
-    let with = |amx| Cpu { amx: Some(amx), ..Cpu::without_amx() };
-    std::iter::once(with(Amx::emulated())).chain(Amx::detect().map(with))
+    let with = |amx| Cpu { amx, ..Cpu::without_amx() };
+    std::iter::once(with(|| Some(Amx::emulated()))).chain(Amx::detect().map(|_| with(Amx::detect)))
 }
 
 /// Numbers of a shape of rows, each row `size(row)` times its numbers.
@@ -65,7 +65,7 @@ fn is_as_near_as_without(batch: &Batch<'_>, loss: &Loss) {
     let exact = step(Reference::new(), batch, loss);
     let baseline = errors(&step(Cpu::without_amx(), batch, loss), &exact);
     for backend in backends() {
-        let unit = backend.amx;
+        let unit = (backend.amx)();
         for ((name, error), (_, baseline)) in errors(&step(backend, batch, loss), &exact).iter().zip(&baseline) {
             assert!(*error <= 4.0 * baseline.max(LEAST), "{name}: {error:e}, without {baseline:e}, {unit:?}");
         }
@@ -109,7 +109,7 @@ fn lengths_at_the_ends_of_the_range() {
             let exact = step(Reference::new(), &batch, &loss);
             let baseline = errors(&step(Cpu::without_amx(), &batch, &loss), &exact);
             for backend in backends() {
-                let unit = backend.amx;
+                let unit = (backend.amx)();
                 let found = errors(&step(backend, &batch, &loss), &exact);
                 // Gradients by embeddings of such lengths leave the range of `f32` on all backends.
                 for ((name, error), (_, baseline)) in found.iter().zip(&baseline).take(2) {
@@ -178,6 +178,65 @@ fn equal_embeddings_have_equal_scores() {
         for (row, (indices, scores)) in top.indices.chunks(10).zip(top.scores.chunks(10)).enumerate() {
             assert!(indices.windows(2).all(|pair| pair[0] + 40 == pair[1]), "{row}: {indices:?}");
             assert!(scores.iter().all(|score| score.to_bits() == scores[0].to_bits()), "{row}: {scores:?}");
+        }
+    }
+}
+
+/// Scores of order 1 between long and short rows: the derivative by the temperature is of order 1, too, and sums the expected
+/// negatives, whose rows are short. And gradients of short queries' candidates.
+#[test]
+fn gradients_of_short_rows_beside_long_ones() {
+    let (b, n, dim) = (70, 300, 16);
+    let positives: Vec<u32> = (0..b as u32).collect();
+    for [query, candidate] in [[1e34, 1e-34], [1e-34, 1e34]] {
+        let (queries, candidates) = (rows(b, dim, 1.0, |_| query), rows(n, dim, 2.0, |_| candidate));
+        let batch = Batch::builder(Embeddings::new(&queries[..], b, dim), Embeddings::new(&candidates[..], n, dim));
+        let batch = batch.positives(&positives).build().expect("a valid batch");
+        is_as_near_as_without(&batch, &Loss::softmax(Similarity::Dot, 4.0));
+    }
+}
+
+/// Rows that weigh little: coefficients near the least number.
+#[test]
+fn gradients_of_rows_that_weigh_little() {
+    let (b, n, dim) = (70, 300, 37);
+    let positives: Vec<u32> = (0..b as u32).collect();
+    let (queries, candidates) = (rows(b, dim, 1.0, |_| 1.0), rows(n, dim, 2.0, |_| 1.0));
+    for weight in [1e-33, 1e30] {
+        let weights = vec![weight; b];
+        let batch = Batch::builder(Embeddings::new(&queries[..], b, dim), Embeddings::new(&candidates[..], n, dim));
+        let batch = batch.positives(&positives).row_weight(&weights).build().expect("a valid batch");
+        is_as_near_as_without(&batch, &Loss::softmax(Similarity::Cosine, 1.0).reduction(crate::Reduction::Sum));
+    }
+}
+
+/// Whole steps, with a workspace that steps of other shapes and of NaN have left behind.
+#[test]
+fn emulated_steps_are_the_processors_after_other_steps_too() {
+    let shape = |cpu: &mut Cpu, b: usize, n: usize, dim: usize, nan: bool, similarity| {
+        let size = |row: usize| if nan { f32::NAN } else { [1.0, 0.2, 3.0][row % 3] };
+        let (queries, candidates) = (rows(b, dim, 1.0, size), rows(n, dim, 2.0, size));
+        let positives: Vec<u32> = (0..b).map(|row| (row * 5 % n) as u32).collect();
+        let batch = Batch::builder(Embeddings::new(&queries[..], b, dim), Embeddings::new(&candidates[..], n, dim));
+        let batch = batch.positives(&positives).build().expect("a valid batch");
+        let (mut output, mut gradients) = (Output::default(), Gradients::default());
+        let request = Request::value_and_grad().with_rank().with_moments();
+        let loss = Loss::softmax(similarity, 0.2);
+        cpu.compute(&batch, &loss, request, &mut output, Some(&mut gradients)).expect("a valid batch");
+        let mut all: Vec<u64> =
+            results(&output, &gradients).into_iter().flat_map(|(_, x)| x).map(f64::to_bits).collect();
+        all.extend(output.statistics.rank.expect("asked for").ties);
+        all
+    };
+    let mut reused: Vec<Cpu> = backends().collect();
+    for (b, n, dim) in [(560, 300, 40), (1, 1, 1), (129, 97, 300), (33, 40, 2049), (529, 33, 31)] {
+        for similarity in [Similarity::Cosine, Similarity::Dot] {
+            let fresh: Vec<_> = backends().map(|mut cpu| shape(&mut cpu, b, n, dim, false, similarity)).collect();
+            assert!(fresh.iter().all(|bits| *bits == fresh[0]), "{b} {n} {dim}: emulated and real");
+            for cpu in &mut reused {
+                shape(cpu, 150, 310, 70, true, similarity);
+                assert!(shape(cpu, b, n, dim, false, similarity) == fresh[0], "{b} {n} {dim}: stale");
+            }
         }
     }
 }

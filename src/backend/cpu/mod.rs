@@ -68,11 +68,14 @@ use uses::TableUses;
 ///
 /// Arithmetic is in `f32`, as a matmul of `f32` inputs would be; `f16` and `bf16` are widened tile by tile. Per-row sums
 /// are `f64`. On processors with AMX, the matrix unit of Intel's servers from Sapphire Rapids on, matmuls with `bf16`
-/// embeddings run there, with exact products and sums in `f32`, on Linux.
+/// embeddings run there, with exact products and sums in `f32`, on Linux. The first such step asks the system for the
+/// unit, for the whole process; alternate signal stacks (`sigaltstack`) must then have the size that
+/// `getauxval(AT_MINSIGSTKSZ)` returns.
 #[derive(Debug)]
 pub struct Cpu {
     arch: Arch,
-    amx: Option<Amx>,
+    /// Asked for at the first step with bf16 embeddings.
+    amx: fn() -> Option<Amx>,
     workspace: Workspace,
 }
 
@@ -101,7 +104,7 @@ struct Workspace {
 impl Cpu {
     /// A backend with an empty workspace.
     pub fn new() -> Self {
-        Cpu { amx: Amx::detect(), ..Cpu::without_amx() }
+        Cpu { amx: Amx::detect, ..Cpu::without_amx() }
     }
 
     /// A backend that leaves a processor's matrix unit (AMX) alone. The unit adds in another order, so steps with `bf16`
@@ -118,12 +121,12 @@ impl Cpu {
     /// # Ok::<(), catalog_softmax::Error>(())
     /// ```
     pub fn without_amx() -> Self {
-        Cpu { arch: Arch::new(), amx: None, workspace: Workspace::default() }
+        Cpu { arch: Arch::new(), amx: || None, workspace: Workspace::default() }
     }
 
     /// The matrix unit's matmuls of a step whose embeddings have this type.
     fn bf16_matmul(&self, dtype: DType) -> Option<Bf16Matmul> {
-        Bf16Matmul::new(self.amx, dtype)
+        (dtype == DType::Bf16).then(self.amx).flatten().map(Bf16Matmul::new)
     }
 }
 

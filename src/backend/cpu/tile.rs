@@ -304,11 +304,11 @@ impl TileJob<'_> {
         d_tile: &mut [f32],
         add: bool,
     ) {
-        let (dim, factor) = (self.matrix.dim(), self.scale.1 as f32);
+        let dim = self.matrix.dim();
         self.masks.open(0..self.matrix.num_queries(), self.keys(tile), &mut scratch.rejected);
         if let Some(matmul) = self.matmul {
             let to = GradientOut { to: d_tile, dim, add };
-            return self.back_bf16(matmul, scratch, tile, back, factor, to);
+            return self.back_bf16(matmul, scratch, tile, back, to);
         }
         for rows in pieces(0..self.matrix.num_queries(), BACK_ROWS) {
             self.coefficients(scratch, tile, rows.clone(), back);
@@ -320,7 +320,7 @@ impl TileJob<'_> {
                 to: d_tile,
                 to_stride: dim,
                 add: add || rows.start > 0,
-                factor,
+                factor: self.scale.1 as f32,
             });
         }
     }
@@ -332,7 +332,6 @@ impl TileJob<'_> {
         scratch: &mut Scratch,
         tile: &CandidateTile<'_>,
         back: &BackInputs<'_>,
-        factor: f32,
         to: GradientOut<'_>,
     ) {
         for block in pieces(0..self.matrix.num_queries(), QUERIES) {
@@ -344,7 +343,7 @@ impl TileJob<'_> {
             }
             matmul.gradient(&mut scratch.bf16, self.queries, &block, tile.width, block.start > 0);
         }
-        matmul.write_gradient(self.arch, &mut scratch.bf16, tile.width, factor, to);
+        matmul.write_gradient(self.arch, &mut scratch.bf16, self.queries, tile.width, self.scale.1, to);
     }
 
     /// The coefficients of a tile and a block of queries: `d_lse q_ij`, 0 where masked, `d_positive` at the positives.

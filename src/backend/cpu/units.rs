@@ -78,6 +78,12 @@ impl Units {
         panels.for_each(|(p, panel)| super::matmul::pack_panel(&self.values, dim, p, panel));
     }
 
+    /// Prepares for coefficients of which none of a row is larger than the number that `largest` has for it. [`Units::pack`] must
+    /// have been called.
+    pub(super) fn weigh(&mut self, largest: &[f32]) {
+        self.paired.weigh(&self.bf16, largest);
+    }
+
     /// Bytes of that many rows on every processor, without what [`Units::pack`] makes.
     pub(super) fn bytes(rows: usize, dim: usize, dtype: DType) -> usize {
         // A list of the tasks' rows, which doubles as it grows.

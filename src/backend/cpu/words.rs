@@ -126,6 +126,11 @@ fn power_of_two(norm: f64) -> f64 {
     f64::from_bits(norm.to_bits() & (0x7ff << 52)).clamp(f64::from(f32::MIN_POSITIVE), 2f64.powi(127))
 }
 
+/// A power of two near the largest of some sizes, within the range of `f32`; 1 if all are 0, or one is infinite.
+fn near_largest(sizes: impl Iterator<Item = f32>) -> f32 {
+    power_of_two(f64::from(sizes.fold(0.0, f32::max))) as f32
+}
+
 /// Turns words along D of two rows into words of these rows: [`BLOCK`] words, one for each element.
 #[inline(always)]
 fn side_by_side(first: &[u32; TILE], second: &[u32; TILE]) -> [[u32; TILE]; 2] {
@@ -152,13 +157,18 @@ pub(super) struct Bf16Tile {
     pub(super) transposed: Vec<u32>,
     /// Of the expected negatives: (panels of [`BLOCK`] elements, words along the candidates, elements of a panel).
     pub(super) paired: Vec<u32>,
+    /// (width): what probabilities are multiplied by for it. The rows' factors over `scale`, a power of two near the largest: what
+    /// the unit takes as 0 is then small beside the largest.
+    pub(super) relative: Vec<f32>,
+    pub(super) scale: f32,
 }
 
 impl Bf16Tile {
     /// Bytes of a tile of `width` candidates, with or without expected negatives.
     pub(super) fn bytes(width: usize, dim: usize, expected: bool) -> usize {
         let words = width * words_per_row(dim) * size_of::<u32>();
-        Bf16Rows::bytes(width, dim) + words * if expected { 2 } else { 1 }
+        let expected = if expected { words + width * size_of::<f32>() } else { 0 };
+        Bf16Rows::bytes(width, dim) + words + expected
     }
 
     /// Makes the operands of the first `width` rows, which are there.
@@ -171,6 +181,10 @@ impl Bf16Tile {
         if expected {
             resize(&mut self.paired, words);
             arch.dispatch(PairCandidates { rows: &self.rows, width, to: &mut self.paired });
+            let factors = &self.rows.factors[..width];
+            self.scale = near_largest(factors.iter().copied());
+            resize(&mut self.relative, width);
+            self.relative.iter_mut().zip(factors).for_each(|(relative, factor)| *relative = factor / self.scale);
         }
     }
 }
@@ -202,11 +216,37 @@ pub(super) struct PairedQueries {
     words: Vec<u32>,
     /// D, rounded up to blocks.
     dims: usize,
+    /// (queries): what coefficients are multiplied by. The rows' factors over `scale`, a power of two near the largest coefficient
+    /// times its factor: what the unit takes as 0 is then small beside the largest.
+    relative: Vec<f32>,
+    scale: f32,
 }
 
 impl PairedQueries {
     pub(super) fn bytes(rows: usize, dim: usize) -> usize {
-        rows.next_multiple_of(BLOCK) * words_per_row(dim) * size_of::<u32>()
+        rows.next_multiple_of(BLOCK) * words_per_row(dim) * size_of::<u32>() + 2 * rows * size_of::<f32>()
+    }
+
+    /// Prepares for coefficients of which none of a query is larger than the number that `largest` has for it.
+    pub(super) fn weigh(&mut self, rows: &Bf16Rows, largest: &[f32]) {
+        let sizes = largest.iter().zip(&rows.factors).map(|(largest, factor)| largest * factor);
+        self.scale = near_largest(sizes);
+        self.relative.clear();
+        self.relative.reserve_exact(largest.len());
+        let relative = |(&largest, factor): (&f32, &f32)| match largest {
+            0.0 => 0.0,
+            _ => (factor / self.scale).min(f32::MAX),
+        };
+        self.relative.extend(largest.iter().zip(&rows.factors).map(relative));
+    }
+
+    /// What coefficients are multiplied by, from query `row` on.
+    pub(super) fn relative_from(&self, row: usize) -> &[f32] {
+        &self.relative[row..]
+    }
+
+    pub(super) fn scale(&self) -> f32 {
+        self.scale
     }
 
     pub(super) fn load(&mut self, from: &Bf16Rows, rows: usize) {

@@ -13,7 +13,10 @@ pub(super) fn usable() -> bool {
     const AMX_TILE: u32 = 1 << 24;
     const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-    if __cpuid_count(0, 0).eax < 7 || __cpuid_count(7, 0).edx & (AMX_BF16 | AMX_TILE) != AMX_BF16 | AMX_TILE {
+    #[allow(unused_unsafe, reason = "not unsafe in newer versions of Rust")]
+    // SAFETY: every x86-64 processor has the instruction.
+    let (leaves, features) = unsafe { (__cpuid_count(0, 0).eax, __cpuid_count(7, 0).edx) };
+    if leaves < 7 || features & (AMX_BF16 | AMX_TILE) != AMX_BF16 | AMX_TILE {
         return false;
     }
     // SAFETY: the call takes two numbers and changes no memory.

@@ -29,7 +29,8 @@ pub(super) struct Amx {
 }
 
 impl Amx {
-    /// Whether the processor has the unit, and the system lets this process use it.
+    /// The unit, if the processor has one and the system lets this process use it. Linux is asked once, and from then on wants
+    /// larger alternate stacks for signals (`sigaltstack`) of all threads.
     pub(super) fn detect() -> Option<Amx> {
         static USABLE: std::sync::LazyLock<bool> = std::sync::LazyLock::new(usable);
         USABLE.then_some(Amx {
@@ -166,10 +167,10 @@ impl Product<'_> {
         assert!(m > 0 && n > 0 && m.is_multiple_of(BLOCK) && n.is_multiple_of(BLOCK) && to_stride >= n);
         assert!(a_stride >= TILE && self.to.len() >= (m - 1) * to_stride + n);
         let last = |step: fn(&Step) -> usize| self.steps.all().iter().map(step).max().unwrap_or(0);
-        // The assembly multiplies offsets by four, so no step may be as large as `Steps::NONE`; these bounds see to it.
-        assert!(self.a.len() >= last(|step| step.a) + (m - 1) * a_stride + TILE);
+        // So no step is as large as `Steps::NONE` either.
+        assert!(self.a.len() >= last(|step| step.a).saturating_add((m - 1) * a_stride + TILE));
         let panels = (n / BLOCK - 1) * b_panel;
-        assert!(self.b.len() >= last(|step| step.b) + panels + TILE * BLOCK);
+        assert!(self.b.len() >= last(|step| step.b).saturating_add(panels + TILE * BLOCK));
     }
 
     /// What the unit computes, number by number.

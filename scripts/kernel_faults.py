@@ -78,28 +78,25 @@ FAULTS = [
         "&empty[place.index]), place.parity);",
     ),
     pipeline("the parity never turns", "            parity ^= 1;\n", ""),
-    pipeline("producer does not wait for empty terms", "        shared.of_terms.wait_empty(terms_place);\n", ""),
-    pipeline("producer does not wait for empty chunks", "            shared.chunks.wait_empty(chunk_place);\n", ""),
-    pipeline("producer does not wait for an empty X", "        shared.of_x.wait_empty(x_place);\n", ""),
+    pipeline("producer does not wait for empty terms", "                shared.of_terms.wait_empty(place);\n", ""),
+    pipeline("producer does not wait for empty chunks", "            shared.chunks.wait_empty(place);\n", ""),
+    pipeline("producer does not wait for an empty X", "            shared.of_x.wait_empty(x_place);\n", ""),
     pipeline(
         "last terms without __syncwarp",
         "to[i] = i < present ? from[i] : nothing;\n    __syncwarp();\n",
         "to[i] = i < present ? from[i] : nothing;\n",
     ),
     pipeline(
-        # After the chunks' arrivals, too: the consumers wait for both before they read it.
-        "flag written after the arrivals that hand it over",
-        "            shared.flags[terms_place.index] = flags;\n"
-        "            copy_bulk_terms(shared.of_terms, terms_place, to, terms + first, present);\n"
-        "            copy_chunks(first);\n",
-        "            copy_bulk_terms(shared.of_terms, terms_place, to, terms + first, present);\n"
-        "            copy_chunks(first);\n"
-        "            shared.flags[terms_place.index] = flags;\n",
+        "flag written after the arrival that hands it over",
+        "                    shared.flags[place.index] = flags;\n"
+        "                    copy_bulk_terms(shared.of_terms, place, to, terms + first, present);\n",
+        "                    copy_bulk_terms(shared.of_terms, place, to, terms + first, present);\n"
+        "                    shared.flags[place.index] = flags;\n",
     ),
     pipeline(
         "fewer bytes expected than copied",
-        "shared.chunks.expect(chunk_place, BLOCK_Y * CHUNK_BYTES)",
-        "shared.chunks.expect(chunk_place, BLOCK_Y * CHUNK_BYTES / 2)",
+        "shared.chunks.expect(place, BLOCK_Y * CHUNK_BYTES)",
+        "shared.chunks.expect(place, BLOCK_Y * CHUNK_BYTES / 2)",
     ),
     statistics("no __syncthreads after the barriers' initialisation", BLOCK_SYNC, ""),
     statistics(
@@ -107,7 +104,7 @@ FAULTS = [
         "            finish(b);\n            release_chunks();\n",
         "            release_chunks();\n            finish(b);\n",
     ),
-    statistics("terms not waited for", "            shared.of_terms.wait_full(terms_place);\n", ""),
+    statistics("terms not waited for", "        shared.of_terms.wait_full(terms_place);\n", ""),
     statistics(
         "terms handed back before they are read",
         "            reduce(b, tile, second);\n            release_terms();\n",
@@ -134,8 +131,6 @@ FAULTS = [
         "last chunks handed back before the matmul's wait",
         "        wgmma::wait<0>();\n        wgmma::settle(o);\n        release_chunks();\n        write(",
         "        release_chunks();\n        wgmma::wait<0>();\n        wgmma::settle(o);\n        write(",
-        harmless="the producer fills them again after the next unit's first terms came back, "
-        "and these come back after that wait",
     ),
     output(
         "spoiled rows cleared without fence.proxy.async",

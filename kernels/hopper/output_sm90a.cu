@@ -255,7 +255,7 @@ __device__ __forceinline__ void output(const HopperParams& p) {
     __syncthreads();
     if (threadIdx.x < WARPGROUP) {
         ptx::set_max_registers_down<PRODUCER_REGISTERS>();
-        if (threadIdx.x < 32) Producer<MODE, Shape>(p, shared, p.stream.y_terms).run();
+        Producer<MODE, Shape>(p, shared).run(p.stream.y_terms);
     } else {
         ptx::set_max_registers_up<CONSUMER_REGISTERS>();
         Consumer<Element, MODE, CHUNKS, ONLINE>(p, shared).run();

@@ -21,6 +21,10 @@ constexpr int CONSUMER_WARPS = CONSUMERS * WARPGROUP / 32;
 constexpr uint32_t PRODUCER_REGISTERS = 40;
 constexpr uint32_t CONSUMER_REGISTERS = 232;
 
+// Which of the consumer warpgroups this is. The shuffle tells the compiler that a warp's threads agree, so that descriptors of operands are
+// in registers that the warp shares.
+__device__ __forceinline__ int consumer_group() { return __shfl_sync(~0u, int(threadIdx.x / WARPGROUP), 0) - 1; }
+
 // What a tile may hold beside plain pairs.
 constexpr uint32_t TILE_SPECIAL = 1;  // a masked pair
 constexpr uint32_t TILE_SPOILED = 2;  // a streamed row that is not finite
@@ -162,7 +166,7 @@ __device__ __forceinline__ void copy_bulk_terms(RingBarriers<COUNT>& ring, const
     if (bytes) ptx::bulk_load(ptx::smem_address(to), from, bytes, barrier);
 }
 
-// The warp that copies. All its lanes look at the candidates, to find the tiles that are special; one lane does the rest.
+// Two warps copy: one the rows, and the other the terms. All lanes of the latter look for what makes a tile special, which takes longer.
 template <Mode MODE, typename Shape>
 struct Producer {
     static constexpr int BLOCK_X = Shape::BLOCK_X, BLOCK_Y = Shape::BLOCK_Y;
@@ -171,56 +175,55 @@ struct Producer {
     const HopperParams& h;
     const StreamParams& p;
     PipelineStorage<Shape>& shared;
-    const Term* terms;
-    int lane;
-    Place<Shape::STAGES> chunk_place;
-    Place<Shape::TERM_STAGES> terms_place;
-    Place<1> x_place;
 
-    __device__ __forceinline__ Producer(const HopperParams& params, PipelineStorage<Shape>& storage, const Term* of_columns)
-        : h(params), p(params.stream), shared(storage), terms(of_columns), lane(threadIdx.x % 32) {}
+    __device__ __forceinline__ Producer(const HopperParams& params, PipelineStorage<Shape>& storage)
+        : h(params), p(params.stream), shared(storage) {}
 
-    __device__ __forceinline__ void run() {
-        if (lane == 0) {
-            ptx::prefetch_map(&h.x_map);
-            ptx::prefetch_map(&h.y_map);
-        }
+    __device__ __forceinline__ void run(const Term* terms) const {
+        if (threadIdx.x == 0) copy_rows();
+        if (threadIdx.x / 32 == 1) copy_terms(terms, threadIdx.x % 32);
+    }
+
+    __device__ __forceinline__ void copy_rows() const {
+        Place<Shape::STAGES> place;
+        Place<1> x_place;
+        ptx::prefetch_map(&h.x_map);
+        ptx::prefetch_map(&h.y_map);
         for (Units<BLOCK_X, BLOCK_Y> units(h); !units.done(); units.next()) {
-            if (lane == 0) copy_x(units.first_x());
-            for (uint32_t tile = units.first_tile(); tile < units.end_tile(); ++tile) {
-                const uint32_t first_y = tile * BLOCK_Y, present = min(uint32_t(BLOCK_Y), p.y_rows - first_y);
-                copy_tile(first_y, present, tile_flags<MODE, BLOCK_X, BLOCK_Y>(p, terms, units.first_x(), first_y, present, lane));
+            shared.of_x.wait_empty(x_place);
+            const uint32_t full = shared.of_x.expect(x_place, Shape::CHUNKS * BLOCK_X * CHUNK_BYTES);
+            for (uint32_t chunk = 0; chunk < Shape::CHUNKS; ++chunk) {
+                ptx::tma_load(shared.x_chunk(chunk), &h.x_map, chunk * Shape::CHUNK_ELEMENTS, units.first_x(), full);
             }
+            x_place.advance();
+            for (uint32_t tile = units.first_tile(); tile < units.end_tile(); ++tile) copy_tile(place, tile * BLOCK_Y);
         }
     }
 
-    __device__ __forceinline__ void copy_x(uint32_t first_x) {
-        shared.of_x.wait_empty(x_place);
-        const uint32_t barrier = shared.of_x.expect(x_place, Shape::CHUNKS * BLOCK_X * CHUNK_BYTES);
+    __device__ __forceinline__ void copy_tile(Place<Shape::STAGES>& place, uint32_t first) const {
         for (uint32_t chunk = 0; chunk < Shape::CHUNKS; ++chunk) {
-            ptx::tma_load(shared.x_chunk(chunk), &h.x_map, chunk * Shape::CHUNK_ELEMENTS, first_x, barrier);
+            shared.chunks.wait_empty(place);
+            const uint32_t full = shared.chunks.expect(place, BLOCK_Y * CHUNK_BYTES);
+            ptx::tma_load(shared.y_chunk(place.index), &h.y_map, chunk * Shape::CHUNK_ELEMENTS, first, full);
+            place.advance();
         }
-        x_place.advance();
     }
 
-    __device__ __forceinline__ void copy_tile(uint32_t first, uint32_t present, uint32_t flags) {
-        shared.of_terms.wait_empty(terms_place);
-        Term* to = shared.terms[terms_place.index];
-        copy_last_terms(to, terms + first, present, BLOCK_Y, lane);
-        if (lane == 0) {
-            shared.flags[terms_place.index] = flags;
-            copy_bulk_terms(shared.of_terms, terms_place, to, terms + first, present);
-            copy_chunks(first);
-        }
-        terms_place.advance();
-    }
-
-    __device__ __forceinline__ void copy_chunks(uint32_t first) {
-        for (uint32_t chunk = 0; chunk < Shape::CHUNKS; ++chunk) {
-            shared.chunks.wait_empty(chunk_place);
-            const uint32_t full = shared.chunks.expect(chunk_place, BLOCK_Y * CHUNK_BYTES);
-            ptx::tma_load(shared.y_chunk(chunk_place.index), &h.y_map, chunk * Shape::CHUNK_ELEMENTS, first, full);
-            chunk_place.advance();
+    __device__ __forceinline__ void copy_terms(const Term* terms, int lane) const {
+        Place<Shape::TERM_STAGES> place;
+        for (Units<BLOCK_X, BLOCK_Y> units(h); !units.done(); units.next()) {
+            for (uint32_t tile = units.first_tile(); tile < units.end_tile(); ++tile) {
+                const uint32_t first = tile * BLOCK_Y, present = min(uint32_t(BLOCK_Y), p.y_rows - first);
+                const uint32_t flags = tile_flags<MODE, BLOCK_X, BLOCK_Y>(p, terms, units.first_x(), first, present, lane);
+                shared.of_terms.wait_empty(place);
+                Term* to = shared.terms[place.index];
+                copy_last_terms(to, terms + first, present, BLOCK_Y, lane);
+                if (lane == 0) {
+                    shared.flags[place.index] = flags;
+                    copy_bulk_terms(shared.of_terms, place, to, terms + first, present);
+                }
+                place.advance();
+            }
         }
     }
 };

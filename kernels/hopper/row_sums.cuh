@@ -2,10 +2,14 @@
 #pragma once
 #include "shared/score.cuh"
 
-// ONLINE: with a running maximum; else biases hold a constant shift in its place, and nothing is rescaled.
+// ONLINE: with a running maximum, which moves where a score is more than SLACK above it; else biases hold a constant shift in its place,
+// and nothing is rescaled.
 template <bool ONLINE, int TILES>
 struct RowSums {
     using Tile = ScoreTile<Mode::STATISTICS, TILES, RowTerm>;
+
+    // How far a score may be above the maximum that sums are relative to: nothing overflows, and small terms lose nothing.
+    static constexpr float SLACK = 32.0f;
 
     uint32_t row;  // index of the first; the second is 8 further
     RowTerm terms[2];
@@ -28,8 +32,10 @@ struct RowSums {
     __device__ __forceinline__ void add(const StreamParams& p, float (&dots)[TILES][4], const RowTerm* columns, bool special,
                                         uint32_t first_column, int lane) {
         Tile of_scores(p, columns, first_column, row, lane);
-        of_scores.scores(dots, terms);
-        if (special) {
+        if (!special) {
+            if (plain(dots, columns, lane)) return;
+        } else {
+            of_scores.scores(dots, terms);
             of_scores.look();
             if (of_scores.found()) of_scores.drop(dots);
             masked[0] += of_scores.mask.count(0);
@@ -43,6 +49,28 @@ struct RowSums {
         }
         const float origin[2] = {ONLINE ? subtrahend(state.max[0]) : 0.0f, ONLINE ? subtrahend(state.max[1]) : 0.0f};
         of_scores.probabilities(dots, origin, state.sum);
+    }
+
+    // The same of a tile without masked pairs, score by score, so that exponentials begin with the first. False where a maximum has to
+    // move first; then scores have taken the place of dots, and nothing else has changed.
+    __device__ __forceinline__ bool plain(float (&dots)[TILES][4], const RowTerm* columns, int lane) {
+        const float origin[2] = {ONLINE ? subtrahend(state.max[0]) : 0.0f, ONLINE ? subtrahend(state.max[1]) : 0.0f};
+        float sum[2] = {0.0f, 0.0f}, largest[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+            RowTerm pair[2];
+            load_pair(columns, c_column(lane, n, 0), pair);
+            Tile::scores(dots[n], terms, pair);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                if (ONLINE) largest[e / 2] = fmaxf(largest[e / 2], dots[n][e]);
+                sum[e / 2] += ptx::exp2(dots[n][e] - origin[e / 2]);
+            }
+        }
+        if (ONLINE && __any_sync(~0u, largest[0] > state.max[0] + SLACK || largest[1] > state.max[1] + SLACK)) return false;
+        state.sum[0] += sum[0];
+        state.sum[1] += sum[1];
+        return true;
     }
 
     __device__ __forceinline__ void write(const StreamParams& p, uint32_t split, int lane) const {

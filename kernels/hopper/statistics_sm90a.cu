@@ -9,10 +9,11 @@
 //
 //   start a = first half · tile 0
 //   for each tile:
-//     start b = second half · tile;        meanwhile a: scores, maxima, sums;      wait for b, hand the tile's chunks back
-//     start a = first half · next tile;    meanwhile b: scores, maxima, sums;      wait for a
+//     start b = second half · tile;        meanwhile a: scores, maxima, sums;      wait for the next tile, for b; hand chunks back
+//     start a = first half · next tile;    meanwhile b: scores, maxima, sums;      wait for the next terms, for a
 //
-// so that one half's exponentials run beside the other's matmul, in both warpgroups. With 256 queries to each candidate that is read,
+// so that one half's exponentials run beside the other's matmul, in both warpgroups. The waits for what comes next stand ahead of those
+// for matmuls, as ptxas moves exponentials behind a wait for matmuls unless a branch lies between. With 256 queries to each candidate that is read,
 // the L2 cache has to deliver 2·N·dim bytes for each 256 queries: 3.1 TB/s at the tensor cores' rate, whatever dim is.
 //
 // Numerics, determinism: as in stream_sm80.cu. Masked pairs are found in the tiles that the producer marks.
@@ -39,6 +40,8 @@ template <typename Element, int CHUNKS, bool ONLINE>
 struct Consumer {
     using Shape = StatisticsShape<CHUNKS>;
     static constexpr int TILES = Shape::BLOCK_Y / 8;
+    // Of the next tile's chunks, as many as fit beside a tile.
+    static constexpr int AHEAD = CHUNKS < Shape::STAGES - CHUNKS ? CHUNKS : Shape::STAGES - CHUNKS;
     using Sums = RowSums<ONLINE, TILES>;
     using Accumulator = float[TILES][4];
 
@@ -46,16 +49,26 @@ struct Consumer {
     const StreamParams& p;
     PipelineStorage<Shape>& shared;
     int lane, group_row;  // first row of this warpgroup in the block
+    uint32_t flags;       // of the tile
     Place<Shape::STAGES> chunk_place;
     Place<Shape::TERM_STAGES> terms_place;
     Place<1> x_place;
 
     __device__ __forceinline__ Consumer(const HopperParams& params, PipelineStorage<Shape>& storage)
-        : h(params), p(params.stream), shared(storage), lane(threadIdx.x % 32), group_row((threadIdx.x / WARPGROUP - 1) * 128) {}
+        : h(params), p(params.stream), shared(storage), lane(threadIdx.x % 32), group_row(consumer_group() * 128) {}
 
     // The thread's first row in half `second` of the group's rows, counted in the block.
     __device__ __forceinline__ int block_row(int second) const {
         return group_row + 64 * second + threadIdx.x % WARPGROUP / 32 * 16 + lane / 4;
+    }
+
+    // Waits for the first chunks of the tile that begins at `place`.
+    __device__ __forceinline__ void wait_ahead(Place<Shape::STAGES> place) {
+#pragma unroll
+        for (int chunk = 0; chunk < AHEAD; ++chunk) {
+            shared.chunks.wait_full(place);
+            place.advance();
+        }
     }
 
     // Starts acc = a half of the queries · the tile whose chunks begin at `place`.
@@ -63,7 +76,7 @@ struct Consumer {
         wgmma::settle(acc);
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-            if (!second) shared.chunks.wait_full(place);
+            if (!second && chunk >= AHEAD) shared.chunks.wait_full(place);
             wgmma::fence();
             const uint64_t x = wgmma::descriptor(shared.x_chunk(chunk) + (group_row + 64 * second) * CHUNK_BYTES);
             const uint64_t y = wgmma::descriptor(shared.y_chunk(place.index));
@@ -84,7 +97,20 @@ struct Consumer {
     }
 
     __device__ __forceinline__ void reduce(Accumulator& acc, uint32_t tile, Sums& sums) {
-        sums.add(p, acc, shared.terms[terms_place.index], shared.flags[terms_place.index], tile * Shape::BLOCK_Y, lane);
+        sums.add(p, acc, shared.terms[terms_place.index], flags, tile * Shape::BLOCK_Y, lane);
+    }
+
+    // The flags are read here, so that nothing waits for them later.
+    __device__ __forceinline__ void wait_terms() {
+        shared.of_terms.wait_full(terms_place);
+        flags = shared.flags[terms_place.index];
+    }
+
+    __device__ __forceinline__ Place<Shape::STAGES> next_tile() const {
+        Place<Shape::STAGES> place = chunk_place;
+#pragma unroll
+        for (int chunk = 0; chunk < CHUNKS; ++chunk) place.advance();
+        return place;
     }
 
     __device__ __forceinline__ void release_chunks() {
@@ -110,23 +136,25 @@ struct Consumer {
         second.begin(p, units.first_x() + block_row(1));
         Accumulator a, b;
         shared.of_x.wait_full(x_place);
+        wait_ahead(chunk_place);
         start(a, 0, chunk_place);
+        wait_terms();
         finish(a);
         const uint32_t last = units.end_tile() - 1;
         for (uint32_t tile = units.first_tile(); tile < last; ++tile) {
             start(b, 1, chunk_place);
-            shared.of_terms.wait_full(terms_place);
             reduce(a, tile, first);
+            wait_ahead(next_tile());
             finish(b);
             release_chunks();
             start(a, 0, chunk_place);
             reduce(b, tile, second);
             release_terms();
+            wait_terms();
             finish(a);
         }
         // The last one has no successor. (A branch in the loop instead would make ptxas serialise the matmuls.)
         start(b, 1, chunk_place);
-        shared.of_terms.wait_full(terms_place);
         reduce(a, last, first);
         finish(b);
         release_chunks();
@@ -148,7 +176,7 @@ __device__ __forceinline__ void statistics(const HopperParams& p) {
     __syncthreads();
     if (threadIdx.x < WARPGROUP) {
         ptx::set_max_registers_down<PRODUCER_REGISTERS>();
-        if (threadIdx.x < 32) Producer<Mode::STATISTICS, Shape>(p, shared, p.y_row_terms).run();
+        Producer<Mode::STATISTICS, Shape>(p, shared).run(p.y_row_terms);
     } else {
         ptx::set_max_registers_up<CONSUMER_REGISTERS>();
         Consumer<Element, CHUNKS, ONLINE>(p, shared).run();

@@ -74,6 +74,9 @@ __device__ __forceinline__ void load_pair(const ColumnTerm* terms, int column, R
     }
 }
 
+// A column's factor, and unscale or limit.
+__device__ __forceinline__ float2 load_factors(const ColumnTerm* term) { return ptx::load_shared_2(&term->factor); }
+
 // A tile of scores. Term: ColumnTerm, or RowTerm where there is no output.
 template <Mode MODE, int TILES, typename Term>
 struct ScoreTile {
@@ -167,12 +170,17 @@ struct ScoreTile {
         for (int n = 0; n < TILES; ++n) {
             RowTerm pair[2];
             load_pair(terms, c_column(lane, n, 0), pair);
+            scores(s[n], rows, pair);
+        }
+    }
+
+    // The same of the two columns whose terms are `pair`.
+    static __device__ __forceinline__ void scores(float (&s)[4], const RowTerm (&rows)[2], const RowTerm (&pair)[2]) {
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const RowTerm &column = pair[e % 2], &of_row = rows[e / 2];
-                s[n][e] = X_IS_QUERIES ? score(s[n][e], column.scale, of_row.scale, column.bias)
-                                       : score(s[n][e], of_row.scale, column.scale, of_row.bias) + column.bias;
-            }
+        for (int e = 0; e < 4; ++e) {
+            const RowTerm &column = pair[e % 2], &of_row = rows[e / 2];
+            s[e] = X_IS_QUERIES ? score(s[e], column.scale, of_row.scale, column.bias)
+                                : score(s[e], of_row.scale, column.scale, of_row.bias) + column.bias;
         }
     }
 
@@ -187,8 +195,8 @@ struct ScoreTile {
 
     // Moves rows to the maximum that they have with this tile, less `headroom`. `factor` is what earlier sums are to be
     // multiplied by.
-    __device__ __forceinline__ void advance_max(const float (&z)[TILES][4], float headroom, RowState& state,
-                                                float (&factor)[2]) const {
+    static __device__ __forceinline__ void advance_max(const float (&z)[TILES][4], float headroom, RowState& state,
+                                                       float (&factor)[2]) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float max = -INFINITY;
@@ -211,24 +219,30 @@ struct ScoreTile {
         float sum[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
-            float2 pair[2];  // factor, and unscale or limit
+            float2 pair[2] = {};
             if constexpr (HAS_OUTPUT) {
-                for (int e = 0; e < 2; ++e) pair[e] = ptx::load_shared_2(&terms[c_column(lane, n, e)].factor);
+                for (int e = 0; e < 2; ++e) pair[e] = load_factors(&terms[c_column(lane, n, e)]);
             }
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                if constexpr (MODE == Mode::GRADIENT) z[n][e] = ptx::min_or_nan(z[n][e], pair[e % 2].y);
-                const float probability = ptx::exp2(z[n][e] - origin[e / 2]);
-                if constexpr (HAS_OUTPUT) {
-                    if (X_IS_QUERIES) sum[e / 2] += probability * pair[e % 2].y;
-                    z[n][e] = probability * pair[e % 2].x;
-                } else {
-                    sum[e / 2] += probability;
-                }
-            }
+            probabilities(z[n], origin, pair, sum);
         }
         row_sum[0] += sum[0];
         row_sum[1] += sum[1];
+    }
+
+    // The same of two columns. `pair`: their factors, and unscale or limit.
+    static __device__ __forceinline__ void probabilities(float (&z)[4], const float (&origin)[2], const float2 (&pair)[2],
+                                                         float (&sum)[2]) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            if constexpr (MODE == Mode::GRADIENT) z[e] = ptx::min_or_nan(z[e], pair[e % 2].y);
+            const float probability = ptx::exp2(z[e] - origin[e / 2]);
+            if constexpr (HAS_OUTPUT) {
+                if (X_IS_QUERIES) sum[e / 2] += probability * pair[e % 2].y;
+                z[e] = probability * pair[e % 2].x;
+            } else {
+                sum[e / 2] += probability;
+            }
+        }
     }
 
     // In a special tile, after `probabilities` that go on: dropped pairs have no share, even in a row whose factor is NaN, and positives

@@ -119,11 +119,12 @@ FAULTS = [
     output(
         "X handed back before the scores' wait",
         (
-            "        start_scores(s);\n        wgmma::wait<0>();\n",
+            "        start_scores(s);\n        shared.of_terms.wait_full(terms_place);\n        wgmma::wait<0>();\n",
             "        shared.of_x.release(x_place);\n        x_place.advance();\n",
         ),
         (
-            "        start_scores(s);\n        shared.of_x.release(x_place);\n        wgmma::wait<0>();\n",
+            "        start_scores(s);\n        shared.of_x.release(x_place);\n"
+            "        shared.of_terms.wait_full(terms_place);\n        wgmma::wait<0>();\n",
             "        x_place.advance();\n",
         ),
     ),

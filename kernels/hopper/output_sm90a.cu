@@ -11,12 +11,13 @@
 //   S = X Yᵀ of tile 0; P from S                                                                       [1]
 //   for each tile:
 //     start S = X Yᵀ of the next tile; start O += P Y of this one                                      [2]
-//     wait for S; scores, maxima, probabilities of the next tile, while O is being added to
+//     wait for S; scores, maxima, probabilities of the next tile, while O is being added to          [3]
 //     wait for O; hand this tile's chunks back; O *= 2^(old maximum − new one); P from S
 //
 // [1] P is multiplied by y.factor and rounded to Y's type.
 // [2] Y lies once in shared memory: as the first matmul's operand with 64 elements of a row after the other (K first), as the second's
 //     with rows as the sum's index (MN first).
+// [3] Without a maximum, and unless the tile is special, column by column (`fused`), so that exponentials begin with the first.
 //
 // ONLINE: with a running maximum, which f16's few exponents need; else biases hold a constant shift, 0 for gradients, whose
 // coefficients are at most their row's d_lse.
@@ -25,6 +26,8 @@
 // Numerics, determinism: as in stream_sm80.cu, headroom of f16 and bound of the gradient included.
 // Cost of a tile: 4·128·BLOCK_Y·dim flops, 128·BLOCK_Y exponentials; from L2 BLOCK_Y·dim elements. Registers: see OutputShape.
 // Tests: tests/gpu.rs on compute capability 9.0.
+#include <type_traits>
+
 #include "hopper/pipeline.cuh"
 
 namespace {
@@ -45,13 +48,24 @@ struct OutputShape {
 
 constexpr uint32_t CONSUMERS_BARRIER = 1;
 
+// Of candidates whose factor is their scale, and unscale 1 (OUTPUT_PLAIN in rows_params.h): shared memory binds, so that is not read twice.
+struct PlainTerm : ColumnTerm {};
+
+__device__ __forceinline__ float2 load_factors(const PlainTerm* term) {
+    return {ptx::load_shared(ptx::smem_address(&term->scale)), 1.0f};
+}
+
 template <typename Element, Mode MODE, int CHUNKS, bool ONLINE>
 struct Consumer {
     using Shape = OutputShape<CHUNKS>;
     static constexpr int TILES = Shape::BLOCK_Y / 8;
     static constexpr int WIDTH = CHUNKS * Shape::CHUNK_ELEMENTS;
     static constexpr int STEPS = Shape::BLOCK_Y / 16;
-    using Tile = ScoreTile<MODE, TILES, ColumnTerm>;
+    // Scores and probabilities column by column; not where that would spill.
+    static constexpr bool FUSED = !ONLINE && (MODE == Mode::EXPECTED ? CHUNKS <= 2 : CHUNKS == 2);
+    static constexpr bool IS_PLAIN = MODE == Mode::EXPECTED && HEADROOM<Element> == 0.0f;
+    using Term = std::conditional_t<IS_PLAIN, PlainTerm, ColumnTerm>;
+    using Tile = ScoreTile<MODE, TILES, Term>;
     using Scores = float[TILES][4];
     using Probabilities = uint32_t[STEPS][4];
     using Output = float[WIDTH / 8][4];
@@ -69,15 +83,20 @@ struct Consumer {
     uint32_t row, masked[2];
 
     __device__ __forceinline__ Consumer(const HopperParams& params, PipelineStorage<Shape>& storage)
-        : h(params), p(params.stream), shared(storage), lane(threadIdx.x % 32), group(threadIdx.x / WARPGROUP - 1) {}
+        : h(params), p(params.stream), shared(storage), lane(threadIdx.x % 32), group(consumer_group()) {}
 
-    // Starts s = X · the next tile.
+    // Starts s = X · the next tile. The waits come first: a branch divides a group of matmuls.
     __device__ __forceinline__ void start_scores(Scores& s) {
         wgmma::settle(s);
+        ChunkPlace place = scores_place;
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-            shared.chunks.wait_full(scores_place);
-            wgmma::fence();
+            shared.chunks.wait_full(place);
+            place.advance();
+        }
+        wgmma::fence();
+#pragma unroll
+        for (int chunk = 0; chunk < CHUNKS; ++chunk) {
             const uint64_t x = wgmma::descriptor(shared.x_chunk(chunk) + 64 * group * CHUNK_BYTES);
             const uint64_t y = wgmma::descriptor(shared.y_chunk(scores_place.index));
 #pragma unroll
@@ -105,9 +124,42 @@ struct Consumer {
 
     // Probabilities of a tile in place of dots. `factor` is what earlier outputs are to be multiplied by.
     __device__ __forceinline__ void reduce(Scores& s, uint32_t tile, float (&factor)[2]) {
-        shared.of_terms.wait_full(terms_place);
-        Tile of_scores(p, shared.terms[terms_place.index], tile * Shape::BLOCK_Y, row, lane);
+        const Term* terms = static_cast<const Term*>(shared.terms[terms_place.index]);
         const uint32_t flags = shared.flags[terms_place.index];
+        if (FUSED && !flags) {
+            fused(s, terms);
+        } else {
+            // Hidden from the compiler, which else keeps what follows from the lane in registers throughout the loop.
+            int here = lane;
+            if (MODE == Mode::EXPECTED) asm volatile("" : "+r"(here));
+            in_steps(s, Tile(p, terms, tile * Shape::BLOCK_Y, row, here), flags, factor);
+            if (flags & TILE_SPOILED) clear_spoiled();
+        }
+        shared.of_terms.release(terms_place);
+        terms_place.advance();
+    }
+
+    // Of a tile with nothing special.
+    __device__ __forceinline__ void fused(Scores& s, const Term* terms) {
+        const float origin[2] = {0.0f, 0.0f};
+        float sum[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+            RowTerm pair[2];
+            load_pair(terms, c_column(lane, n, 0), pair);
+            float2 factors[2];
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                factors[e] = IS_PLAIN ? float2{pair[e].scale, 1.0f} : load_factors(&terms[c_column(lane, n, e)]);
+            }
+            Tile::scores(s[n], rows, pair);
+            Tile::probabilities(s[n], origin, factors, sum);
+        }
+        state.sum[0] += sum[0];
+        state.sum[1] += sum[1];
+    }
+
+    __device__ __forceinline__ void in_steps(Scores& s, Tile of_scores, uint32_t flags, float (&factor)[2]) {
         of_scores.scores(s, rows);
         if (flags) {
             of_scores.look();
@@ -116,16 +168,13 @@ struct Consumer {
             masked[1] += of_scores.mask.count(1);
         }
         if (ONLINE) {
-            of_scores.advance_max(s, HEADROOM<Element>, state, factor);
+            Tile::advance_max(s, HEADROOM<Element>, state, factor);
             state.sum[0] *= factor[0];
             state.sum[1] *= factor[1];
         }
         const float origin[2] = {ONLINE ? subtrahend(state.max[0]) : 0.0f, ONLINE ? subtrahend(state.max[1]) : 0.0f};
         of_scores.probabilities(s, origin, state.sum);
         if (flags && of_scores.found()) of_scores.mend(s, origin);
-        if (flags & TILE_SPOILED) clear_spoiled();
-        shared.of_terms.release(terms_place);
-        terms_place.advance();
     }
 
     // Zeros for the elements of streamed rows that are not finite, in the tile that comes after output_place's or, at the start, in it:
@@ -196,6 +245,7 @@ struct Consumer {
         float factor[2];
         shared.of_x.wait_full(x_place);
         start_scores(s);
+        shared.of_terms.wait_full(terms_place);
         wgmma::wait<0>();
         wgmma::settle(s);
         reduce(s, units.first_tile(), factor);
@@ -203,6 +253,7 @@ struct Consumer {
         for (uint32_t next = units.first_tile() + 1; next < units.end_tile(); ++next) {
             start_scores(s);
             start_output(o, probabilities);
+            shared.of_terms.wait_full(terms_place);
             wgmma::wait<1>();
             wgmma::settle(s);
             reduce(s, next, factor);

@@ -85,18 +85,13 @@ struct Consumer {
     __device__ __forceinline__ Consumer(const HopperParams& params, PipelineStorage<Shape>& storage)
         : h(params), p(params.stream), shared(storage), lane(threadIdx.x % 32), group(consumer_group()) {}
 
-    // Starts s = X · the next tile. The waits come first: a branch divides a group of matmuls.
+    // Starts s = X · the next tile.
     __device__ __forceinline__ void start_scores(Scores& s) {
         wgmma::settle(s);
-        ChunkPlace place = scores_place;
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-            shared.chunks.wait_full(place);
-            place.advance();
-        }
-        wgmma::fence();
-#pragma unroll
-        for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+            shared.chunks.wait_full(scores_place);
+            wgmma::fence();
             const uint64_t x = wgmma::descriptor(shared.x_chunk(chunk) + 64 * group * CHUNK_BYTES);
             const uint64_t y = wgmma::descriptor(shared.y_chunk(scores_place.index));
 #pragma unroll
@@ -131,7 +126,7 @@ struct Consumer {
         } else {
             // Hidden from the compiler, which else keeps what follows from the lane in registers throughout the loop.
             int here = lane;
-            if (MODE == Mode::EXPECTED) asm volatile("" : "+r"(here));
+            asm volatile("" : "+r"(here));
             in_steps(s, Tile(p, terms, tile * Shape::BLOCK_Y, row, here), flags, factor);
             if (flags & TILE_SPOILED) clear_spoiled();
         }

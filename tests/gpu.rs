@@ -100,7 +100,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         }));
     }
     trials.extend(soundness::trials());
-    let own: [Own; 59] = [
+    let own: [Own; 60] = [
         ("small::narrow", small::narrow),
         ("small::wide", small::wide),
         ("small::portable", small::portable),
@@ -116,6 +116,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         ("hopper_kernels_agree_over_many_tiles", hopper_kernels_agree_over_many_tiles),
         ("wide_kernels_agree_at_the_edges_of_their_tiles", wide_kernels_agree_at_the_edges_of_their_tiles),
         ("wide_kernels_agree_over_many_panels", wide_kernels_agree_over_many_panels),
+        ("hopper_kernels_agree_where_maxima_move", hopper_kernels_agree_where_maxima_move),
         ("wide_kernels_agree_where_maxima_move", wide_kernels_agree_where_maxima_move),
         ("a_device_that_is_not_there_is_an_error", a_device_that_is_not_there_is_an_error),
         ("an_epilogue_of_your_own_on_device_memory", steps::an_epilogue_of_your_own_on_device_memory),
@@ -480,22 +481,35 @@ fn wide_kernels_agree_over_many_panels(cuda: &mut Cuda) {
 /// Scores that grow along the candidates by some tens to hundreds, or fall: each panel's reference differs from the last one's by many powers
 /// of two, up and down.
 fn wide_kernels_agree_where_maxima_move(cuda: &mut Cuda) {
+    agrees_where_maxima_move(cuda, 264, 20.0, 30.0);
+}
+
+/// The same for rows of up to 256 elements, with scores past the largest exponent: statistics keep a maximum while no score is far above
+/// it, and have to notice one that is.
+fn hopper_kernels_agree_where_maxima_move(cuda: &mut Cuda) {
+    for dim in [64, 256] {
+        agrees_where_maxima_move(cuda, dim, 150.0, 128.0 * std::f64::consts::LN_2);
+    }
+}
+
+/// The last (or first) candidates are about `growth` times as long as drawn, so that each row's lse is at least `least`.
+fn agrees_where_maxima_move(cuda: &mut Cuda, dim: usize, growth: f32, least: f64) {
     let n = 5000;
     for (dtype, falls) in [(DType::F16, false), (DType::F16, true), (DType::Bf16, false), (DType::Bf16, true)] {
-        let config = Config { dtype, similarity: Similarity::Dot, temperature: 1.0, ..Config::new(300, n, 264) };
+        let config = Config { dtype, similarity: Similarity::Dot, temperature: 1.0, ..Config::new(300, n, dim) };
         let mut problem = config.problem();
         let dim = problem.dim;
         let grow = |values: &mut Vec<f32>| {
             for (j, row) in values.chunks_mut(dim).enumerate() {
                 let place = if falls { n - j } else { j };
-                row.iter_mut().for_each(|x| *x *= 0.5 + 20.0 * place as f32 / n as f32);
+                row.iter_mut().for_each(|x| *x *= 0.5 + growth * place as f32 / n as f32);
             }
         };
         problem.pools[0].candidates = problem.pools[0].candidates.map(grow);
         let value = Reference::new().value(&problem.batch().expect("a valid problem"), &problem.loss);
         let lse = value.expect("a loss that fits").statistics.lse;
-        assert!(lse.iter().all(|&lse| lse > 30.0), "a case for the test: {lse:?}");
-        agrees_on(cuda, &problem, &format!("{dtype:?}, falls: {falls}"));
+        assert!(lse.iter().all(|&lse| lse > least), "a case for the test: {lse:?}");
+        agrees_on(cuda, &problem, &format!("{dim} elements, {dtype:?}, falls: {falls}"));
     }
 }
 

@@ -225,8 +225,8 @@ FAULTS = [
     portable(
         "ring without __syncthreads",
         "tile_stream.cuh",
-        "        ptx::cp_async_wait<STAGES - 2>();\n        __syncthreads();\n",
-        "        ptx::cp_async_wait<STAGES - 2>();\n",
+        "        wait_for_copies();\n        __syncthreads();\n",
+        "        wait_for_copies();\n",
     ),
     portable(
         "ring waits for one group of copies too few",
@@ -235,10 +235,10 @@ FAULTS = [
         "cp_async_wait<STAGES - 1>",
     ),
     portable(
-        "ring refilled before the barrier",
+        "stage refilled while it is read",
         "tile_stream.cuh",
-        "        __syncthreads();\n        fill();\n",
-        "        fill();\n        __syncthreads();\n",
+        "            if (place == 0) fill(before(stage));\n",
+        "            if (place == 0) fill(stage);\n",
     ),
     portable(
         "spoiled rows cleared without a barrier",
@@ -249,10 +249,9 @@ FAULTS = [
     ),
     portable(
         "one set of terms instead of two",
-        "stream_sm80.cu",
-        "ColumnTerm* terms = shared->terms[tile % 2];",
-        "ColumnTerm* terms = shared->terms[0];",
-        after="void run() {",
+        "tile_stream.cuh",
+        "return shared->terms[tile % STAGES];",
+        "return shared->terms[0];",
     ),
     portable(
         "sum of a block without its first barrier",

@@ -322,13 +322,16 @@ class Kernel:
         self.output_chunks = int(output[1]) if output else 0
         self.slabs = slabs(name)
         self.threads = 2 * self.BLOCK_X // self.slabs
-        copies = self.chunks + self.output_chunks
-        hmma = self.slabs * 32 * products * copies
+        # A stage of the ring holds a whole tile, once for both matmuls, or chunks come one by one.
+        holds_tile = self.output_chunks in (1, 2)
+        self.stage_chunks = self.output_chunks if holds_tile else 1
+        copies = self.chunks + (0 if holds_tile else self.output_chunks)
+        hmma = self.slabs * 32 * products * (self.chunks + self.output_chunks)
         exponentials = self.slabs * (34 if online else 32)
         units = self.BLOCK_Y * 8 // self.threads
         self.tensor = hmma * value["tensor"]
         self.label = name.removeprefix("stream_") + ("" if online or output else " bounded")
-        self.walk = walk(code, (hmma, exponentials, units * copies, copies))
+        self.walk = walk(code, (hmma, exponentials, units * copies, 1 if holds_tile else copies))
 
     def blocks(self):
         """Of a multiprocessor."""
@@ -376,13 +379,15 @@ class Kernel:
 
 
 def slabs(name):
-    """Slabs of 16 stationary rows of a warp."""
-    return 1
+    """Slabs of 16 stationary rows of a warp: SLABS in stream_sm80.cu."""
+    return 1 if re.search("_[24]_|detail|paired|topk", name) else 2
 
 
 def shared_bytes(kernel):
     """tiling.rs"""
-    return kernel.chunks * kernel.BLOCK_X * kernel.CHUNK + 3 * kernel.BLOCK_Y * kernel.CHUNK + 2048
+    columns = 16 if kernel.output_chunks else 8
+    storage = 2 * kernel.BLOCK_Y * (kernel.stage_chunks * kernel.CHUNK + columns)
+    return storage + kernel.chunks * kernel.BLOCK_X * kernel.CHUNK
 
 
 HEAD = (f"{'kernel':24} {'D':>4} {'regs':>4} {'blk':>2} {'w':>1} {'issue':>6} {'fma':>6} {'alu':>6} {'mufu':>6}"

@@ -1,127 +1,169 @@
-// Tensor-core fragments of a warp's 16 x 64 tile, for each element type. Where operands lie is in layout.h.
+// Tensor-core fragments of a warp's rows, for each element type: SLABS slabs of 16 stationary rows, against 64 streamed ones. An operand
+// of streamed rows is loaded once for all slabs, and two operands ahead of its products. Where operands lie is in layout.h.
 #pragma once
 #include "shared/layout.h"
 #include "shared/ptx.cuh"
 
+// Elements of 16 bits: operands are as they lie in shared memory.
 template <typename Element>
-struct Fragments {
-    static constexpr int ELEMENTS_PER_CHUNK = CHUNK_BYTES / sizeof(Element);
-    // Accumulator tiles of 8 columns that cover a chunk's elements.
-    static constexpr int TILES_PER_CHUNK = ELEMENTS_PER_CHUNK / 8;
+struct Products {
+    template <int COUNT>
+    struct Operand {
+        uint32_t bits[COUNT];
+        __device__ __forceinline__ void set(int i, uint32_t x) { bits[i] = x; }
+    };
 
-    // s (16 x 64) += x (16 rows of chunk `x`, from `x_row`) · y (64 rows of chunk `y`)ᵀ, over the chunk's elements. A
-    // pair's product has the same bits whichever side is X.
-    template <bool X_IS_QUERIES>
-    static __device__ __forceinline__ void multiply_scores(float (&s)[8][4], uint32_t x, uint32_t x_row, uint32_t y, int lane) {
-#pragma unroll
-        for (int step = 0; step < STEPS_PER_CHUNK; ++step) {
-            uint32_t a[4];
-            ptx::ldmatrix_x4(a, x + swizzle(x_row + a_row(lane), 2 * step + a_unit(lane)));
-#pragma unroll
-            for (int pair = 0; pair < 4; ++pair) {
-                uint32_t b[4];
-                ptx::ldmatrix_x4(b, y + swizzle(16 * pair + b_row(lane), 2 * step + b_unit(lane)));
-                ptx::mma(s[2 * pair], a, b[0], b[1], Element());
-                ptx::mma(s[2 * pair + 1], a, b[2], b[3], Element());
-            }
-        }
-    }
-
-    // o (16 x chunk) += p (16 x 64) · y (64 rows of chunk `y`). An accumulator's columns 2t, 2t + 1 are an operand's.
-    static __device__ __forceinline__ void multiply_output(float (*o)[4], const float (&p)[8][4], uint32_t y, int lane) {
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-            const uint32_t a[4] = {
-                ptx::pack(p[2 * step][0], p[2 * step][1], Element()),
-                ptx::pack(p[2 * step][2], p[2 * step][3], Element()),
-                ptx::pack(p[2 * step + 1][0], p[2 * step + 1][1], Element()),
-                ptx::pack(p[2 * step + 1][2], p[2 * step + 1][3], Element()),
-            };
-#pragma unroll
-            for (int pair = 0; pair < TILES_PER_CHUNK / 2; ++pair) {
-                uint32_t b[4];
-                ptx::ldmatrix_x4_trans(b, y + swizzle(16 * step + a_row(lane), 2 * pair + a_unit(lane)));
-                ptx::mma(o[2 * pair], a, b[0], b[1], Element());
-                ptx::mma(o[2 * pair + 1], a, b[2], b[3], Element());
-            }
-        }
+    template <bool LOW_FIRST>
+    static __device__ __forceinline__ void multiply(float (&d)[4], const Operand<4>& a, const Operand<2>& b) {
+        ptx::mma(d, a.bits, b.bits[0], b.bits[1], Element());
     }
 };
 
 // f32 rounded to tf32 (11 bits of mantissa) in products: a type of its own for those who allow it.
 struct Tf32 {
     float value;
-    Tf32() = default;
-    __device__ explicit Tf32(float from) : value(from) {}
 };
 
-// EXACT: three tf32 products: x = high + low, each of 11 bits of mantissa and more between them than f32 has; the product
-// of the two low parts is below f32's rounding and left out. Else the product of the high parts alone.
+// EXACT: three tf32 products: x = high + low, high of 11 bits of mantissa, low the rest, of which the tensor core takes 11 bits; the
+// product of the two low parts is below f32's rounding and left out. Else the product of the high parts alone.
 template <bool EXACT>
-struct SinglePrecision {
-    static constexpr int ELEMENTS_PER_CHUNK = CHUNK_BYTES / sizeof(float);
-    static constexpr int TILES_PER_CHUNK = ELEMENTS_PER_CHUNK / 8;
+struct SingleProducts {
+    template <int COUNT>
+    struct Operand {
+        uint32_t high[COUNT], low[COUNT];
 
-    static __device__ __forceinline__ void split(uint32_t x, uint32_t& high, uint32_t& low) {
-        high = ptx::round_to_tf32(__uint_as_float(x));
-        low = EXACT ? ptx::round_to_tf32(__uint_as_float(x) - __uint_as_float(high)) : 0;
-    }
+        // Three instructions: cvt.rna.tf32 tests for what is not finite besides. NaN may get lost in `high`, and stays in `low`.
+        __device__ __forceinline__ void set(int i, uint32_t x) {
+            constexpr uint32_t DROPPED = 0x1fff;
+            high[i] = EXACT ? (x + (DROPPED + 1) / 2) & ~DROPPED : ptx::round_to_tf32(__uint_as_float(x));
+            low[i] = EXACT ? __float_as_uint(__uint_as_float(x) - __uint_as_float(high[i])) : 0;
+        }
+    };
 
     template <bool LOW_FIRST>
-    static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&high)[4], const uint32_t (&low)[4],
-                                                    uint32_t b0, uint32_t b1) {
-        uint32_t high0, low0, high1, low1;
-        split(b0, high0, low0);
-        split(b1, high1, low1);
+    static __device__ __forceinline__ void multiply(float (&d)[4], const Operand<4>& a, const Operand<2>& b) {
         if (EXACT) {
             // Small products first.
-            if (LOW_FIRST) ptx::mma_tf32(d, low, high0, high1);
-            ptx::mma_tf32(d, high, low0, low1);
-            if (!LOW_FIRST) ptx::mma_tf32(d, low, high0, high1);
+            if (LOW_FIRST) ptx::mma_tf32(d, a.low, b.high[0], b.high[1]);
+            ptx::mma_tf32(d, a.high, b.low[0], b.low[1]);
+            if (!LOW_FIRST) ptx::mma_tf32(d, a.low, b.high[0], b.high[1]);
         }
-        ptx::mma_tf32(d, high, high0, high1);
-    }
-
-    // The low part of a query comes before that of a candidate, on either side.
-    template <bool X_IS_QUERIES>
-    static __device__ __forceinline__ void multiply_scores(float (&s)[8][4], uint32_t x, uint32_t x_row, uint32_t y, int lane) {
-#pragma unroll
-        for (int step = 0; step < STEPS_PER_CHUNK; ++step) {
-            uint32_t a[4], high[4], low[4];
-            ptx::ldmatrix_x4(a, x + swizzle(x_row + a_row(lane), 2 * step + a_unit(lane)));
-#pragma unroll
-            for (int i = 0; i < 4; ++i) split(a[i], high[i], low[i]);
-#pragma unroll
-            for (int pair = 0; pair < 4; ++pair) {
-                uint32_t b[4];
-                ptx::ldmatrix_x4(b, y + swizzle(16 * pair + b_row(lane), 2 * step + b_unit(lane)));
-                multiply<X_IS_QUERIES>(s[2 * pair], high, low, b[0], b[1]);
-                multiply<X_IS_QUERIES>(s[2 * pair + 1], high, low, b[2], b[3]);
-            }
-        }
-    }
-
-    // Columns of the operand are permuted (layout.h).
-    static __device__ __forceinline__ void multiply_output(float (*o)[4], const float (&p)[8][4], uint32_t y, int lane) {
-#pragma unroll
-        for (int step = 0; step < 8; ++step) {
-            const float a[4] = {p[step][0], p[step][2], p[step][1], p[step][3]};
-            uint32_t high[4], low[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) split(__float_as_uint(a[i]), high[i], low[i]);
-            const uint32_t row = single_row(lane, step);
-#pragma unroll
-            for (int tile = 0; tile < TILES_PER_CHUNK; ++tile) {
-                const uint32_t unit = single_unit(lane, tile), within = single_byte(lane);
-                const uint32_t b0 = __float_as_uint(ptx::load_shared(y + swizzle(row, unit) + within));
-                const uint32_t b1 = __float_as_uint(ptx::load_shared(y + swizzle(row + 1, unit) + within));
-                multiply<true>(o[tile], high, low, b0, b1);
-            }
-        }
+        ptx::mma_tf32(d, a.high, b.high[0], b.high[1]);
     }
 };
 
 template <>
-struct Fragments<float> : SinglePrecision<true> {};
+struct Products<float> : SingleProducts<true> {};
 template <>
-struct Fragments<Tf32> : SinglePrecision<false> {};
+struct Products<Tf32> : SingleProducts<false> {};
+
+template <typename Element>
+struct Fragments : Products<Element> {
+    using Products<Element>::multiply;
+    template <int COUNT>
+    using Operand = typename Products<Element>::template Operand<COUNT>;
+    static constexpr bool IS_SINGLE = sizeof(Element) == sizeof(float);
+    static constexpr int ELEMENTS_PER_CHUNK = CHUNK_BYTES / sizeof(Element);
+    // Accumulator tiles of 8 columns that cover a chunk's elements.
+    static constexpr int TILES_PER_CHUNK = ELEMENTS_PER_CHUNK / 8;
+    // Operands of streamed rows that are in registers: two on their way.
+    static constexpr int AHEAD = 2, HELD = AHEAD + 1;
+
+    // s (slabs x 16 x 64) += x (rows of chunk `x`, from `x_row`) · y (64 rows of chunk `y`)ᵀ, over the chunk's elements. A pair's product
+    // has the same bits whichever side is X: the low part of a query of f32 comes before that of a candidate. `meanwhile` is called
+    // while the first operands are on their way.
+    template <bool X_IS_QUERIES, int SLABS, typename Meanwhile>
+    static __device__ __forceinline__ void multiply_scores(float (&s)[SLABS][8][4], uint32_t x, uint32_t x_row, uint32_t y, int lane,
+                                                           Meanwhile meanwhile) {
+        constexpr int PAIRS = 4, LOADS = STEPS_PER_CHUNK * PAIRS;
+        const uint32_t from_x = x + swizzle(x_row + a_row(lane), a_unit(lane)), from_y = y + swizzle(b_row(lane), b_unit(lane));
+        uint32_t raw_a[2][SLABS][4], raw_b[HELD][4];
+        Operand<4> a[SLABS];
+        const auto load_a = [&](int step) {
+#pragma unroll
+            for (int slab = 0; slab < SLABS; ++slab) {
+                ptx::ldmatrix_x4(raw_a[step % 2][slab], step_address(from_x, step) + SLAB_ROWS * slab * CHUNK_BYTES);
+            }
+        };
+        const auto load_b = [&](int load) {
+            ptx::ldmatrix_x4(raw_b[load % HELD], step_address(from_y, load / PAIRS) + 16 * (load % PAIRS) * CHUNK_BYTES);
+        };
+        load_a(0);
+#pragma unroll
+        for (int load = 0; load < AHEAD; ++load) load_b(load);
+        meanwhile();
+#pragma unroll
+        for (int load = 0; load < LOADS; ++load) {
+            const int step = load / PAIRS, pair = load % PAIRS;
+            if (load + AHEAD < LOADS) load_b(load + AHEAD);
+            if (pair == PAIRS - AHEAD && step + 1 < STEPS_PER_CHUNK) load_a(step + 1);
+            if (pair == 0) {
+#pragma unroll
+                for (int i = 0; i < 4 * SLABS; ++i) a[i / 4].set(i % 4, raw_a[step % 2][i / 4][i % 4]);
+            }
+            Operand<2> b[2];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) b[i / 2].set(i % 2, raw_b[load % HELD][i]);
+#pragma unroll
+            for (int i = 0; i < 2 * SLABS; ++i) {
+                Fragments::template multiply<X_IS_QUERIES>(s[i / 2][2 * pair + i % 2], a[i / 2], b[i % 2]);
+            }
+        }
+    }
+
+    // o (slabs x 16 x a chunk's columns, from accumulator tile `first` on) += p (slabs x 16 x 64) · y (64 rows of chunk `y`).
+    template <int SLABS, int COUNT, typename Meanwhile>
+    static __device__ __forceinline__ void multiply_output(float (&o)[SLABS][COUNT][4], int first, const float (&p)[SLABS][8][4],
+                                                           uint32_t y, int lane, Meanwhile meanwhile) {
+        // Steps over streamed rows, and a load's accumulator tiles.
+        constexpr int STEPS = IS_SINGLE ? 8 : 4, TILES = IS_SINGLE ? 1 : 2, GROUPS = TILES_PER_CHUNK / TILES, LOADS = STEPS * GROUPS;
+        uint32_t raw[HELD][2 * TILES];
+        Operand<4> a[SLABS];
+        const auto load = [&](int load) { load_columns(raw[load % HELD], y, load / GROUPS, load % GROUPS, lane); };
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) load(i);
+        meanwhile();
+#pragma unroll
+        for (int i = 0; i < LOADS; ++i) {
+            const int step = i / GROUPS, tile = first + i % GROUPS * TILES;
+            if (i + AHEAD < LOADS) load(i + AHEAD);
+            if (i % GROUPS == 0) {
+#pragma unroll
+                for (int slab = 0; slab < SLABS; ++slab) set_probabilities(a[slab], p[slab], step);
+            }
+            Operand<2> b[TILES];
+#pragma unroll
+            for (int j = 0; j < 2 * TILES; ++j) b[j / 2].set(j % 2, raw[i % HELD][j]);
+#pragma unroll
+            for (int j = 0; j < TILES * SLABS; ++j) {
+                Fragments::template multiply<true>(o[j / TILES][tile + j % TILES], a[j / TILES], b[j % TILES]);
+            }
+        }
+    }
+
+    // An accumulator's columns 2t, 2t + 1 are an operand's of 16 bits. Those of f32 are permuted (layout.h).
+    static __device__ __forceinline__ void set_probabilities(Operand<4>& a, const float (&p)[8][4], int step) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if constexpr (IS_SINGLE) {
+                a.set(i, __float_as_uint(p[step][i % 2 * 2 + i / 2]));
+            } else {
+                const float* pair = &p[2 * step + i / 2][i % 2 * 2];
+                a.set(i, ptx::pack(pair[0], pair[1], Element()));
+            }
+        }
+    }
+
+    // Of 16 streamed rows two accumulator tiles' columns; of 8 rows of f32 one tile's.
+    static __device__ __forceinline__ void load_columns(uint32_t (&b)[4], uint32_t y, int step, int group, int lane) {
+        const uint32_t from = y + swizzle(a_row(lane), a_unit(lane));
+        ptx::ldmatrix_x4_trans(b, step_address(from, group) + 16 * step * CHUNK_BYTES);
+    }
+    static __device__ __forceinline__ void load_columns(uint32_t (&b)[2], uint32_t y, int step, int tile, int lane) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const uint32_t from = y + swizzle(single_row(lane, 0) + i, single_unit(lane, 0)) + single_byte(lane);
+            b[i] = __float_as_uint(ptx::load_shared(step_address(from, tile) + 8 * step * CHUNK_BYTES));
+        }
+    }
+};

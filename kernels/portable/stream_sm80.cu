@@ -21,231 +21,197 @@
 // [1] By a ring of buffers (tile_stream.cuh).
 // [2] Only tiles that may hold a masked pair look for them (tile_mask.cuh). With a false-negative filter these are all tiles: a pair
 //     above its query's bound is masked, too (score.cuh).
-// [3] Where the caller bounds z (p.online == 0), m is 0, as biases hold the shift, and nothing is rescaled. Four lanes share a row.
-// [4] Y comes a second time, its columns [first, first + OUTPUT_CHUNKS chunks) only: blockIdx.z is the slice of columns.
+// [3] Where the caller bounds z (p.online == 0), m is 0, as biases hold the shift, and nothing is rescaled. Four lanes share a row. A warp
+//     whose rows all keep their maximum rescales no O, which would multiply it by 1.
+// [4] Y comes a second time, its columns [first, first + OUTPUT_CHUNKS chunks) only: blockIdx.z is the slice of columns. Rows of up to 256
+//     bytes stay in the ring instead.
 //     P is multiplied by y.factor, rounded to Y's type (f32: split in two, fragments.cuh) and never leaves registers.
 //
 // Numerics: products and sums in f32. P of 16-bit types is rounded relative to the row's maximum; in f16, m is 14 less where there is an
 // output (HEADROOM in score.cuh). Sums run in the order of tiles: results are bitwise reproducible and independent of the grid but for
 // the splits, which merge.cuh merges in order.
-// Cost of a tile: 2·128·64·D flops and 64·D elements from L2, twice that with an output; 128·D more where X does not fit; 128·64 exp2.
+// Cost of a tile: 2·128·64·D flops and 64·D elements from L2, twice that with an output of wide rows; 128·D more where X does not fit; 128·64 exp2.
 // Tests: tests/gpu.rs, against the float64 reference.
-#include "portable/tile_stream.cuh"
+#include "portable/slab_stream.cuh"
 
 namespace {
 
-struct Detail {
-    float sum_score[2];
-    float sum_z[2];
-    uint32_t above[2];
-    uint32_t ties[2];
-};
-
-template <typename Element, Mode MODE, int OUTPUT_CHUNKS>
-struct Stream : TileStream<Element, MODE, OUTPUT_CHUNKS> {
-    using Base = TileStream<Element, MODE, OUTPUT_CHUNKS>;
-    using Base::clear_spoiled, Base::dots, Base::load_columns, Base::own_column_spoiled, Base::row, Base::special, Base::start, Base::wait;
-    using Base::first_tile, Base::end_tile, Base::lane, Base::p, Base::ring_y, Base::shared;
+template <typename Element, Mode MODE, int OUTPUT_CHUNKS, int SLABS>
+struct Stream : SlabStream<Element, MODE, OUTPUT_CHUNKS, SLABS> {
+    using Base = SlabStream<Element, MODE, OUTPUT_CHUNKS, SLABS>;
+    using Base::after, Base::before, Base::chunk_of, Base::clear_spoiled, Base::dots, Base::factors_of, Base::fill, Base::first_row,
+        Base::own_column_spoiled, Base::start, Base::terms_of, Base::wait;
+    using Base::add_moments, Base::clear_ranks, Base::counts_masked, Base::new_slab, Base::rank, Base::row;
+    using Base::HAS_OUTPUT, Base::HOLDS_TILE;
+    using Base::first_tile, Base::end_tile, Base::lane, Base::p;
     using typename Base::Tile;
-    static constexpr bool HAS_OUTPUT = OUTPUT_CHUNKS > 0;
     static constexpr int TILES_PER_CHUNK = Fragments<Element>::TILES_PER_CHUNK;
+    static constexpr int OUTPUT_TILES = HAS_OUTPUT ? OUTPUT_CHUNKS * TILES_PER_CHUNK : 1;
     static_assert(HAS_OUTPUT == (MODE == Mode::EXPECTED || MODE == Mode::GRADIENT), "these two have an output");
     static_assert(TILES_PER_CHUNK * 8 == Fragments<Element>::ELEMENTS_PER_CHUNK, "an output tile is 8 columns wide");
 
     using Base::Base;
 
-    __device__ __forceinline__ void count_rank(const float (&s)[8][4], const Tile& tile, const RowTerm (&rows)[2],
-                                               const float (&positive)[2], Detail& detail) {
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int column = c_column(lane, n, e), half = e / 2;
-                if (tile.first_column + column >= p.y_rows || tile.mask.holds(n, e)) continue;
-                const float sim = similarity(s[n][e], rows[half].scale, tile.terms[column].scale);
-                detail.above[half] += sim > positive[half];
-                detail.ties[half] += sim == positive[half];
-            }
-        }
-    }
-
-    // The same where rows have several positives: each has a place in memory, to which one thread of the row's four adds.
-    __device__ __forceinline__ void count_ranks(const float (&s)[8][4], const Tile& tile, const RowTerm (&rows)[2]) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int64_t first = first_pair(half), end = end_pair(half);
-#pragma unroll 1
-            for (int64_t pair = first; __any_sync(~0u, pair < end); ++pair) {
-                const float positive = pair < end ? p.positive_z[pair] : INFINITY;
-                uint32_t above = 0, ties = 0;
-#pragma unroll
-                for (int i = 0; i < 16; ++i) {
-                    const int n = i / 2, e = 2 * half + i % 2, column = c_column(lane, n, e);
-                    if (tile.first_column + column >= p.y_rows || tile.mask.holds(n, e)) continue;
-                    const float sim = similarity(s[n][e], rows[half].scale, tile.terms[column].scale);
-                    above += sim > positive;
-                    ties += sim == positive;
-                }
-                above = sum_of_quad(above);
-                ties = sum_of_quad(ties);
-                if (pair >= end || lane % 4 != 0) continue;
-                p.above[rank_slot(pair)] += above;
-                p.ties[rank_slot(pair)] += ties;
-            }
-        }
-    }
-
-    __device__ __forceinline__ void clear_ranks() const {
-        if (lane % 4 != 0) return;
-        for (int half = 0; half < 2; ++half) {
-            for (int64_t pair = first_pair(half); pair < end_pair(half); ++pair) p.above[rank_slot(pair)] = p.ties[rank_slot(pair)] = 0;
-        }
-    }
-
-    __device__ __forceinline__ int64_t first_pair(int half) const { return row(half) < p.x_rows ? p.pair_offsets[row(half)] : 0; }
-    __device__ __forceinline__ int64_t end_pair(int half) const { return row(half) < p.x_rows ? p.pair_offsets[row(half) + 1] : 0; }
-    __device__ __forceinline__ uint64_t rank_slot(int64_t pair) const { return uint64_t(p.first_split + blockIdx.y) * p.pairs + pair; }
-
-    // Moments of a tile, relative to the maximum that the row has with it.
-    __device__ __forceinline__ void add_moments(const float (&s)[8][4], const float (&z)[8][4], const Tile& tile,
-                                                const RowTerm (&rows)[2], const float (&origin)[2], Detail& detail) {
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int column = c_column(lane, n, e), half = e / 2;
-                const float distance = z[n][e] - origin[half];
-                const float probability = ptx::exp2(distance);
-                if (probability == 0.0f) continue;  // masked: 0 · ∞ must not enter
-                detail.sum_score[half] += probability * similarity(s[n][e], rows[half].scale, tile.terms[column].scale);
-                detail.sum_z[half] += probability * distance;
-            }
-        }
-    }
-
     __device__ __forceinline__ void run_paired() {
         start();
         uint32_t stage = 0;
         for (uint32_t tile = first_tile; tile < end_tile; ++tile) {
-            ColumnTerm* terms = shared->terms[tile % 2];
-            load_columns(tile, terms);
-            float s[8][4] = {};
-            dots(s, stage);
+            float s[SLABS][8][4];
+            dots(s, tile, stage);
 #pragma unroll
-            for (int n = 0; n < 8; ++n) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    const int column = c_column(lane, n, e);
-                    const uint32_t index = row(e / 2);
-                    if (index < p.x_rows && tile * BLOCK_Y + column == index) {
-                        const uint32_t query = p.x_indices ? p.x_indices[index] : index;
-                        p.max[index] = similarity(s[n][e], p.x_terms[query].scale, terms[column].scale);
-                    }
+            for (int i = 0; i < SLABS * 32; ++i) {
+                const int slab = i / 32, n = i % 32 / 4, e = i % 4, column = c_column(lane, n, e);
+                const uint32_t index = first_row(slab) + e / 2 * 8;
+                if (index < p.x_rows && tile * BLOCK_Y + column == index) {
+                    const uint32_t query = p.x_indices ? p.x_indices[index] : index;
+                    p.max[index] = similarity(s[slab][n][e], p.x_terms[query].scale, terms_of(tile)[column].scale);
                 }
             }
         }
     }
 
     __device__ __forceinline__ void run() {
-        RowTerm rows[2];
-        float positive[2];
-        RowState state = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
-        Detail detail = {};
-        uint32_t masked[2] = {};
+        Slab slabs[SLABS];
+        float o[SLABS][OUTPUT_TILES][4] = {};
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const bool present = row(half) < p.x_rows;
-            rows[half] = present ? p.x_terms[row(half)] : RowTerm{0.0f, 0.0f};
-            positive[half] = MODE == Mode::DETAIL && present && !p.pair_offsets ? p.positive_z[row(half)] : 0.0f;
-            // The terms hold the shift.
-            if (!p.online) state.max[half] = 0.0f;
+        for (int i = 0; i < SLABS; ++i) {
+            slabs[i] = new_slab(i);
+            if (MODE == Mode::DETAIL && p.pair_offsets) clear_ranks(slabs[i]);
         }
-        float o[HAS_OUTPUT ? OUTPUT_CHUNKS * TILES_PER_CHUNK : 1][4] = {};
-        if (MODE == Mode::DETAIL && p.pair_offsets) clear_ranks();
         start();
         uint32_t stage = 0;
         for (uint32_t tile = first_tile; tile < end_tile; ++tile) {
-            ColumnTerm* terms = shared->terms[tile % 2];
-            load_columns(tile, terms);
-            float s[8][4] = {};
-            dots(s, stage);
-            const bool is_special = special(tile, terms);
+            float s[SLABS][8][4];
+            const bool is_special = dots(s, tile, stage);
+            const RowTerm* terms = terms_of(tile);
             const bool is_spoiled = HAS_OUTPUT && is_special && __syncthreads_or(own_column_spoiled(terms));
-            Tile of_scores(p, terms, tile * BLOCK_Y, row(0), lane);
-            if (is_special) {
-                of_scores.look();
-                if (p.bounds) of_scores.filter(s, rows);
-                // Each of a row's four lanes has some of its columns.
-                masked[0] += of_scores.mask.count(0);
-                masked[1] += of_scores.mask.count(1);
-            }
-            float raw[8][4];
-            if (MODE == Mode::DETAIL) {
-                if (p.pair_offsets) count_ranks(s, of_scores, rows);
-                else count_rank(s, of_scores, rows, positive, detail);
-#pragma unroll
-                for (int i = 0; i < 32; ++i) raw[i / 4][i % 4] = s[i / 4][i % 4];
-            }
-            of_scores.scores(s, rows);
-            if (is_special && of_scores.found()) of_scores.drop(s);
-            if (p.online) rescale(s, of_scores, state, detail, o);
-            const float origin[2] = {subtrahend(state.max[0]), subtrahend(state.max[1])};
-            if (MODE == Mode::DETAIL) add_moments(raw, s, of_scores, rows, origin, detail);
-            of_scores.probabilities(s, origin, state.sum);
-            if (HAS_OUTPUT && is_special && of_scores.found()) of_scores.mend(s, origin);
+            weigh(s, tile, is_special, slabs, o);
 #pragma unroll
             for (int chunk = 0; chunk < OUTPUT_CHUNKS; ++chunk) {
-                wait();
-                if (is_spoiled) clear_spoiled(ring_y + stage * Y_CHUNK, terms);
-                Fragments<Element>::multiply_output(&o[chunk * TILES_PER_CHUNK], s, ring_y + stage * Y_CHUNK, lane);
-                stage = stage + 1 == STAGES ? 0 : stage + 1;
+                // The tile is there already, or its chunk comes again.
+                if (!HOLDS_TILE) wait();
+                const uint32_t from = chunk_of(stage, HOLDS_TILE ? chunk : 0);
+                if (is_spoiled) clear_spoiled(from, terms);
+                Fragments<Element>::multiply_output(o, chunk * TILES_PER_CHUNK, s, from, lane, [&] {
+                    if (!HOLDS_TILE) fill(before(stage));
+                });
+                if (!HOLDS_TILE || chunk + 1 == OUTPUT_CHUNKS) stage = after(stage);
             }
         }
         ptx::cp_async_wait<0>();
-        write(state, detail, masked, o);
+#pragma unroll
+        for (int i = 0; i < SLABS; ++i) write(slabs[i], o[i]);
+    }
+
+    __device__ __forceinline__ Tile tile_of(const Slab& slab, uint32_t tile) const {
+        return Tile(p, terms_of(tile), tile * BLOCK_Y, slab.first_row, lane);
+    }
+
+    // [2] and [3]: P in place of dots. What columns bring is loaded once for all slabs.
+    __device__ __forceinline__ void weigh(float (&s)[SLABS][8][4], uint32_t number, bool is_special, Slab (&slabs)[SLABS],
+                                          float (&o)[SLABS][OUTPUT_TILES][4]) {
+        static_assert(SLABS <= 2, "or more tiles");
+        Tile tiles[2] = {tile_of(slabs[0], number), tile_of(slabs[SLABS - 1], number)};
+        float raw[SLABS][8][4], origin[SLABS][2] = {}, sum[SLABS][2] = {};
+        bool is_found = false;
+        if (is_special) {
+#pragma unroll
+            for (int i = 0; i < SLABS; ++i) is_found |= look(s[i], tiles[i], slabs[i]);
+        }
+        if (MODE == Mode::DETAIL) {
+#pragma unroll
+            for (int i = 0; i < SLABS; ++i) rank(s[i], tiles[i], slabs[i], raw[i]);
+        }
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+            RowTerm pair[2];
+            load_pair(terms_of(number), c_column(lane, n, 0), pair);
+#pragma unroll
+            for (int i = 0; i < SLABS; ++i) Tile::scores(s[i][n], slabs[i].rows, pair);
+        }
+        if (is_found) {
+#pragma unroll
+            for (int i = 0; i < SLABS; ++i) tiles[i].drop(s[i]);
+        }
+        if (p.online) rescale(s, slabs, o, origin);
+        if (MODE == Mode::DETAIL) {
+#pragma unroll
+            for (int i = 0; i < SLABS; ++i) add_moments(raw[i], s[i], tiles[i], origin[i], slabs[i]);
+        }
+        // A tile's own sum first: fewer, larger terms round less.
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+            float2 pair[2] = {};
+            if (HAS_OUTPUT) load_pair(factors_of(number), c_column(lane, n, 0), pair);
+#pragma unroll
+            for (int i = 0; i < SLABS; ++i) Tile::probabilities(s[i][n], origin[i], pair, sum[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * SLABS; ++i) slabs[i / 2].state.sum[i % 2] += sum[i / 2][i % 2];
+        if (HAS_OUTPUT && is_found) {
+#pragma unroll
+            for (int i = 0; i < SLABS; ++i) tiles[i].mend(s[i], origin[i]);
+        }
+    }
+
+    // Whether the warp has pairs to drop and to mend in the slab.
+    __device__ __forceinline__ bool look(const float (&s)[8][4], Tile& tile, const Slab& slab) {
+        tile.look();
+        if (p.bounds) tile.filter(s, slab.rows);
+        // Each of a row's four lanes has some of its columns. One thread adds them up in memory, which costs no register.
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const uint32_t masked = sum_of_quad(tile.mask.count(half));
+            if (masked && row(slab, half) < p.x_rows && counts_masked()) atomicAdd(&p.masked[this->slot(slab, half)], masked);
+        }
+        return tile.found();
     }
 
     // [3]
-    template <int COUNT>
-    __device__ __forceinline__ void rescale(const float (&z)[8][4], const Tile& tile, RowState& state, Detail& detail,
-                                            float (&o)[COUNT][4]) {
-        float factor[2];
-        const float before[2] = {state.max[0], state.max[1]};
-        tile.advance_max(z, HAS_OUTPUT ? HEADROOM<Element> : 0.0f, state, factor);
+    __device__ __forceinline__ void rescale(const float (&z)[SLABS][8][4], Slab (&slabs)[SLABS], float (&o)[SLABS][OUTPUT_TILES][4],
+                                            float (&origin)[SLABS][2]) {
+        float factor[SLABS][2];
+        bool is_moved = false;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            if (MODE == Mode::DETAIL && before[half] != -INFINITY) {
-                detail.sum_z[half] = factor[half] * (detail.sum_z[half] + (before[half] - state.max[half]) * state.sum[half]);
-                detail.sum_score[half] *= factor[half];
+        for (int i = 0; i < SLABS; ++i) {
+            RowState& state = slabs[i].state;
+            Detail& detail = slabs[i].detail;
+            const float before[2] = {state.max[0], state.max[1]};
+            Tile::advance_max(z[i], HAS_OUTPUT ? HEADROOM<Element> : 0.0f, state, factor[i]);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                if (MODE == Mode::DETAIL && before[half] != -INFINITY) {
+                    const float moved = before[half] - state.max[half];
+                    detail.sum_z[half] = factor[i][half] * (detail.sum_z[half] + moved * state.sum[half]);
+                    detail.sum_score[half] *= factor[i][half];
+                }
+                state.sum[half] *= factor[i][half];
+                is_moved |= factor[i][half] != 1.0f;
+                origin[i][half] = subtrahend(state.max[half]);
             }
-            state.sum[half] *= factor[half];
         }
-        if (HAS_OUTPUT) {
+        if constexpr (HAS_OUTPUT) {
+            if (!__any_sync(~0u, is_moved)) return;
 #pragma unroll
-            for (int n = 0; n < COUNT; ++n) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) o[n][e] *= factor[e / 2];
+            for (int i = 0; i < SLABS * OUTPUT_TILES * 4; ++i) {
+                const int slab = i / (OUTPUT_TILES * 4), n = i / 4 % OUTPUT_TILES, e = i % 4;
+                o[slab][n][e] *= factor[slab][e / 2];
             }
         }
     }
 
-    template <int COUNT>
-    __device__ __forceinline__ void write(const RowState& state, const Detail& detail, const uint32_t (&masked)[2],
-                                          const float (&o)[COUNT][4]) {
+    __device__ __forceinline__ void write(const Slab& slab, const float (&o)[OUTPUT_TILES][4]) {
+        const Detail& detail = slab.detail;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const float sum = sum_of_quad(state.sum[half]);
+            const float sum = sum_of_quad(slab.state.sum[half]);
             const float sum_score = sum_of_quad(detail.sum_score[half]), sum_z = sum_of_quad(detail.sum_z[half]);
             const uint32_t above = sum_of_quad(detail.above[half]), ties = sum_of_quad(detail.ties[half]);
-            const uint32_t rejected = sum_of_quad(masked[half]);
-            if (row(half) >= p.x_rows) continue;
-            const uint64_t slot = uint64_t(p.first_split + blockIdx.y) * p.x_rows + row(half);
+            if (row(slab, half) >= p.x_rows) continue;
+            const uint64_t slot = this->slot(slab, half);
             if (lane % 4 == 0 && blockIdx.z == 0) {
-                p.max[slot] = p.online ? state.max[half] : p.shift;
-                if (MODE != Mode::GRADIENT) {
-                    p.sum[slot] = sum;
-                    p.masked[slot] = rejected;
-                }
+                p.max[slot] = p.online ? slab.state.max[half] : p.shift;
+                if (MODE != Mode::GRADIENT) p.sum[slot] = sum;
                 if (MODE == Mode::DETAIL) {
                     p.sum_score[slot] = sum_score;
                     p.sum_z[slot] = sum_z;
@@ -258,7 +224,7 @@ struct Stream : TileStream<Element, MODE, OUTPUT_CHUNKS> {
             const uint32_t first = blockIdx.z * OUTPUT_CHUNKS * Fragments<Element>::ELEMENTS_PER_CHUNK + lane % 4 * 2;
             float* to = p.output + slot * p.dim;
 #pragma unroll
-            for (int n = 0; n < COUNT; ++n) {
+            for (int n = 0; n < OUTPUT_TILES; ++n) {
                 const uint32_t column = first + 8 * n;
                 if (column < p.dim) to[column] = o[n][2 * half];
                 if (column + 1 < p.dim) to[column + 1] = o[n][2 * half + 1];
@@ -267,32 +233,32 @@ struct Stream : TileStream<Element, MODE, OUTPUT_CHUNKS> {
     }
 };
 
-template <typename Element, Mode MODE, int OUTPUT_CHUNKS>
+template <typename Element, Mode MODE, int OUTPUT_CHUNKS, int SLABS>
 __device__ __forceinline__ void stream(const StreamParams& p) {
     extern __shared__ __align__(1024) char memory[];
-    Stream<Element, MODE, OUTPUT_CHUNKS> stream(p, memory);
+    Stream<Element, MODE, OUTPUT_CHUNKS, SLABS> stream(p, memory);
     if constexpr (MODE == Mode::PAIRED) stream.run_paired();
     else stream.run();
 }
 
 }  // namespace
 
-#define KERNEL(name, element, mode, chunks)                                                                          \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) stream_##name(const __grid_constant__ StreamParams p) {    \
-        stream<element, Mode::mode, chunks>(p);                                                                       \
+#define KERNEL(name, element, mode, chunks, slabs, blocks)                                                                               \
+    extern "C" __global__ void __launch_bounds__(threads_of(slabs), blocks) stream_##name(const __grid_constant__ StreamParams p) {     \
+        stream<element, Mode::mode, chunks, slabs>(p);                                                                                  \
     }
 
 // Outputs of 64, 128 and 256 columns at a time for 16-bit types, 32, 64 and 128 for f32.
-#define KERNELS(type, element)                                 \
-    KERNEL(statistics_##type, element, STATISTICS, 0)          \
-    KERNEL(detail_##type, element, DETAIL, 0)                  \
-    KERNEL(paired_##type, element, PAIRED, 0)                  \
-    KERNEL(expected_1_##type, element, EXPECTED, 1)            \
-    KERNEL(expected_2_##type, element, EXPECTED, 2)            \
-    KERNEL(expected_4_##type, element, EXPECTED, 4)            \
-    KERNEL(gradient_1_##type, element, GRADIENT, 1)            \
-    KERNEL(gradient_2_##type, element, GRADIENT, 2)            \
-    KERNEL(gradient_4_##type, element, GRADIENT, 4)
+#define KERNELS(type, element)                                       \
+    KERNEL(statistics_##type, element, STATISTICS, 0, 2, 3)          \
+    KERNEL(detail_##type, element, DETAIL, 0, 1, 1)                  \
+    KERNEL(paired_##type, element, PAIRED, 0, 1, 1)                  \
+    KERNEL(expected_1_##type, element, EXPECTED, 1, 2, 2)            \
+    KERNEL(expected_2_##type, element, EXPECTED, 2, 1, 1)            \
+    KERNEL(expected_4_##type, element, EXPECTED, 4, 1, 1)            \
+    KERNEL(gradient_1_##type, element, GRADIENT, 1, 2, 2)            \
+    KERNEL(gradient_2_##type, element, GRADIENT, 2, 1, 1)            \
+    KERNEL(gradient_4_##type, element, GRADIENT, 4, 1, 1)
 
 KERNELS(f16, __half)
 KERNELS(bf16, __nv_bfloat16)

@@ -19,31 +19,33 @@
 namespace {
 
 constexpr uint32_t MAX_K = 1024;
+constexpr uint32_t MERGE_THREADS = 256;
 
 template <typename Element>
-struct TopKStream : TileStream<Element, Mode::TOP_K, 0> {
-    using Base = TileStream<Element, Mode::TOP_K, 0>;
-    using Base::dots, Base::load_columns, Base::row, Base::special, Base::start;
-    using Base::first_tile, Base::end_tile, Base::lane, Base::p, Base::shared;
+struct TopKStream : TileStream<Element, Mode::TOP_K, 0, 1> {
+    using Base = TileStream<Element, Mode::TOP_K, 0, 1>;
+    using Base::dots, Base::first_row, Base::start, Base::terms_of;
+    using Base::first_tile, Base::end_tile, Base::lane, Base::p;
     using typename Base::Tile;
 
     using Base::Base;
 
     __device__ __forceinline__ void run(const TopKParams& top) {
-        const uint64_t slot = uint64_t(p.first_split + blockIdx.y) * p.x_rows + row(0);
-        BestRows<BLOCK_Y / 8> best(top.keys + slot * top.capacity, top.k, top.capacity, row(0), p.x_rows, lane);
+        const uint32_t row = first_row(0);
+        const uint64_t slot = uint64_t(p.first_split + blockIdx.y) * p.x_rows + row;
+        BestRows<BLOCK_Y / 8> best(top.keys + slot * top.capacity, top.k, top.capacity, row, p.x_rows, lane);
         float scale[2];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) scale[half] = row(half) < p.x_rows ? p.x_terms[row(half)].scale : 0.0f;
+        for (int half = 0; half < 2; ++half) scale[half] = row + 8 * half < p.x_rows ? p.x_terms[row + 8 * half].scale : 0.0f;
         start();
         uint32_t stage = 0;
         for (uint32_t tile = first_tile; tile < end_tile; ++tile) {
-            ColumnTerm* terms = shared->terms[tile % 2];
-            load_columns(tile, terms);
-            float s[8][4] = {};
-            dots(s, stage);
-            Tile of_scores(p, terms, tile * BLOCK_Y, row(0), lane);
-            if (special(tile, terms)) of_scores.look();
+            float slab[1][8][4];
+            const bool is_special = dots(slab, tile, stage);
+            auto& s = slab[0];
+            const RowTerm* terms = terms_of(tile);
+            Tile of_scores(p, terms, tile * BLOCK_Y, row, lane);
+            if (is_special) of_scores.look();
             uint32_t above[2] = {};
 #pragma unroll
             for (int i = 0; i < 32; ++i) {
@@ -65,7 +67,7 @@ __device__ __forceinline__ void sort_descending(uint64_t* keys, uint32_t count) 
     for (uint32_t run = 2; run <= count; run *= 2) {
         for (uint32_t distance = run / 2; distance > 0; distance /= 2) {
             __syncthreads();
-            for (uint32_t pair = threadIdx.x; pair < count / 2; pair += THREADS) {
+            for (uint32_t pair = threadIdx.x; pair < count / 2; pair += MERGE_THREADS) {
                 const uint32_t low = pair / distance * 2 * distance + pair % distance, high = low + distance;
                 const uint64_t a = keys[low], b = keys[high];
                 // Every other run is sorted the other way round.
@@ -81,18 +83,18 @@ __device__ __forceinline__ void sort_descending(uint64_t* keys, uint32_t count) 
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS) merge_topk(const __grid_constant__ MergeTopKParams p) {
+extern "C" __global__ void __launch_bounds__(MERGE_THREADS) merge_topk(const __grid_constant__ MergeTopKParams p) {
     __shared__ uint64_t keys[2 * MAX_K];
     const uint64_t row = blockIdx.x;
     uint32_t half = 1;
     while (half < p.k) half *= 2;
-    for (uint32_t i = threadIdx.x; i < half; i += THREADS) keys[i] = 0;
+    for (uint32_t i = threadIdx.x; i < half; i += MERGE_THREADS) keys[i] = 0;
     for (uint64_t split = 0; split < p.splits; ++split) {
         const uint64_t* found = p.keys + (split * p.rows + row) * p.capacity;
-        for (uint32_t i = threadIdx.x; i < half; i += THREADS) keys[half + i] = i < p.k ? found[i] : 0;
+        for (uint32_t i = threadIdx.x; i < half; i += MERGE_THREADS) keys[half + i] = i < p.k ? found[i] : 0;
         sort_descending(keys, 2 * half);
     }
-    for (uint32_t i = threadIdx.x; i < p.k; i += THREADS) {
+    for (uint32_t i = threadIdx.x; i < p.k; i += MERGE_THREADS) {
         const uint64_t key = keys[i];
         p.indices[row * p.k + i] = key ? index_of(key) : ~0u;
         p.scores[row * p.k + i] = key ? __uint_as_float(score_bits_of(key)) : -INFINITY;
@@ -100,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) merge_topk(const __grid_co
 }
 
 #define KERNEL(type, element)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) stream_topk_##type(const __grid_constant__ TopKParams p) { \
+    extern "C" __global__ void __launch_bounds__(threads_of(1), 1) stream_topk_##type(const __grid_constant__ TopKParams p) { \
         extern __shared__ __align__(1024) char memory[];                                                                \
         TopKStream<element> stream(p.stream, memory);                                                                   \
         stream.run(p);                                                                                                  \

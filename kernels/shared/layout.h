@@ -23,6 +23,10 @@ __host__ __device__ constexpr uint32_t swizzle(uint32_t row, uint32_t unit) {
     return row * CHUNK_BYTES + ((unit ^ (row % UNITS)) * UNIT_BYTES);
 }
 
+// Of a place in a chunk in shared memory: the one 2 · `step` units on in its row, for even units up to 2 · `step` from the row's first two.
+// Chunks begin at multiples of CHUNK_BYTES, so the permutation within a row is an exclusive or of the address.
+__host__ __device__ constexpr uint32_t step_address(uint32_t address, uint32_t step) { return address ^ 2 * step * UNIT_BYTES; }
+
 // Row and unit of the `place`-th unit of a chunk in the order in which threads copy: neighbours copy neighbours.
 __host__ __device__ constexpr uint32_t copy_row(uint32_t place) { return place / UNITS; }
 __host__ __device__ constexpr uint32_t copy_unit(uint32_t place) { return place % UNITS; }

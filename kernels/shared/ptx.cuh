@@ -10,9 +10,19 @@ __device__ __forceinline__ uint32_t smem_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Copies `bytes` (0 to 16) from global to shared memory and fills the rest of the 16 with zeros.
-__device__ __forceinline__ void cp_async_16(uint32_t to, const void* from, uint32_t bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+// Copies 16 bytes from global to shared memory past the L1 cache, or writes zeros where `present` is false.
+__device__ __forceinline__ void cp_async_16(uint32_t to, const void* from, bool present) {
+    asm volatile("{.reg .pred absent; setp.eq.u32 absent, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, absent;}" ::"r"(to), "l"(from),
+                 "r"(uint32_t(present))
+                 : "memory");
+}
+
+// The same with fewer bytes, 8 or 4.
+template <int BYTES>
+__device__ __forceinline__ void cp_async_few(uint32_t to, const void* from, bool present) {
+    asm volatile("{.reg .pred absent; setp.eq.u32 absent, %2, 0; cp.async.ca.shared.global [%0], [%1], %3, absent;}" ::"r"(to), "l"(from),
+                 "r"(uint32_t(present)), "n"(BYTES)
+                 : "memory");
 }
 
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -84,8 +84,8 @@ struct StreamParams {
     uint32_t first_split;
     // Index over all pools of the pool's first candidate.
     uint32_t candidate_start;
-    // 1 where rows start at multiples of 16 bytes.
-    uint32_t aligned;
+    // 16, 8, 4 or 2 bytes: it divides the addresses of all rows, and their bytes.
+    uint32_t alignment;
     // 1 where all chunks of the stationary block stay in shared memory.
     uint32_t x_resident;
     // 1: running maximum; 0: `shift` in its place, which biases hold already.

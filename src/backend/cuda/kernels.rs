@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use super::driver::{HOPPER_THREADS, THREADS};
 use super::image;
 use super::params::{
     AccumulateParams, BoundsParams, CheckRowsParams, EnqueueParams, FindHitsParams, FinishGradientParams,
@@ -76,6 +77,21 @@ impl Entry {
     /// Whether only devices of compute capability 9.0 run it.
     pub(super) fn is_hopper(&self) -> bool {
         self.name.starts_with("stream_hopper_")
+    }
+
+    /// Of a block.
+    pub(super) fn threads(&self, variant: Variant) -> u32 {
+        // A warp has two slabs of stationary rows in place of one (`stream_sm80.cu`).
+        let has_two_slabs = match self.name {
+            "stream_statistics" => true,
+            "stream_expected" | "stream_gradient" => WIDTHS[variant.width] == "_1",
+            _ => false,
+        };
+        match (self.is_hopper(), has_two_slabs) {
+            (true, _) => HOPPER_THREADS,
+            (false, true) => THREADS / 2,
+            (false, false) => THREADS,
+        }
     }
 
     pub(super) fn variants(&self) -> impl Iterator<Item = (Variant, String)> {

@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicU64;
 
 use cudarc::driver::{CudaStream, result, sys};
 
-use super::driver::{HOPPER_THREADS, THREADS};
 use super::kernels::{ELEMENTS, ENTRIES, Kernel, Variant, WIDTHS};
 use super::stream::{Event, bind, checked, synchronize};
 use crate::error::Result;
@@ -17,8 +16,8 @@ pub(super) struct Loaded {
     /// Orders the backend's stream and others. Before the stream, whose context it is dropped in.
     pub(super) event: Event,
     pub(super) stream: Arc<CudaStream>,
-    /// By place in `ENTRIES`: a kernel's variants, null where there is none, and the threads of its blocks.
-    functions: Vec<([[sys::CUfunction; ELEMENTS.len()]; WIDTHS.len()], u32)>,
+    /// By place in `ENTRIES`: a kernel's variants, null where there is none.
+    functions: Vec<[[sys::CUfunction; ELEMENTS.len()]; WIDTHS.len()]>,
     /// Whether those for compute capability 9.0 are among them.
     pub(super) hopper: bool,
     /// How often kernels were launched.
@@ -39,7 +38,6 @@ impl Loaded {
         let mut loaded = Loaded { event, stream, functions: Vec::new(), hopper, launches, modules: Vec::new() };
         let mut image: &[u8] = &[];
         for entry in ENTRIES {
-            let threads = if entry.is_hopper() { HOPPER_THREADS } else { THREADS };
             let mut variants = [[std::ptr::null_mut(); ELEMENTS.len()]; WIDTHS.len()];
             if hopper || !entry.is_hopper() {
                 if !std::ptr::eq(image, entry.image) {
@@ -50,17 +48,17 @@ impl Loaded {
                     variants[variant.width][variant.element] = loaded.find(name, shared_bytes)?;
                 }
             }
-            loaded.functions.push((variants, threads));
+            loaded.functions.push(variants);
         }
         Ok(loaded)
     }
 
     /// A kernel's variant, and the threads of its blocks.
     pub(super) fn function<P>(&self, kernel: Kernel<P>, variant: Variant) -> (sys::CUfunction, u32) {
-        let (variants, threads) = &self.functions[kernel.place];
-        let function = variants[variant.width][variant.element];
-        assert!(!function.is_null(), "{} has no {variant:?} here", ENTRIES[kernel.place].name);
-        (function, *threads)
+        let function = self.functions[kernel.place][variant.width][variant.element];
+        let entry = &ENTRIES[kernel.place];
+        assert!(!function.is_null(), "{} has no {variant:?} here", entry.name);
+        (function, entry.threads(variant))
     }
 
     fn load(&mut self, image: &'static [u8]) -> Result<()> {

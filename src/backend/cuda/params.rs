@@ -146,7 +146,7 @@ params!(
         tiles_per_split: u32,
         first_split: u32,
         candidate_start: u32,
-        aligned: u32,
+        alignment: u32,
         x_resident: u32,
         online: u32,
         shift: f32,

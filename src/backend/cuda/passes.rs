@@ -107,10 +107,13 @@ impl Step<'_> {
     /// embedding ties bit for bit.
     fn paired(&self) -> Result<()> {
         let (problem, workspace) = (self.problem, self.workspace);
-        let positives_aligned = match problem.positives {
+        let alignment = |rows: Rows| rows.alignment(problem.dtype, problem.dim);
+        let of_positives = match problem.positives {
             ProblemPositives::None => return Ok(()),
-            ProblemPositives::Separate(rows) => rows.aligned(problem.dtype),
-            ProblemPositives::Index(_) => problem.pools.iter().all(|pool| pool.candidates.aligned(problem.dtype)),
+            ProblemPositives::Separate(rows) => alignment(rows),
+            ProblemPositives::Index(_) => {
+                problem.pools.iter().map(|pool| alignment(pool.candidates)).min().unwrap_or(16)
+            }
         };
         if problem.pairs == 0 {
             return Ok(());
@@ -124,7 +127,7 @@ impl Step<'_> {
             y: problem.queries.address,
             y_rows: problem.pairs as u32,
             max: self.at(workspace.positive_z),
-            aligned: u32::from(problem.queries.aligned(problem.dtype) && positives_aligned),
+            alignment: alignment(problem.queries).min(of_positives),
             ..self.queries_stationary(tiling)
         };
         let params = StreamParams { x_rows: problem.pairs as u32, ..params };
@@ -180,7 +183,7 @@ impl Step<'_> {
                 pair_offsets: self.at(workspace.pair_offsets),
                 pairs: problem.pairs as u32,
                 first_split: first_split as u32,
-                aligned: u32::from(problem.queries.aligned(problem.dtype) && pool.candidates.aligned(problem.dtype)),
+                alignment: problem.alignment(problem.queries, pool.candidates),
                 online: u32::from(shift.is_none()),
                 shift: shift.unwrap_or(0.0),
                 ..self.with_partials(partials, self.with_masks(pool, self.queries_stationary(tiling)))
@@ -273,7 +276,7 @@ impl Step<'_> {
             y_rows: queries.rows as u32,
             dim: problem.dim as u32,
             tiles_per_split: tiling.tiles_per_split as u32,
-            aligned: u32::from(queries.aligned(problem.dtype) && candidates.aligned(problem.dtype)),
+            alignment: problem.alignment(queries, candidates),
             x_resident: u32::from(tiling.x_resident),
             // Coefficients are at most their row's d_lse: they need no maximum, except where f16 would lose the small ones.
             online: u32::from(problem.dtype == DType::F16),

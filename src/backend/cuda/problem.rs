@@ -26,7 +26,13 @@ impl Rows {
         Rows { indices, rows, ..self }
     }
 
-    /// Whether each row starts at a multiple of 16 bytes, as the copies of whole units want it.
+    /// What divides the rows' addresses and the bytes of each row's `dim` elements, up to 16: the widest copies of the portable streams.
+    pub(super) fn alignment(&self, dtype: DType, dim: usize) -> u32 {
+        let all = self.address as usize | self.stride * dtype.size() | dim * dtype.size() | 16;
+        1 << all.trailing_zeros()
+    }
+
+    /// Whether each row starts at a multiple of 16 bytes, as the copy engine wants it.
     pub(super) fn aligned(&self, dtype: DType) -> bool {
         self.address.is_multiple_of(16) && (self.stride * dtype.size()).is_multiple_of(16)
     }
@@ -114,6 +120,11 @@ pub(super) struct Problem {
 impl Problem {
     pub(super) fn num_queries(&self) -> usize {
         self.queries.rows
+    }
+
+    /// `StreamParams::alignment` of two sides.
+    pub(super) fn alignment(&self, x: Rows, y: Rows) -> u32 {
+        x.alignment(self.dtype, self.dim).min(y.alignment(self.dtype, self.dim))
     }
 
     pub(super) fn num_candidates(&self) -> usize {

@@ -6,11 +6,12 @@ use crate::problem::embeddings::DType;
 /// Stationary rows of a block, streamed rows of a tile (`tile_stream.cuh`).
 pub(super) const BLOCK_X: usize = 128;
 pub(super) const BLOCK_Y: usize = 64;
-const STAGES: usize = 3;
+const STAGES: usize = 2;
 /// Bytes of a row that are copied at a time.
 const CHUNK_BYTES: usize = 128;
-/// `SharedStorage` in `tile_stream.cuh`.
-const STORAGE_BYTES: usize = 2048;
+/// Of a tile's column, what it brings to the scores, and to an output (`RowTerm`, `Factor`).
+const TERM_BYTES: usize = 8;
+const FACTOR_BYTES: usize = 8;
 /// Bound of the memory for partial outputs, unless one split alone needs more.
 const MAX_PARTIAL_BYTES: usize = 256 << 20;
 
@@ -22,6 +23,8 @@ const HOPPER_OUTPUT: [(usize, usize); 3] = [(128, 128), (128, 128), (128, 64)];
 const HOPPER_CHUNKS: usize = 4;
 /// What starting a unit of work costs, in tiles: the stationary rows' copy, and the first tile's matmul with nothing beside it.
 const UNIT_TILES: usize = 3;
+/// The same for a block of the portable kernels.
+const BLOCK_TILES: usize = 2;
 
 /// Wider rows (`wide_scores.cuh`, `wide_output_sm90a.cu`): stationary rows of a block of scores, streamed rows of a tile, output
 /// columns of a block.
@@ -104,13 +107,16 @@ impl Tiling {
         let blocks = x_rows.div_ceil(BLOCK_X) * slices;
         let tiles = y_rows.div_ceil(BLOCK_Y);
         let affordable = affordable_splits(x_rows, dim, output);
-        // Two waves of blocks even out the last one.
-        let wanted = (2 * limits.multiprocessors).div_ceil(blocks).min(affordable).min(tiles);
-        let tiles_per_split = tiles.div_ceil(wanted);
-        let ring = STAGES * BLOCK_Y * CHUNK_BYTES + STORAGE_BYTES;
-        let resident = chunks * BLOCK_X * CHUNK_BYTES + ring;
+        // `SharedStorage` and `OutputStorage` in `tile_stream.cuh`. A stage holds a chunk, or a whole narrow tile for its output.
+        let stage_chunks = if matches!(output_chunks, 1 | 2) { output_chunks } else { 1 };
+        let column_bytes = TERM_BYTES + if output { FACTOR_BYTES } else { 0 };
+        let storage = STAGES * BLOCK_Y * (stage_chunks * CHUNK_BYTES + column_bytes);
+        let resident = storage + chunks * BLOCK_X * CHUNK_BYTES;
         let x_resident = resident <= limits.shared_bytes;
-        let shared_bytes = if x_resident { resident } else { STAGES * BLOCK_X * CHUNK_BYTES + ring };
+        let shared_bytes = if x_resident { resident } else { storage + STAGES * BLOCK_X * CHUNK_BYTES };
+        let workers = limits.multiprocessors * blocks_of_a_multiprocessor(limits, output_chunks, shared_bytes);
+        let most = (2 * workers).div_ceil(blocks).min(affordable).min(tiles);
+        let tiles_per_split = tiles_per_split(workers, blocks, tiles, most, BLOCK_TILES);
         Tiling {
             family: Family::Portable,
             block_x: BLOCK_X,
@@ -210,7 +216,7 @@ impl Tiling {
 
     /// Whether the kernel with an output can do with a constant in place of the running maximum.
     pub(super) fn is_bounded(&self) -> bool {
-        matches!(self.family, Family::Hopper { .. })
+        !matches!(self.family, Family::Wide { .. })
     }
 
     pub(super) fn panel(&self) -> Option<Panel> {
@@ -228,6 +234,15 @@ impl Tiling {
             Family::Wide { pairs, .. } => (2 * (blocks * self.splits / 2).min(pairs) as u32, 1, 1),
         }
     }
+}
+
+/// Blocks of a portable stream that a multiprocessor holds at a time, by shared memory and by the registers that `stream_sm80.cu` gives
+/// each (its `__launch_bounds__`). What else takes registers counts as one block.
+fn blocks_of_a_multiprocessor(limits: Limits, output_chunks: usize, shared_bytes: usize) -> usize {
+    // A multiprocessor has what one block may have and the kibibyte that the system takes of each.
+    const RESERVED: usize = 1024;
+    let most = [3, 2, 1, 1, 1][output_chunks];
+    ((limits.shared_bytes + RESERVED) / (shared_bytes + RESERVED)).clamp(1, most)
 }
 
 /// Splits whose partial outputs fit in the memory for them.
@@ -280,6 +295,20 @@ mod tests {
                     assert!(tiling.shared_bytes <= shared_bytes);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_wave_of_portable_blocks_is_nearly_full() {
+        // Of an A100.
+        let limits = Limits { multiprocessors: 108, shared_bytes: 166_912, hopper: false };
+        for (dim, output, held) in
+            [(64, false, 3), (128, false, 3), (256, false, 2), (64, true, 2), (128, true, 1), (256, true, 1)]
+        {
+            let tiling = Tiling::new(limits, DType::F16, dim, 8192, 1_000_000, output);
+            let (blocks, wave) = (8192 / BLOCK_X * tiling.splits, held * limits.multiprocessors);
+            let waves = blocks.div_ceil(wave);
+            assert!(100 * blocks >= 94 * waves * wave, "{dim}: {blocks} blocks in {waves} waves of {wave}");
         }
     }
 

@@ -274,7 +274,7 @@ impl Step<'_> {
                 y_stride: pool.candidates.stride as u64,
                 y_rows: pool.candidates.rows as u32,
                 first_split: first_split as u32,
-                aligned: u32::from(problem.queries.aligned(problem.dtype) && pool.candidates.aligned(problem.dtype)),
+                alignment: problem.alignment(problem.queries, pool.candidates),
                 ..self.with_masks(pool, self.queries_stationary(tiling))
             };
             let (k, capacity) = (lists.k as u32, lists.capacity as u32);

@@ -24,19 +24,28 @@ struct Tf32 {
     float value;
 };
 
-// EXACT: three tf32 products: x = high + low, high of 11 bits of mantissa, low the rest, of which the tensor core takes 11 bits; the
-// product of the two low parts is below f32's rounding and left out. Else the product of the high parts alone.
+// EXACT: three tf32 products: x = high + low, each of 11 bits of mantissa and more between them than f32 has; the product of the two low
+// parts is below f32's rounding and left out. Else the product of the high parts alone.
 template <bool EXACT>
 struct SingleProducts {
+    // COUNT registers of an operand.
     template <int COUNT>
     struct Operand {
         uint32_t high[COUNT], low[COUNT];
 
-        // Three instructions: cvt.rna.tf32 tests for what is not finite besides. NaN may get lost in `high`, and stays in `low`.
+        // Of an element that is finite: others have scales that are NaN. Four instructions: cvt.rna.tf32, which rounds alike, takes three
+        // each time, and the tensor core drops what is below the rounded bits.
         __device__ __forceinline__ void set(int i, uint32_t x) {
-            constexpr uint32_t DROPPED = 0x1fff;
-            high[i] = EXACT ? (x + (DROPPED + 1) / 2) & ~DROPPED : ptx::round_to_tf32(__uint_as_float(x));
-            low[i] = EXACT ? __float_as_uint(__uint_as_float(x) - __uint_as_float(high[i])) : 0;
+            if (!EXACT) return set_any(i, x);
+            constexpr uint32_t DROPPED = 0x1fff, HALF = (DROPPED + 1) / 2;
+            high[i] = (x + HALF) & ~DROPPED;
+            low[i] = __float_as_uint(__uint_as_float(x) - __uint_as_float(high[i])) + HALF;
+        }
+
+        // Of any number: NaN stays NaN.
+        __device__ __forceinline__ void set_any(int i, uint32_t x) {
+            high[i] = ptx::round_to_tf32(__uint_as_float(x));
+            low[i] = EXACT ? ptx::round_to_tf32(__uint_as_float(x) - __uint_as_float(high[i])) : 0;
         }
     };
 
@@ -146,7 +155,7 @@ struct Fragments : Products<Element> {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             if constexpr (IS_SINGLE) {
-                a.set(i, __float_as_uint(p[step][i % 2 * 2 + i / 2]));
+                a.set_any(i, __float_as_uint(p[step][i % 2 * 2 + i / 2]));
             } else {
                 const float* pair = &p[2 * step + i / 2][i % 2 * 2];
                 a.set(i, ptx::pack(pair[0], pair[1], Element()));

@@ -248,9 +248,10 @@ __device__ __forceinline__ void stream(const StreamParams& p) {
         stream<element, Mode::mode, chunks, slabs>(p);                                                                                  \
     }
 
-// Outputs of 64, 128 and 256 columns at a time for 16-bit types, 32, 64 and 128 for f32.
-#define KERNELS(type, element)                                       \
-    KERNEL(statistics_##type, element, STATISTICS, 0, 2, 3)          \
+// Slabs, and blocks that a multiprocessor is to have registers for: tiling.rs counts them. Outputs of 64, 128 and 256 columns at a time
+// for 16-bit types, 32, 64 and 128 for f32.
+#define KERNELS(type, element, statistics_blocks)                    \
+    KERNEL(statistics_##type, element, STATISTICS, 0, 2, statistics_blocks) \
     KERNEL(detail_##type, element, DETAIL, 0, 1, 1)                  \
     KERNEL(paired_##type, element, PAIRED, 0, 1, 1)                  \
     KERNEL(expected_1_##type, element, EXPECTED, 1, 2, 2)            \
@@ -260,7 +261,7 @@ __device__ __forceinline__ void stream(const StreamParams& p) {
     KERNEL(gradient_2_##type, element, GRADIENT, 2, 1, 1)            \
     KERNEL(gradient_4_##type, element, GRADIENT, 4, 1, 1)
 
-KERNELS(f16, __half)
-KERNELS(bf16, __nv_bfloat16)
-KERNELS(f32, float)
-KERNELS(tf32, Tf32)
+KERNELS(f16, __half, 3)
+KERNELS(bf16, __nv_bfloat16, 3)
+KERNELS(f32, float, 2)
+KERNELS(tf32, Tf32, 2)

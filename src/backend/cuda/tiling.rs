@@ -114,7 +114,7 @@ impl Tiling {
         let resident = storage + chunks * BLOCK_X * CHUNK_BYTES;
         let x_resident = resident <= limits.shared_bytes;
         let shared_bytes = if x_resident { resident } else { storage + STAGES * BLOCK_X * CHUNK_BYTES };
-        let workers = limits.multiprocessors * blocks_of_a_multiprocessor(limits, output_chunks, shared_bytes);
+        let workers = limits.multiprocessors * blocks_of_a_multiprocessor(limits, dtype, output_chunks, shared_bytes);
         let most = (2 * workers).div_ceil(blocks).min(affordable).min(tiles);
         let tiles_per_split = tiles_per_split(workers, blocks, tiles, most, BLOCK_TILES);
         Tiling {
@@ -238,10 +238,11 @@ impl Tiling {
 
 /// Blocks of a portable stream that a multiprocessor holds at a time, by shared memory and by the registers that `stream_sm80.cu` gives
 /// each (its `__launch_bounds__`). What else takes registers counts as one block.
-fn blocks_of_a_multiprocessor(limits: Limits, output_chunks: usize, shared_bytes: usize) -> usize {
+fn blocks_of_a_multiprocessor(limits: Limits, dtype: DType, output_chunks: usize, shared_bytes: usize) -> usize {
     // A multiprocessor has what one block may have and the kibibyte that the system takes of each.
     const RESERVED: usize = 1024;
-    let most = [3, 2, 1, 1, 1][output_chunks];
+    let statistics = if dtype == DType::F32 { 2 } else { 3 };
+    let most = [statistics, 2, 1, 1, 1][output_chunks];
     ((limits.shared_bytes + RESERVED) / (shared_bytes + RESERVED)).clamp(1, most)
 }
 

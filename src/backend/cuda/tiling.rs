@@ -115,7 +115,7 @@ impl Tiling {
         let x_resident = resident <= limits.shared_bytes;
         let shared_bytes = if x_resident { resident } else { storage + STAGES * BLOCK_X * CHUNK_BYTES };
         let workers = limits.multiprocessors * blocks_of_a_multiprocessor(limits, dtype, output_chunks, shared_bytes);
-        let most = (2 * workers).div_ceil(blocks).min(affordable).min(tiles);
+        let most = (4 * workers).div_ceil(blocks).min(affordable).min(tiles);
         let tiles_per_split = tiles_per_split(workers, blocks, tiles, most, BLOCK_TILES);
         Tiling {
             family: Family::Portable,

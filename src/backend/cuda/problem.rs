@@ -28,8 +28,8 @@ impl Rows {
 
     /// What divides the rows' addresses and the bytes of each row's `dim` elements, up to 16: the widest copies of the portable streams.
     pub(super) fn alignment(&self, dtype: DType, dim: usize) -> u32 {
-        let all = self.address as usize | self.stride * dtype.size() | dim * dtype.size() | 16;
-        1 << all.trailing_zeros()
+        let parts = [self.address as usize, self.stride * dtype.size(), dim * dtype.size()];
+        1 << parts.map(usize::trailing_zeros).into_iter().fold(4, u32::min)
     }
 
     /// Whether each row starts at a multiple of 16 bytes, as the copy engine wants it.

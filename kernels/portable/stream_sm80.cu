@@ -30,7 +30,8 @@
 // Numerics: products and sums in f32. P of 16-bit types is rounded relative to the row's maximum; in f16, m is 14 less where there is an
 // output (HEADROOM in score.cuh). Sums run in the order of tiles: results are bitwise reproducible and independent of the grid but for
 // the splits, which merge.cuh merges in order.
-// Cost of a tile: 2·128·64·D flops and 64·D elements from L2, twice that with an output of wide rows; 128·D more where X does not fit; 128·64 exp2.
+// Cost of a tile: 2·128·64·D flops and 64·D elements from L2, twice that with an output of wide rows; 128·D more where X does not fit;
+// 128·64 exp2.
 // Tests: tests/gpu.rs, against the float64 reference.
 #include "portable/slab_stream.cuh"
 

@@ -47,6 +47,12 @@ impl Bf16Scratch {
     }
 }
 
+/// Where the tiles along a sum of `along` words begin, each with all pieces of the `f32` operand: the other operand's tile is then
+/// loaded once.
+fn pieces_of_tiles(along: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..along).step_by(TILE).flat_map(|word| (0..PIECES).rev().map(move |piece| (word, piece)))
+}
+
 impl Bf16Matmul {
     pub(super) fn new(amx: Amx) -> Bf16Matmul {
         Bf16Matmul(amx)
@@ -136,10 +142,8 @@ impl Bf16Matmul {
             let along = columns.len() / 2;
             resize(words, BLOCK * PIECES * along);
             arch.dispatch(SplitRows { from: probabilities, width, columns, factors: &tile.relative, to: words });
-            // All pieces with each tile of the candidates, which is then loaded once.
-            let tiles = (0..along).step_by(TILE).flat_map(|word| (0..PIECES).rev().map(move |piece| (word, piece)));
             let at = |(word, piece)| Step { a: piece * along + word, b: (start / 2 + word) * BLOCK };
-            steps.set(tiles.map(at));
+            steps.set(pieces_of_tiles(along).map(at));
             amx.product(Product {
                 m: BLOCK,
                 n: dims,
@@ -189,9 +193,8 @@ impl Bf16Matmul {
         let Bf16Scratch { steps, words, product, .. } = scratch;
         let (paired, along) = (queries.paired(), block.len().div_ceil(BLOCK) * TILE);
         let dims = paired.dims();
-        // All pieces with each tile of the queries, which is then loaded once.
-        let tiles = (0..along).step_by(TILE).flat_map(|word| (0..PIECES).rev().map(move |piece| (word, piece)));
-        steps.set(tiles.map(|(word, piece)| Step { a: word * dims, b: (piece * along + word) * BLOCK }));
+        let at = |(word, piece)| Step { a: word * dims, b: (piece * along + word) * BLOCK };
+        steps.set(pieces_of_tiles(along).map(at));
         if !add {
             resize(product, dims * width);
         }

@@ -59,24 +59,14 @@ impl Cpu {
         self.pool_gradients(pass, gradients);
     }
 
-    /// Tells the matrix unit how large each query's coefficients are: `d_lse` of a negative, `d_positive` of a positive.
-    fn weigh_queries(&mut self, d_positive: &[f64]) {
-        let Workspace { queries, pairs, coefficients, .. } = &mut self.workspace;
-        let mut largest: Vec<f32> = coefficients.iter().map(|d_lse| d_lse.abs()).collect();
-        for (&row, &d_positive) in pairs.rows.iter().zip(d_positive) {
-            let of_row = &mut largest[row as usize];
-            *of_row = of_row.max(d_positive.abs() as f32);
-        }
-        queries.weigh(&largest);
-    }
-
     /// Gradients of queries, separate positives and temperature, row by row.
     fn row_gradients(&mut self, pass: PassBack<'_>, gradients: &mut Gradients<f32>) {
         let PassBack { batch, loss, request, statistics, d_lse, d_positive } = pass;
         let Some(expected_negative) = &statistics.expected_negative else { return };
         self.fold_lse(statistics, d_lse);
         if self.bf16_matmul(batch.dtype()).is_some() {
-            self.weigh_queries(d_positive);
+            let Workspace { queries, pairs, coefficients, .. } = &mut self.workspace;
+            queries.weigh(coefficients, pairs.rows.iter().copied().zip(d_positive.iter().copied()));
         }
         let Workspace { queries, pairs, scratch, .. } = &self.workspace;
         let gamma = scale(loss).1;

@@ -78,10 +78,9 @@ impl Units {
         panels.for_each(|(p, panel)| super::matmul::pack_panel(&self.values, dim, p, panel));
     }
 
-    /// Prepares for coefficients of which none of a row is larger than the number that `largest` has for it. [`Units::pack`] must
-    /// have been called.
-    pub(super) fn weigh(&mut self, largest: &[f32]) {
-        self.paired.weigh(&self.bf16, largest);
+    /// [`PairedQueries::weigh`]. [`Units::pack`] must have been called.
+    pub(super) fn weigh(&mut self, d_lse: &[f32], positives: impl Iterator<Item = (u32, f64)>) {
+        self.paired.weigh(&self.bf16, d_lse, positives);
     }
 
     /// Bytes of that many rows on every processor, without what [`Units::pack`] makes.

@@ -1,4 +1,4 @@
-//! Operands of `amx.rs`: bf16 numbers in words of two.
+//! Operands of the matrix unit (`amx/`): bf16 numbers in words of two.
 //!
 //! The two numbers of a word are [`TILE`] places apart, in each block of [`BLOCK`] along the dimension that is summed over. Whether
 //! that is D, the candidates of a tile or the queries differs from matmul to matmul, and so do the words.
@@ -224,20 +224,26 @@ pub(super) struct PairedQueries {
 
 impl PairedQueries {
     pub(super) fn bytes(rows: usize, dim: usize) -> usize {
-        rows.next_multiple_of(BLOCK) * words_per_row(dim) * size_of::<u32>() + 2 * rows * size_of::<f32>()
+        rows.next_multiple_of(BLOCK) * words_per_row(dim) * size_of::<u32>() + rows * size_of::<f32>()
     }
 
-    /// Prepares for coefficients of which none of a query is larger than the number that `largest` has for it.
-    pub(super) fn weigh(&mut self, rows: &Bf16Rows, largest: &[f32]) {
-        let sizes = largest.iter().zip(&rows.factors).map(|(largest, factor)| largest * factor);
-        self.scale = near_largest(sizes);
-        self.relative.clear();
-        self.relative.reserve_exact(largest.len());
-        let relative = |(&largest, factor): (&f32, &f32)| match largest {
-            0.0 => 0.0,
-            _ => (factor / self.scale).min(f32::MAX),
-        };
-        self.relative.extend(largest.iter().zip(&rows.factors).map(relative));
+    /// Prepares for coefficients: none of a query's negatives is larger than its `d_lse`, and each of `positives`, a query and its
+    /// derivative, is one.
+    pub(super) fn weigh(&mut self, rows: &Bf16Rows, d_lse: &[f32], positives: impl Iterator<Item = (u32, f64)>) {
+        let PairedQueries { relative, scale, .. } = self;
+        // The largest of each query, and then its factor.
+        relative.clear();
+        relative.reserve_exact(d_lse.len());
+        relative.extend(d_lse.iter().map(|d_lse| d_lse.abs()));
+        for (query, d_positive) in positives {
+            let largest = &mut relative[query as usize];
+            *largest = largest.max(d_positive.abs() as f32);
+        }
+        *scale = near_largest(relative.iter().zip(&rows.factors).map(|(largest, factor)| largest * factor));
+        for (relative, factor) in relative.iter_mut().zip(&rows.factors) {
+            // The factor of a query without coefficients may be too large for a quotient.
+            *relative = if *relative == 0.0 { 0.0 } else { (factor / *scale).min(f32::MAX) };
+        }
     }
 
     /// What coefficients are multiplied by, from query `row` on.

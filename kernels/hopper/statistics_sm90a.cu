@@ -13,8 +13,8 @@
 //     start a = first half · next tile;    meanwhile b: scores, maxima, sums;      wait for the next terms, for a
 //
 // so that one half's exponentials run beside the other's matmul, in both warpgroups. The waits for what comes next stand ahead of those
-// for matmuls, as ptxas moves exponentials behind a wait for matmuls unless a branch lies between. With 256 queries to each candidate that is read,
-// the L2 cache has to deliver 2·N·dim bytes for each 256 queries: 3.1 TB/s at the tensor cores' rate, whatever dim is.
+// for matmuls, as ptxas moves exponentials behind a wait for matmuls unless a branch lies between. With 256 queries to each candidate that
+// is read, the L2 cache has to deliver 2·N·dim bytes for each 256 queries: 3.1 TB/s at the tensor cores' rate, whatever dim is.
 //
 // Numerics, determinism: as in stream_sm80.cu. Masked pairs are found in the tiles that the producer marks.
 // Cost of a tile: 2·256·128·dim flops; 256·128 exponentials. Registers: 128 for accumulators. Shared memory: PipelineStorage.

@@ -100,7 +100,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         }));
     }
     trials.extend(soundness::trials());
-    let own: [Own; 60] = [
+    let own: [Own; 61] = [
         ("small::narrow", small::narrow),
         ("small::wide", small::wide),
         ("small::portable", small::portable),
@@ -176,6 +176,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         ("tables::filters_agree", tables::filters_agree),
         ("tables::pools_by_reference_agree", tables::pools_by_reference_agree),
         ("tables::negatives_of_rows_own_agree", tables::negatives_of_rows_own_agree),
+        ("tables::rows_with_many_uses_agree", tables::rows_with_many_uses_agree),
         ("tables::hardest_negatives_agree", tables::hardest_negatives_agree),
         ("tables::steps_on_device_memory_agree", tables_on_device::steps_on_device_memory_agree),
         ("tables::rows_that_are_none_are_faults", tables_on_device::rows_that_are_none_are_faults),

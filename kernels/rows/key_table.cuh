@@ -62,9 +62,13 @@ __device__ __forceinline__ Hits find_key(const KeyTable& table, uint64_t key) {
     uint32_t slot = capacity;
     if (key != EMPTY) {
         slot = first_slot(key, capacity);
-        while (table.keys[slot] != key && table.keys[slot] != EMPTY) slot = (slot + 1) & (capacity - 1);
+        uint64_t found;
+        while ((found = table.keys[slot]) != key) {
+            if (found == EMPTY) return {1, 0, 0};
+            slot = (slot + 1) & (capacity - 1);
+        }
     }
-    if (table.first[slot] == NO_ROW) return {1, 0, 0};
+    if (table.first[slot] == NO_ROW) return {1, 0, 0};  // EMPTY itself, which no row rejects
     return {table.first[slot], table.last[slot], slot};
 }
 

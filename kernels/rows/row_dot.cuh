@@ -12,3 +12,12 @@ __device__ __forceinline__ float row_dot(const T* a, const T* b, uint32_t dim, u
     for (uint32_t k = lane; k < dim; k += WARP) sum = fmaf(widen(a[k]), widen(b[k]), sum);
     return warp_sum(sum);
 }
+
+// The same where lanes hold the rows, 0 past the end.
+template <uint32_t EACH>
+__device__ __forceinline__ float held_dot(const float (&a)[EACH], const float (&b)[EACH]) {
+    float sum = 0.0f;
+#pragma unroll
+    for (uint32_t i = 0; i < EACH; ++i) sum = fmaf(a[i], b[i], sum);
+    return warp_sum(sum);
+}

@@ -32,6 +32,7 @@ template <typename T>
 __device__ __forceinline__ uint32_t score_all(const OwnNegatives& own, uint64_t* fault, const Numbers& numbers, uint32_t row, uint32_t warp,
                                              uint32_t lane) {
     const T* query = query_row<T>(own, row);
+    const float query_scale = own.scale * own.query_norms[row];
     uint32_t masked = 0;
     for (uint32_t k = warp; k < own.per_row; k += BLOCK_ROWS) {
         const uint64_t place = uint64_t(row) * own.per_row + k;
@@ -41,7 +42,7 @@ __device__ __forceinline__ uint32_t score_all(const OwnNegatives& own, uint64_t*
         if (index != NO_NEGATIVE && !rejects(own.keys, hits_of_row(own, index), row)) {
             const T* c = table_row<T>(own, index);
             unit = table_norm(own, c, lane);
-            of = own_score(own, query, c, unit, row, place, lane);
+            of = own_score(own, row_dot(query, c, own.dim, lane), query_scale, unit, row, place);
         }
         masked += !of.is_negative;
         if (lane != 0) continue;

@@ -37,11 +37,10 @@ struct OwnScore {
     bool is_negative;
 };
 
-// Of the negative at `place` of the (queries, per_row) array, which is a row of inverse norm `unit`.
-template <typename T>
-__device__ __forceinline__ OwnScore own_score(const OwnNegatives& own, const T* query, const T* row, float unit, uint32_t query_index,
-                                              uint64_t place, uint32_t lane) {
-    const float query_scale = own.scale * own.query_norms[query_index], dot = row_dot(query, row, own.dim, lane);
+// Of the negative at `place` of the (queries, per_row) array, by the dot product of its query and its row, of inverse norm `unit`. The
+// query's scale is own.scale by its inverse norm.
+__device__ __forceinline__ OwnScore own_score(const OwnNegatives& own, float dot, float query_scale, float unit, uint32_t query,
+                                              uint64_t place) {
     const float bias = own.log_q ? -own.log_q[place] * LOG2_E : 0.0f, sim = similarity(dot, query_scale, unit);
-    return {sim, score(dot, unit, query_scale, bias), !(own.bounds && sim > own.bounds[query_index])};
+    return {sim, score(dot, unit, query_scale, bias), !(own.bounds && sim > own.bounds[query])};
 }

@@ -7,6 +7,8 @@
 constexpr uint32_t USE_BITS = 33;
 // The row of uses of no row, which comes behind all rows: a table has at most 2^31 − 1.
 constexpr uint32_t NO_ROW_USED = 0x7fffffff;
+// Entries that a block sorts.
+constexpr uint32_t SORT_TILE = 4096;
 
 struct ListUsesParams {
     const uint32_t* rows;  // (count): the row of each use; null where use i is of row i
@@ -20,7 +22,7 @@ struct ListUsesParams {
 struct SortUsesParams {
     const uint64_t* from;  // (count)
     uint64_t* to;          // (count)
-    uint32_t* places;      // (256, blocks): how often each block has each digit, then where its first entry goes
+    uint32_t* places;      // (blocks, 256): how often each block has each digit, then where its first entry goes
     uint64_t count;
     uint32_t blocks;
     uint32_t shift;  // of the digit in an entry

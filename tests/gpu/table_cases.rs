@@ -156,6 +156,24 @@ impl Case {
     }
 }
 
+/// Uses of one row that `finish_table.cu` adds up apart.
+const SEGMENT: usize = 64;
+
+/// Few rows with many uses each, so that several warps add up a row's: candidates by reference, negatives of rows' own, positives.
+pub fn popular_rows() -> [Case; 5] {
+    let uses = 4 * SEGMENT;
+    let several = |candidates| Case { several: true, ..Case::new(candidates) };
+    [
+        Case { sizes: (uses, 10, 7, 24), own: 9, log_q: true, dtype: DType::F16, ..several(NO_POOL) },
+        Case { sizes: (20, 4 * uses, 4, 24), ..Case::new(ROWS) },
+        // Wider than a warp holds.
+        Case { sizes: (9, 10, 3, 300), own: uses / 2, log_q: true, ..Case::new(NO_POOL) },
+        // Candidates with many pairs, without a table.
+        Case { sizes: (2 * uses, 3, 1, 24), similarity: Dot, ..several(Candidates::Embeddings) },
+        Case { sizes: (uses / 2, uses, 5, 24), own: 4, ids: true, dtype: DType::Bf16, ..several(ALL) },
+    ]
+}
+
 /// A case's arrays.
 pub struct Data {
     pub case: Case,

@@ -7,7 +7,7 @@ use catalog_softmax_testing::problem::Problem;
 use catalog_softmax_testing::tolerance::epsilon;
 use catalog_softmax_testing::updates;
 
-use crate::table_cases::{ALL, Candidates, Case, Filter, NO_POOL, ROWS, WHOLE, assert_near, wide};
+use crate::table_cases::{ALL, Candidates, Case, Filter, NO_POOL, ROWS, WHOLE, assert_near, popular_rows, wide};
 
 use Similarity::{Cosine, Dot};
 
@@ -111,6 +111,12 @@ pub fn negatives_of_rows_own_agree(cuda: &mut Cuda) {
     }
     // More negatives than threads, and rows wider than a warp holds.
     agrees(cuda, &Case { own: 300, sizes: (9, 10, 500, 300), log_q: true, ..Case::new(NO_POOL) });
+}
+
+pub fn rows_with_many_uses_agree(cuda: &mut Cuda) {
+    for case in popular_rows() {
+        agrees(cuda, &case);
+    }
 }
 
 /// The most similar negatives among candidates by reference.

@@ -14,7 +14,7 @@ use catalog_softmax_testing::problem::Storage;
 use cudarc::driver::{CudaSlice, CudaStream};
 
 use crate::open::on_stream;
-use crate::table_cases::{ALL, Candidates, Case, Data, Filter, NO_POOL, ROWS, WHOLE, assert_near, wide};
+use crate::table_cases::{ALL, Candidates, Case, Data, Filter, NO_POOL, ROWS, WHOLE, assert_near, popular_rows, wide};
 
 /// A case's arrays in device memory, and a place for everything that a step on them writes.
 pub struct OnDevice {
@@ -232,9 +232,11 @@ fn agrees_on_device(cuda: &mut Cuda, (stream, on_device): &mut Opened, case: &Ca
 pub fn small(cuda: &mut Cuda) {
     let opened = &mut on_stream();
     let case = Case { sizes: (21, 40, 270, 8), several: true, log_q: true, ids: true, ..Case::new(ROWS) };
-    agrees_on_device(cuda, opened, &Case { own: 110, filter: Filter::Margin(-0.2), ..case.clone() });
+    agrees_on_device(cuda, opened, &Case { own: 200, filter: Filter::Margin(-0.2), ..case.clone() });
     agrees_on_device(cuda, opened, &Case { own: 3, dtype: DType::F16, sizes: (5, 9, 30, 264), ..case });
     agrees_on_device(cuda, opened, &Case { sizes: (9, 20, 30, 12), ..Case::new(ALL) });
+    // Rows with several segments of uses, wider than a warp holds.
+    agrees_on_device(cuda, opened, &Case { own: 60, sizes: (6, 9, 2, 264), ..Case::new(NO_POOL) });
     offsets_out_of_order_give_each_positive_one_row(cuda);
 }
 
@@ -254,6 +256,7 @@ pub fn steps_on_device_memory_agree(cuda: &mut Cuda) {
     agrees_on_device(cuda, opened, &Case { dtype: DType::Bf16, ..Case::new(NO_POOL) });
     // Several blocks of a sort, and of its digits.
     agrees_on_device(cuda, opened, &Case { own: 90, sizes: (60, 200, 300, 8), ..Case::new(ROWS) });
+    popular_rows().iter().for_each(|case| agrees_on_device(cuda, opened, case));
     agrees_on_device(cuda, opened, &Case { gradient: false, own: 5, ..Case::new(ROWS) });
 }
 

@@ -187,6 +187,7 @@ kernels! {
         EVERY_ROW, "every_row", PlaceRowsParams, ONE, UNTYPED;
     }
     FINISH_TABLE {
+        SUM_SEGMENTS, "sum_segments", FinishTableParams, ONE, TYPED;
         FINISH_TABLE, "finish_table", FinishTableParams, ONE, TYPED;
     }
     TOPK {

@@ -34,6 +34,11 @@ pub(super) const OUTPUT_FOLDED: u32 = 2;
 
 /// The lowest bit of the row in an entry of a list of uses.
 pub(super) const USE_BITS: u32 = 33;
+/// Entries that a block sorts (`sort_uses.cu`).
+pub(super) const SORT_TILE: u32 = 4096;
+/// Uses among which a warp looks for the first ones of rows, and uses of one row that are added up apart (`finish_table.cu`).
+pub(super) const USES_OF_WARP: u32 = 16;
+pub(super) const SEGMENT: u32 = 64;
 
 params!(
     /// `key_table_params.h`
@@ -225,7 +230,7 @@ params!(
 
 params!(
     /// `finish_table_params.h`
-    FinishTableParams, 128 + 4 * 8 + 14 * 8 + 4 * 4, {
+    FinishTableParams, 128 + 4 * 8 + 15 * 8 + 4 * 4, {
         own: OwnNegatives,
         uses: Uses,
         rows: u64,
@@ -236,6 +241,7 @@ params!(
         pair_rows: u64,
         d_positive: u64,
         coefficients: u64,
+        segments: u64,
         places: u64,
         x: u64,
         result: u64,
@@ -245,7 +251,7 @@ params!(
         splits: u32,
         by_use: u32,
         gamma: f32,
-        padding: u32,
+        x_rows: u32,
     }
 );
 

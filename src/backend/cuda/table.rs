@@ -5,11 +5,11 @@ use super::driver::Grid;
 use super::finish::{Back, TableRows};
 use super::kernels::{
     BOUNDS, CHECK_ROWS, COUNT_ROWS, EVERY_ROW, FINISH_TABLE, LIST_USES, OWN_NEGATIVES, PLACE_ROWS, SORT_COUNT,
-    SORT_PLACES, SORT_SCATTER, Variant,
+    SORT_PLACES, SORT_SCATTER, SUM_SEGMENTS, Variant,
 };
 use super::params::{
     BoundsParams, CheckRowsParams, FinishGradientParams, FinishTableParams, KeyTable, ListUsesParams, OwnNegatives,
-    OwnNegativesParams, PlaceRowsParams, SortUsesParams, USE_BITS, Uses,
+    OwnNegativesParams, PlaceRowsParams, SEGMENT, SORT_TILE, SortUsesParams, USE_BITS, USES_OF_WARP, Uses,
 };
 use super::passes::Step;
 use super::problem::{ProblemPool, ProblemPositives, Rows};
@@ -213,7 +213,9 @@ impl Step<'_> {
             columns: self.at(workspace.query_columns),
             pair_rows: self.at(workspace.pair_rows),
             d_positive: if back.d_positive == 0 { self.at(workspace.d_positive) } else { back.d_positive },
+            segments: self.at(workspace.table.segments),
             x: rows.address,
+            x_rows: rows.rows as u32,
             result,
             x_stride: rows.stride as u64,
             gamma: self.problem.gamma() as f32,
@@ -222,15 +224,21 @@ impl Step<'_> {
     }
 
     fn finish_table(&self, params: &FinishTableParams) -> Result<()> {
-        match params.count as usize {
-            0 => Ok(()),
-            count => self.driver.launch(FINISH_TABLE, self.problem.typed(), Grid::warps(count), params),
+        let (typed, uses) = (self.problem.typed(), params.uses.count as usize);
+        let warps = if params.by_use == 1 { uses.div_ceil(USES_OF_WARP as usize) } else { params.count as usize };
+        if warps == 0 {
+            return Ok(());
         }
+        // No row has a use before the first segment.
+        let segments = (uses / SEGMENT as usize).saturating_sub(1);
+        if segments > 0 {
+            self.driver.launch(SUM_SEGMENTS, typed, Grid::warps(segments), params)?;
+        }
+        self.driver.launch(FINISH_TABLE, typed, Grid::warps(warps), params)
     }
 }
 
-/// Entries of a block of the sort, and values of a digit (`sort_uses.cu`).
-pub(super) const SORT_TILE: usize = 2048;
+/// Of a digit of the sort (`sort_uses.cu`).
 const DIGIT_BITS: u32 = 8;
 
 /// Who names which row.
@@ -295,7 +303,7 @@ impl Step<'_> {
         // The sort is over: what was sorted from is free.
         let places = table.entries.map(|part| self.at(part)).into_iter().find(|&part| part != uses.entries);
         let places = places.unwrap_or_default();
-        let blocks = (uses.count as usize).div_ceil(SORT_TILE);
+        let blocks = (uses.count as usize).div_ceil(SORT_TILE as usize);
         let counts = self.at(table.places);
         let params = PlaceRowsParams {
             entries: uses.entries,
@@ -322,7 +330,7 @@ impl Step<'_> {
     /// Sorts the entries by row; returns in which of the two places they are then.
     fn sort(&self, count: usize, rows: usize) -> Result<usize> {
         let table = &self.workspace.table;
-        let blocks = count.div_ceil(SORT_TILE) as u32;
+        let blocks = count.div_ceil(SORT_TILE as usize) as u32;
         // Uses of no row have a row of all ones.
         let passes = (usize::BITS - rows.leading_zeros()).div_ceil(DIGIT_BITS);
         for pass in 0..passes {

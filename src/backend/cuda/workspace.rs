@@ -3,9 +3,8 @@
 use super::driver::{Limits, THREADS};
 use super::few::Few;
 use super::memory::{Layout, Part};
-use super::params::{COLUMN_TERM, HITS, POSITIVE_TERM, ROW_TERM, ROWS_OF_KEY};
+use super::params::{COLUMN_TERM, HITS, POSITIVE_TERM, ROW_TERM, ROWS_OF_KEY, SEGMENT, SORT_TILE};
 use super::problem::{Problem, ProblemPool, ProblemPositives};
-use super::table::SORT_TILE;
 use super::tiling::{Panel, Tiling};
 use crate::problem::statistics::Request;
 
@@ -135,12 +134,14 @@ pub(super) struct TableParts {
     pub(super) parts: Part,
     /// Of the own negatives' uses: coefficients, where rows are wider than a warp holds.
     pub(super) coefficients: Part,
+    /// (segments of uses, D): sums of segments that are all of one row.
+    pub(super) segments: Part,
     /// Uses of rows, of which those as negatives of rows' own and as positives follow those as candidates. 0 where no gradient is
     /// added up by them.
     pub(super) uses: usize,
     /// The uses before a pass of the sort and after it.
     pub(super) entries: [Part; 2],
-    /// (256, blocks of a sort)
+    /// (blocks of a sort, 256)
     pub(super) places: Part,
 }
 
@@ -169,9 +170,10 @@ impl TableParts {
         let uses = rows + own + problem.pairs;
         table.parts = layout.part(rows * problem.dim, 4);
         table.coefficients = layout.part_if(problem.dim > TABLE_COLUMNS && own > 0, uses, 4);
+        table.segments = layout.part(uses / SEGMENT as usize * problem.dim, 4);
         table.uses = uses;
         table.entries = [layout.part(uses, 8), layout.part(uses, 8)];
-        table.places = layout.part(256 * uses.div_ceil(SORT_TILE), 4);
+        table.places = layout.part(256 * uses.div_ceil(SORT_TILE as usize), 4);
         table
     }
 }

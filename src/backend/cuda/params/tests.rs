@@ -151,6 +151,9 @@ fn constants_are_those_of_the_headers() {
     let headers = Headers::read();
     for (name, value) in [
         ("USE_BITS", USE_BITS),
+        ("SORT_TILE", SORT_TILE),
+        ("SEGMENT", SEGMENT),
+        ("USES_OF_WARP", USES_OF_WARP),
         ("OUTPUT_PLAIN", OUTPUT_PLAIN),
         ("OUTPUT_FOLDED", OUTPUT_FOLDED),
         ("CORRECTION_NONE", CORRECTION_NONE),

@@ -320,26 +320,21 @@ FAULTS = [
     table(
         "warps' shares of an output read without a barrier",
         "own_negatives.cu",
-        "parts[warp][lane + i * WARP] = sums[i];\n        __syncthreads();\n",
-        "parts[warp][lane + i * WARP] = sums[i];\n",
+        "element)] = sum;\n        }\n        __syncthreads();\n",
+        "element)] = sum;\n        }\n",
     ),
     table(
         "warps' shares of an output replaced without a barrier",
         "own_negatives.cu",
-        "= sum;\n        __syncthreads();\n",
-        "= sum;\n",
+        "+ threadIdx.x] = sum;\n        }\n        __syncthreads();\n",
+        "+ threadIdx.x] = sum;\n        }\n",
     ),
     table(
         "coefficients of wide rows read without __syncwarp",
         "finish_table.cu",
-        "        add_uses(sums, p, row, start, first, lane);\n        __syncwarp();  // coefficients are there for the next columns\n",
-        "        add_uses(sums, p, row, start, first, lane);\n",
-    ),
-    table(
-        "coefficients of a segment of a wide row read without __syncwarp",
-        "finish_table.cu",
-        "at + i, first, lane);\n        __syncwarp();  // coefficients are there for the next columns\n",
-        "at + i, first, lane);\n",
+        "const Lanes& lanes) {\n    __syncwarp();\n",
+        "const Lanes& lanes) {\n",
+        races="2",
     ),
     table(
         "counts of digits added to before they are 0",

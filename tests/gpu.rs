@@ -100,7 +100,7 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         }));
     }
     trials.extend(soundness::trials());
-    let own: [Own; 61] = [
+    let own: [Own; 63] = [
         ("small::narrow", small::narrow),
         ("small::wide", small::wide),
         ("small::portable", small::portable),
@@ -177,6 +177,8 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         ("tables::pools_by_reference_agree", tables::pools_by_reference_agree),
         ("tables::negatives_of_rows_own_agree", tables::negatives_of_rows_own_agree),
         ("tables::rows_with_many_uses_agree", tables::rows_with_many_uses_agree),
+        ("tables::segments_end_where_a_row_ends", tables::segments_end_where_a_row_ends),
+        ("tables::segments_of_a_later_pool_agree", tables::segments_of_a_later_pool_agree),
         ("tables::hardest_negatives_agree", tables::hardest_negatives_agree),
         ("tables::steps_on_device_memory_agree", tables_on_device::steps_on_device_memory_agree),
         ("tables::rows_that_are_none_are_faults", tables_on_device::rows_that_are_none_are_faults),

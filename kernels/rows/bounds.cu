@@ -19,8 +19,9 @@ __device__ __forceinline__ float bound(const BoundsParams& p, float best) {
 }
 
 template <typename T>
-__device__ __forceinline__ float own_similarity(const BoundsParams& p, const T* query, float query_scale, uint64_t pair, uint32_t lane) {
-    const float dot = row_dot(query, static_cast<const T*>(p.positive_addresses[pair]), p.dim, lane);
+__device__ __forceinline__ float own_similarity(const BoundsParams& p, const T* query, float query_scale, uint64_t pair) {
+    // Positives may be rows of any matrix, so nothing is known of their addresses.
+    const float dot = row_dot(query, static_cast<const T*>(p.positive_addresses[pair]), p.dim, false, Lanes(p.dim));
     return similarity(dot, query_scale, p.positive_inverse_norm[pair]);
 }
 
@@ -36,7 +37,7 @@ __device__ __forceinline__ void bounds(const BoundsParams& p) {
     for (uint64_t pair = pairs.first; pair < pairs.end; ++pair) {
         best = fmaxf(best, p.positive_z[pair]);
         if (!p.own_z) continue;
-        const float own = own_similarity(p, query, query_scale, pair, lane);
+        const float own = own_similarity(p, query, query_scale, pair);
         own_best = fmaxf(own_best, own);
         if (lane == 0) p.own_z[pair] = own;
     }

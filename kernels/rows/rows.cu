@@ -39,7 +39,8 @@ __device__ __forceinline__ void prepare_rows(const PrepareRowsParams& p) {
             if (row >= set.rows) return;  // the whole warp
             const uint64_t at = set.indices ? set.indices[row] : row;
             const T* x = static_cast<const T*>(set.embeddings) + at * set.stride;
-            const float unit = inverse_norm(x, p.dim, aligned<T>(set.embeddings, set.stride), p.cosine != 0, lane);
+            const bool is_aligned = aligned<T>(set.embeddings, set.stride);
+            const float unit = inverse_norm(x, static_cast<uint32_t>(p.dim), is_aligned, p.cosine != 0, Lanes(p.dim));
             if (lane == 0) write_terms(p, set, row, unit);
             return;
         }

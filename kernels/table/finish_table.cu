@@ -6,9 +6,9 @@
 // over the splits of a pool whose candidate the row is, the pools' candidates by reference, the (i, k) whose own negative it is, and the
 // pairs whose positive it is. Own negatives are scored again beside their row (own_score.cuh).
 // Shapes: result (count, dim) f32; uses sorted by row (sort_uses.cu).
-// Method: a warp has a row, or the rows whose first use is among the uses that it looks at. It goes through a row's uses, holds 256
-// columns of the sum in registers, and applies the chain rule once.
-// Sums run in the order of splits, then of the list: no atomics, bitwise reproducible.
+// Method: a warp has a row, or the rows whose first use is among the uses that it looks at. It goes through a row's uses, one to four at a
+// time, each by some of its lanes (lanes.cuh), holds a panel of the sum in registers, and applies the chain rule once.
+// Sums run in the order of the list within a group of lanes, then over the groups: no atomics, bitwise reproducible.
 // Cost: reads each named row of the table from memory once, and a query from cache for each use; bound by memory where uses are few.
 // Tests: tests/gpu/tables.rs, against the reference.
 #include "table/finish_table_params.h"
@@ -17,107 +17,109 @@
 
 namespace {
 
-constexpr uint32_t EACH = 8;                  // columns of a lane
-constexpr uint32_t COLUMNS = EACH * WARP;     // of a warp at a time
-
-// A row, and what scores it as an own negative.
+// A row, and what scores it as an own negative. Each group of lanes has it.
 template <typename T>
 struct Row {
     uint32_t key;       // the row in the list of uses
     const T* at;
+    bool is_aligned;
     float unit;         // inverse norm
     Hits hits;          // the queries that reject it
-    float held[EACH];   // a lane's columns of those at hand
+    float held[HELD];   // a lane's elements of the panel at hand
 };
 
-// A lane's columns from `first` on, 0 past the end.
 template <typename T>
-__device__ __forceinline__ void load(float (&to)[EACH], const T* x, uint32_t first, uint32_t dim, uint32_t lane) {
-#pragma unroll
-    for (uint32_t i = 0; i < EACH; ++i) {
-        const uint32_t column = first + lane + i * WARP;
-        to[i] = column < dim ? widen(x[column]) : 0.0f;
-    }
-}
-
-// sums += factor · x.
-__device__ __forceinline__ void add(float (&sums)[EACH], float factor, const float (&x)[EACH]) {
-#pragma unroll
-    for (uint32_t i = 0; i < EACH; ++i) sums[i] += factor * x[i];
-}
-
-template <typename T>
-__device__ __forceinline__ Row<T> row_of(const FinishTableParams& p, uint32_t key, uint32_t lane) {
+__device__ __forceinline__ Row<T> row_of(const FinishTableParams& p, uint32_t key, const Lanes& lanes) {
     const T* at = static_cast<const T*>(p.x) + uint64_t(key - p.start) * p.x_stride;
-    const float unit = inverse_norm(at, p.own.dim, aligned<T>(p.x, p.x_stride), p.own.cosine != 0, lane);
-    return {key, at, unit, p.own.per_row > 0 ? hits_of_row(p.own, key) : Hits{1, 0, 0}, {}};
+    const bool is_aligned = aligned<T>(p.x, p.x_stride);
+    const float unit = inverse_norm(at, p.own.dim, is_aligned, p.own.cosine != 0, lanes);
+    return {key, at, is_aligned, unit, p.own.per_row > 0 ? hits_of_row(p.own, key) : Hits{1, 0, 0}, {}};
 }
 
-__device__ __forceinline__ void add_splits(float (&sums)[EACH], const FinishTableParams& p, uint64_t row, uint32_t first, uint32_t lane) {
-    for (uint32_t split = 0; split < p.splits; ++split) {
+// Of the pool that is the table: its splits, in turn by the groups of lanes.
+template <typename T>
+__device__ __forceinline__ void add_splits(float (&sums)[HELD], const FinishTableParams& p, uint64_t row, uint32_t first,
+                                           const Lanes& lanes) {
+    for (uint32_t split = lanes.group; split < p.splits; split += lanes.groups()) {
         const uint64_t slot = split * p.count + row;
         // No score at all: the split's output is 0.
         const float factor = p.max[slot] == -INFINITY ? 0.0f : exp2f(p.max[slot]);
-        float output[EACH];
-        load(output, p.output + slot * p.own.dim, first, p.own.dim, lane);
+        float output[HELD];
+        load<T>(output, p.output + slot * p.own.dim, first, p.own.dim, aligned<float>(p.output, p.own.dim), lanes);
 #pragma unroll
-        for (uint32_t i = 0; i < EACH; ++i) sums[i] += output[i] == 0.0f ? 0.0f : factor * output[i];
+        for (uint32_t element = 0; element < HELD; ++element) sums[element] += output[element] == 0.0f ? 0.0f : factor * output[element];
     }
+    __syncwarp();  // groups of lanes have different numbers of splits
 }
 
-// Adds an own negative's query by d_lse · u_q · q_ik, which is 0 where it is no negative. Its use stands at `at` in the list.
-template <typename T>
-__device__ __forceinline__ void add_own(float (&sums)[EACH], const FinishTableParams& p, const Row<T>& row, uint32_t place, uint64_t at,
-                                        uint32_t first, uint32_t lane) {
-    const uint32_t query = place / p.own.per_row, dim = p.own.dim;
-    const T* q = query_row<T>(p.own, query);
-    const bool is_first = first == 0;
-    float coefficient = is_first ? 0.0f : p.coefficients[at];
-    const bool is_scored = is_first && p.columns[query].bias != -INFINITY && !rejects(p.own.keys, row.hits, query);
-    float x[EACH];
-    if (is_scored || coefficient != 0.0f) load(x, q, first, dim, lane);
-    if (is_scored) {
-        const ColumnTerm& column = p.columns[query];
-        const float dot = dim <= COLUMNS ? held_dot(x, row.held) : row_dot(q, row.at, dim, lane);
-        const OwnScore of = own_score(p.own, dot, column.scale, row.unit, query, place);
-        coefficient = of.is_negative ? column.factor * ptx::exp2(ptx::min_or_nan(of.z + column.bias, column.limit)) : 0.0f;
-    }
-    if (is_first && p.coefficients && lane == 0) p.coefficients[at] = coefficient;
-    if (coefficient != 0.0f) add(sums, coefficient, x);
-}
+// A use of the row that a group of lanes has. It brings factor · x to the gradient.
+struct Use {
+    bool is_own;      // an own negative
+    bool is_scored;   // one whose factor needs a score
+    uint32_t query;   // of an own negative or a pair
+    uint32_t place;   // of an own negative in the (queries, per_row) array
+    float factor;
+};
 
-// Adds what a use of the row brings to its gradient.
+// The group's use, which is `entry` of the list and stands at `at`, and its x.
 template <typename T>
-__device__ __forceinline__ void add_use(float (&sums)[EACH], const FinishTableParams& p, const Row<T>& row, uint64_t use, uint64_t at,
-                                        uint32_t first, uint32_t lane) {
+__device__ __forceinline__ Use use_of(float (&x)[HELD], const FinishTableParams& p, const Row<T>& row, uint64_t entry, uint64_t at,
+                                      uint32_t first, const Lanes& lanes) {
+    const uint64_t use = entry & ((1ull << USE_BITS) - 1);
     const uint32_t dim = p.own.dim;
-    if (use >= p.uses.first_own && use < p.uses.first_pair) {
-        add_own(sums, p, row, static_cast<uint32_t>(use - p.uses.first_own), at, first, lane);
-        return;
-    }
-    float x[EACH];
     if (use < p.uses.first_own) {
-        load(x, p.parts + use * dim, first, dim, lane);
-        add(sums, 1.0f, x);
-        return;
+        load<T>(x, p.parts + use * dim, first, dim, aligned<float>(p.parts, dim), lanes);
+        return {false, false, 0, 0, 1.0f};
     }
-    const uint64_t pair = use - p.uses.first_pair, query = p.pair_rows ? p.pair_rows[pair] : pair;
-    const float d_positive = static_cast<float>(p.d_positive[pair]);
-    if (d_positive == 0.0f) return;
-    load(x, query_row<T>(p.own, query), first, dim, lane);
-    add(sums, d_positive * p.own.query_norms[query], x);
+    Use of = {use < p.uses.first_pair, false, 0, 0, 0.0f};
+    if (of.is_own) {
+        of.place = static_cast<uint32_t>(use - p.uses.first_own);
+        of.query = of.place / p.own.per_row;
+        of.is_scored = first == 0 && p.columns[of.query].bias != -INFINITY && !rejects(p.own.keys, row.hits, of.query);
+        if (first > 0) of.factor = p.coefficients[at];
+    } else {
+        const uint64_t pair = use - p.uses.first_pair;
+        of.query = p.pair_rows ? p.pair_rows[pair] : static_cast<uint32_t>(pair);
+        const float d_positive = static_cast<float>(p.d_positive[pair]);
+        of.factor = d_positive == 0.0f ? 0.0f : d_positive * p.own.query_norms[of.query];
+    }
+    const bool is_read = of.is_scored || of.factor != 0.0f;
+    load<T>(x, query_row<T>(p.own, of.query), first, is_read ? dim : 0, aligned_queries<T>(p.own), lanes);
+    return of;
 }
 
-// Adds the row's uses from `at` to the next multiple of 32. Returns how many these are: fewer where the row ends before.
+// d_lse · u_q · q_ik of the groups' own negatives; 0 where one is no negative. Of other uses their factor. By the whole warp.
 template <typename T>
-__device__ __forceinline__ uint32_t add_some(float (&sums)[EACH], const FinishTableParams& p, const Row<T>& row, uint64_t at,
-                                             uint32_t first, uint32_t lane) {
-    const uint32_t most = WARP - static_cast<uint32_t>(at % WARP);
+__device__ __forceinline__ float own_coefficient(const FinishTableParams& p, const Row<T>& row, const float (&x)[HELD], const Use& use,
+                                                 const Lanes& lanes) {
+    const uint32_t dim = p.own.dim;
+    const bool are_aligned = row.is_aligned && aligned_queries<T>(p.own);
+    const float dot = dim <= PANEL ? lanes.sum(add_products(0.0f, x, row.held))
+                                   : row_dot(query_row<T>(p.own, use.query), row.at, dim, are_aligned, lanes);
+    if (!use.is_scored) return use.factor;
+    const ColumnTerm& column = p.columns[use.query];
+    const OwnScore of = own_score(p.own, dot, column.scale, row.unit, use.query, use.place);
+    return of.is_negative ? column.factor * ptx::exp2(ptx::min_or_nan(of.z + column.bias, column.limit)) : 0.0f;
+}
+
+// Adds the row's uses from `at` to the next multiple of 32, in turn by the groups of lanes. Returns how many these are: fewer where the
+// row ends before.
+template <typename T>
+__device__ __forceinline__ uint32_t add_some(float (&sums)[HELD], const FinishTableParams& p, const Row<T>& row, uint64_t at,
+                                             uint32_t first, const Lanes& lanes) {
+    const uint32_t lane = threadIdx.x % WARP, most = WARP - static_cast<uint32_t>(at % WARP);
     const uint64_t entry = lane < most && at + lane < p.uses.count ? p.uses.entries[at + lane] : ~0ull;
     const uint32_t number = __popc(__ballot_sync(~0u, entry >> USE_BITS == row.key));
-    for (uint32_t i = 0; i < number; ++i) {
-        const uint64_t use = __shfl_sync(~0u, entry, i) & ((1ull << USE_BITS) - 1);
-        add_use(sums, p, row, use, at + i, first, lane);
+    for (uint32_t i = 0; i < number; i += lanes.groups()) {
+        const uint32_t mine = i + lanes.group;
+        const uint64_t of_group = __shfl_sync(~0u, entry, mine % WARP);
+        float x[HELD] = {};
+        Use use = {};
+        if (mine < number) use = use_of(x, p, row, of_group, at + mine, first, lanes);
+        if (__any_sync(~0u, use.is_scored)) use.factor = own_coefficient(p, row, x, use, lanes);
+        // Of other columns the coefficients are read.
+        if (first == 0 && use.is_own && p.coefficients && lanes.lane == 0) p.coefficients[at + mine] = use.factor;
+        if (use.factor != 0.0f) add(sums, use.factor, x);
     }
     return number;
 }
@@ -129,21 +131,29 @@ __device__ __forceinline__ bool is_segment(const Uses& uses, uint64_t at, uint32
 
 // Adds the row's uses, of which the first is at `start`.
 template <typename T>
-__device__ __forceinline__ void add_uses(float (&sums)[EACH], const FinishTableParams& p, const Row<T>& row, uint64_t start,
-                                         uint32_t first, uint32_t lane) {
+__device__ __forceinline__ void add_uses(float (&sums)[HELD], const FinishTableParams& p, const Row<T>& row, uint64_t start,
+                                         uint32_t first, const Lanes& lanes) {
+    const uint32_t dim = p.own.dim;
     uint64_t at = start;
     while (true) {
         if (at > start && is_segment(p.uses, at, row.key)) {
-            float x[EACH];
-            load(x, p.segments + at / SEGMENT * p.own.dim, first, p.own.dim, lane);
+            float x[HELD];
+            load<T>(x, p.segments + at / SEGMENT * dim, first, lanes.group == 0 ? dim : 0, aligned<float>(p.segments, dim), lanes);
             add(sums, 1.0f, x);
             at += SEGMENT;
             continue;
         }
-        const uint32_t number = add_some(sums, p, row, at, first, lane);
+        const uint32_t number = add_some(sums, p, row, at, first, lanes);
         at += number;
         if (number == 0 || at % WARP != 0) return;
     }
+}
+
+// The groups' sums, in each of them. Coefficients that lanes have written are there afterwards.
+__device__ __forceinline__ void merge_groups(float (&sums)[HELD], const Lanes& lanes) {
+    __syncwarp();
+#pragma unroll
+    for (uint32_t element = 0; element < HELD; ++element) sums[element] = lanes.sum_of_groups(sums[element]);
 }
 
 __device__ __forceinline__ uint64_t first_not_below(const Uses& uses, uint64_t entry) {
@@ -156,65 +166,73 @@ __device__ __forceinline__ uint64_t first_not_below(const Uses& uses, uint64_t e
     return low;
 }
 
+// dĉ becomes dc, of a panel: (dĉ − ĉ · along) · unit.
+template <typename T>
+__device__ __forceinline__ void across(float (&d)[HELD], const Row<T>& row, float along) {
+#pragma unroll
+    for (uint32_t element = 0; element < HELD; ++element) {
+        d[element] = (d[element] - row.held[element] * row.unit * along) * row.unit;
+    }
+}
+
 // The row's gradient, to `to`. `start` is where its uses begin in the list.
 template <typename T>
-__device__ __forceinline__ void finish_row(const FinishTableParams& p, uint32_t key, uint64_t start, float* to, uint32_t lane) {
+__device__ __forceinline__ void finish_row(const FinishTableParams& p, uint32_t key, uint64_t start, float* to, const Lanes& lanes) {
     const uint32_t dim = p.own.dim;
-    const bool is_held = dim <= COLUMNS, cosine = p.own.cosine != 0;
-    Row<T> row = row_of<T>(p, key, lane);
-    float sums[EACH];
+    const bool is_held = dim <= PANEL, cosine = p.own.cosine != 0, result_aligned = aligned<float>(p.result, dim);
+    Row<T> row = row_of<T>(p, key, lanes);
+    float sums[HELD];
     float along = 0.0f, length = 0.0f;
-    for (uint32_t first = 0; first < dim; first += COLUMNS) {
+    for (uint32_t first = 0; first < dim; first += PANEL) {
 #pragma unroll
-        for (uint32_t i = 0; i < EACH; ++i) sums[i] = 0.0f;
-        add_splits(sums, p, key - p.start, first, lane);
-        load(row.held, row.at, first, dim, lane);
-        add_uses(sums, p, row, start, first, lane);
-        __syncwarp();  // coefficients are there for the next columns
+        for (uint32_t element = 0; element < HELD; ++element) sums[element] = 0.0f;
+        load<T>(row.held, row.at, first, dim, row.is_aligned, lanes);
+        add_splits<T>(sums, p, key - p.start, first, lanes);
+        add_uses(sums, p, row, start, first, lanes);
+        merge_groups(sums, lanes);
 #pragma unroll
-        for (uint32_t i = 0; i < EACH; ++i) {
-            const uint32_t column = first + lane + i * WARP;
-            if (column >= dim) continue;
-            const float x = row.held[i] * row.unit;
-            sums[i] *= p.gamma;
-            along += sums[i] * x;
+        for (uint32_t element = 0; element < HELD; ++element) {
+            if (lanes.column<T>(first, element) >= dim) continue;
+            const float x = row.held[element] * row.unit;
+            sums[element] *= p.gamma;
+            along += sums[element] * x;
             length += x * x;
-            if (!is_held || !cosine) to[column] = sums[i];
         }
+        if (!is_held && lanes.group == 0) store<T>(to, sums, first, dim, result_aligned, lanes);
     }
-    if (!cosine) return;
     // The length is 1 but for rounding; by it, gradients are orthogonal to the embeddings as they are.
-    length = warp_sum(length);
-    along = length == 0.0f ? 0.0f : warp_sum(along) / length;
+    length = lanes.sum(length);
+    along = lanes.sum(along);
+    along = length == 0.0f ? 0.0f : along / length;
     if (is_held) {
-#pragma unroll
-        for (uint32_t i = 0; i < EACH; ++i) {
-            if (lane + i * WARP < dim) to[lane + i * WARP] = (sums[i] - row.held[i] * row.unit * along) * row.unit;
-        }
+        if (cosine) across(sums, row, along);
+        if (lanes.group == 0) store<T>(to, sums, 0, dim, result_aligned, lanes);
         return;
     }
-    for (uint32_t k = lane; k < dim; k += WARP) to[k] = (to[k] - widen(row.at[k]) * row.unit * along) * row.unit;
+    for (uint32_t first = 0; cosine && first < dim; first += PANEL) {
+        load<T>(row.held, row.at, first, dim, row.is_aligned, lanes);
+        load<T>(sums, to, first, dim, result_aligned, lanes);
+        across(sums, row, along);
+        store<T>(to, sums, first, dim, result_aligned, lanes);
+    }
 }
 
 // A warp for each segment of the list but the first, before which no row has a use.
 template <typename T>
 __device__ __forceinline__ void sum_segment(const FinishTableParams& p) {
     const uint64_t at = (uint64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / WARP + 1) * SEGMENT;
-    const uint32_t lane = threadIdx.x % WARP, dim = p.own.dim;
+    const uint32_t dim = p.own.dim;
+    const Lanes lanes(dim);
     if (at >= p.uses.count) return;  // the whole warp, as below
     const uint32_t key = row_of_use(p.uses.entries, at - 1);
     if (key < p.start || key - p.start >= p.x_rows || !is_segment(p.uses, at, key)) return;
-    Row<T> row = row_of<T>(p, key, lane);
-    for (uint32_t first = 0; first < dim; first += COLUMNS) {
-        float sums[EACH] = {};
-        load(row.held, row.at, first, dim, lane);
-        for (uint32_t i = 0; i < SEGMENT; i += WARP) add_some(sums, p, row, at + i, first, lane);
-        __syncwarp();  // coefficients are there for the next columns
-#pragma unroll
-        for (uint32_t i = 0; i < EACH; ++i) {
-            const uint32_t column = first + lane + i * WARP;
-            if (column < dim) p.segments[at / SEGMENT * dim + column] = sums[i];
-        }
+    Row<T> row = row_of<T>(p, key, lanes);
+    for (uint32_t first = 0; first < dim; first += PANEL) {
+        float sums[HELD] = {};
+        load<T>(row.held, row.at, first, dim, row.is_aligned, lanes);
+        for (uint32_t i = 0; i < SEGMENT; i += WARP) add_some(sums, p, row, at + i, first, lanes);
+        merge_groups(sums, lanes);
+        if (lanes.group == 0) store<T>(p.segments + at / SEGMENT * dim, sums, first, dim, aligned<float>(p.segments, dim), lanes);
     }
 }
 
@@ -222,6 +240,7 @@ template <typename T>
 __device__ __forceinline__ void finish_table(const FinishTableParams& p) {
     const uint64_t index = uint64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / WARP;
     const uint32_t lane = threadIdx.x % WARP, dim = p.own.dim;
+    const Lanes lanes(dim);
     uint64_t start = index * USES_OF_WARP;
     bool is_first = p.by_use && lane < USES_OF_WARP && is_first_use(p.uses.entries, p.uses.count, start + lane);
     uint32_t key = 0;
@@ -234,7 +253,7 @@ __device__ __forceinline__ void finish_table(const FinishTableParams& p) {
     for (uint32_t firsts = __ballot_sync(~0u, is_first); firsts != 0; firsts &= firsts - 1) {
         const uint64_t at = start + __ffs(firsts) - 1;
         if (p.by_use) key = row_of_use(p.uses.entries, at);
-        finish_row<T>(p, key, at, p.result + (!p.by_use ? index : p.places ? p.places[at] : uint64_t(key)) * dim, lane);
+        finish_row<T>(p, key, at, p.result + (!p.by_use ? index : p.places ? p.places[at] : uint64_t(key)) * dim, lanes);
     }
 }
 

@@ -5,9 +5,10 @@
 //
 // z and masks are those of score.cuh and key_table.cuh; an index of NO_NEGATIVE is masked.
 // Shapes: rows (queries, K), table (rows, dim). A block for each query.
-// Method: each warp scores every eighth negative, its lanes along the embedding; numbers of all K are kept in shared memory (12 bytes
-// each). Then threads are along K for maximum, sums and ranks, and along the embedding for the output, whose second read of the rows
-// finds them in cache. Sums run in the order of K within a warp, and warps ascending: bitwise reproducible.
+// Method: each warp scores one to four negatives at a time, each by some of its lanes (lanes.cuh); numbers of all K are kept in shared
+// memory (12 bytes each). Then threads are along K for maximum, sums and ranks, and lanes along the rows for the output, whose second read
+// of the rows finds them in cache. Sums run in the order of K within a group of lanes, then over groups and warps ascending: bitwise
+// reproducible.
 // Cost: reads K·dim elements from memory for each query; bound by memory.
 // Limits: K <= 4096.
 // Tests: tests/gpu/tables.rs, against the reference.
@@ -18,38 +19,49 @@
 
 namespace {
 
-constexpr uint32_t EACH = THREADS / WARP;  // output columns of a lane
-static_assert(EACH * WARP == THREADS, "a thread adds up one column");
-
 struct Numbers {
     float* z;       // then 2^(z − max)
     float* factor;  // inverse norms
     float* sim;     // NaN where masked: neither above a positive nor tied with it
 };
 
-// By a warp: its negatives. Returns how many of them are masked.
+// By a warp: its negatives. Returns how many of those that this lane's group has are masked.
 template <typename T>
-__device__ __forceinline__ uint32_t score_all(const OwnNegatives& own, uint64_t* fault, const Numbers& numbers, uint32_t row, uint32_t warp,
-                                             uint32_t lane) {
+__device__ __forceinline__ uint32_t score_all(const OwnNegatives& own, uint64_t* fault, const Numbers& numbers, uint32_t row) {
+    const Lanes lanes(own.dim);
+    const bool is_aligned = aligned_table<T>(own), are_aligned = aligned_queries<T>(own);
     const T* query = query_row<T>(own, row);
     const float query_scale = own.scale * own.query_norms[row];
+    float q[HELD];
+    load<T>(q, query, 0, own.dim, are_aligned, lanes);
     uint32_t masked = 0;
-    for (uint32_t k = warp; k < own.per_row; k += BLOCK_ROWS) {
+    for (uint32_t first_k = threadIdx.x / WARP * lanes.groups(); first_k < own.per_row; first_k += BLOCK_ROWS * lanes.groups()) {
+        const uint32_t k = first_k + lanes.group;
+        const bool is_there = k < own.per_row;
         const uint64_t place = uint64_t(row) * own.per_row + k;
-        const uint32_t index = own.rows[place];
-        OwnScore of = {NAN, -INFINITY, false};
-        float unit = 0.0f;
-        if (index != NO_NEGATIVE && !rejects(own.keys, hits_of_row(own, index), row)) {
-            const T* c = table_row<T>(own, index);
-            unit = table_norm(own, c, lane);
-            of = own_score(own, row_dot(query, c, own.dim, lane), query_scale, unit, row, place);
+        const uint32_t index = is_there ? own.rows[place] : NO_NEGATIVE;
+        const bool is_scored = index != NO_NEGATIVE && !rejects(own.keys, hits_of_row(own, index), row);
+        // What is not scored is taken for 0.
+        const T* c = table_row<T>(own, is_scored ? index : 0);
+        const uint32_t dim = is_scored ? own.dim : 0;
+        SumOfSquares squares;
+        float dot = 0.0f;
+        for (uint32_t first = 0; first < own.dim; first += PANEL) {
+            float x[HELD];
+            load<T>(x, c, first, dim, is_aligned, lanes);
+            if (own.dim > PANEL) load<T>(q, query, first, own.dim, are_aligned, lanes);
+            squares.add(x);
+            dot = add_products(dot, q, x);
         }
-        masked += !of.is_negative;
-        if (lane != 0) continue;
+        const float unit = squares.inverse_norm(own.cosine != 0, lanes);
+        const OwnScore of = own_score(own, lanes.sum(dot), query_scale, unit, row, is_scored ? place : 0);
+        const bool is_negative = is_scored && of.is_negative;
+        if (!is_there || lanes.lane != 0) continue;
+        masked += !is_negative;
         if (own.log_q && !isfinite(own.log_q[place])) report_fault(fault, FAULT_ROW_NEGATIVES_LOG_Q, place);
-        numbers.z[k] = of.is_negative ? of.z : -INFINITY;
-        numbers.factor[k] = unit;
-        numbers.sim[k] = of.is_negative ? of.sim : NAN;
+        numbers.z[k] = is_negative ? of.z : -INFINITY;
+        numbers.factor[k] = is_scored ? unit : 0.0f;
+        numbers.sim[k] = is_negative ? of.sim : NAN;
     }
     return masked;
 }
@@ -78,7 +90,7 @@ __device__ __forceinline__ void write_sums(const OwnNegativesParams& p, const Nu
         sum_score += probability * numbers.sim[k];
         sum_z += probability * distance;
     }
-    const double total = block_sum(sum), rejected = block_sum(threadIdx.x % WARP == 0 ? masked : 0);
+    const double total = block_sum(sum), rejected = block_sum(masked);
     if (threadIdx.x == 0) {
         p.max[slot] = max;
         p.sum[slot] = static_cast<float>(total);
@@ -109,28 +121,32 @@ __device__ __forceinline__ void write_ranks(const OwnNegativesParams& p, const f
 
 template <typename T>
 __device__ __forceinline__ void write_output(const OwnNegativesParams& p, const Numbers& numbers, uint64_t slot, uint32_t row) {
-    __shared__ float parts[BLOCK_ROWS][THREADS];
+    __shared__ float parts[BLOCK_ROWS][PANEL];
     const OwnNegatives& own = p.own;
-    const uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    for (uint32_t first = 0; first < own.dim; first += THREADS) {
-        float sums[EACH] = {};
-        for (uint32_t k = warp; k < own.per_row; k += BLOCK_ROWS) {
+    const Lanes lanes(own.dim);
+    const uint32_t warp = threadIdx.x / WARP;
+    const bool is_aligned = aligned_table<T>(own);
+    for (uint32_t first = 0; first < own.dim; first += PANEL) {
+        float sums[HELD] = {};
+        for (uint32_t k = warp * lanes.groups() + lanes.group; k < own.per_row; k += BLOCK_ROWS * lanes.groups()) {
             const float probability = numbers.z[k];
             if (probability == 0.0f) continue;
-            const T* c = table_row<T>(own, own.rows[uint64_t(row) * own.per_row + k]);
-            const float factor = probability * numbers.factor[k];
-#pragma unroll
-            for (uint32_t i = 0; i < EACH; ++i) {
-                const uint32_t column = first + lane + i * WARP;
-                if (column < own.dim) sums[i] += factor * widen(c[column]);
-            }
+            float x[HELD];
+            load<T>(x, table_row<T>(own, own.rows[uint64_t(row) * own.per_row + k]), first, own.dim, is_aligned, lanes);
+            add(sums, probability * numbers.factor[k], x);
         }
+        __syncwarp();  // groups of lanes have different numbers of negatives
 #pragma unroll
-        for (uint32_t i = 0; i < EACH; ++i) parts[warp][lane + i * WARP] = sums[i];
+        for (uint32_t element = 0; element < HELD; ++element) {
+            const float sum = lanes.sum_of_groups(sums[element]);
+            if (lanes.group == 0) parts[warp][lanes.column<T>(0, element)] = sum;
+        }
         __syncthreads();
-        float sum = 0.0f;
-        for (uint32_t of = 0; of < BLOCK_ROWS; ++of) sum += parts[of][threadIdx.x];
-        if (first + threadIdx.x < own.dim) p.output[slot * own.dim + first + threadIdx.x] = sum;
+        if (first + threadIdx.x < own.dim) {
+            float sum = 0.0f;
+            for (uint32_t of = 0; of < BLOCK_ROWS; ++of) sum += parts[of][threadIdx.x];
+            p.output[slot * own.dim + first + threadIdx.x] = sum;
+        }
         __syncthreads();
     }
 }
@@ -141,7 +157,7 @@ __device__ __forceinline__ void stream_own(const OwnNegativesParams& p) {
     const Numbers numbers = {memory, memory + p.own.per_row, memory + 2 * p.own.per_row};
     const uint32_t row = blockIdx.x;
     const uint64_t slot = p.split * p.queries + row;
-    const uint32_t masked = score_all<T>(p.own, p.fault, numbers, row, threadIdx.x / WARP, threadIdx.x % WARP);
+    const uint32_t masked = score_all<T>(p.own, p.fault, numbers, row);
     __syncthreads();
     write_sums(p, numbers, slot, masked);
     if (p.above) write_ranks(p, numbers.sim, row);

@@ -1,7 +1,7 @@
-// The score of a negative of a row's own: by a warp, for the stream and for the stream back.
+// The score of a negative of a row's own: for the stream and for the stream back.
 //
-// Dots come from row_dot.cuh and norms from norm.cuh, both in an order that does not depend on who asks, so both passes see the same
-// bits and leave out the same negatives.
+// Dots come from row_dot.cuh and norms from norm.cuh, both in an order that does not depend on who asks (lanes.cuh), so both passes see the
+// same bits and leave out the same negatives.
 #pragma once
 #include "rows/key_table.cuh"
 #include "rows/norm.cuh"
@@ -14,15 +14,19 @@ __device__ __forceinline__ const T* table_row(const OwnNegatives& own, uint64_t 
     return static_cast<const T*>(own.table) + row * own.table_stride;
 }
 
-// The inverse norm of a row of the table.
-template <typename T>
-__device__ __forceinline__ float table_norm(const OwnNegatives& own, const T* row, uint32_t lane) {
-    return inverse_norm(row, own.dim, aligned<T>(own.table, own.table_stride), own.cosine != 0, lane);
-}
-
 template <typename T>
 __device__ __forceinline__ const T* query_row(const OwnNegatives& own, uint64_t query) {
     return static_cast<const T*>(own.queries) + query * own.query_stride;
+}
+
+template <typename T>
+__device__ __forceinline__ bool aligned_table(const OwnNegatives& own) {
+    return aligned<T>(own.table, own.table_stride);
+}
+
+template <typename T>
+__device__ __forceinline__ bool aligned_queries(const OwnNegatives& own) {
+    return aligned<T>(own.queries, own.query_stride);
 }
 
 // Which queries reject a row of the table.

@@ -157,7 +157,7 @@ impl Case {
 }
 
 /// Uses of one row that `finish_table.cu` adds up apart.
-const SEGMENT: usize = 64;
+pub const SEGMENT: usize = 64;
 
 /// Few rows with many uses each, so that several warps add up a row's: candidates by reference, negatives of rows' own, positives.
 pub fn popular_rows() -> [Case; 5] {

@@ -2,12 +2,17 @@
 //! reference.
 
 use catalog_softmax::optimizer::Optimizer;
-use catalog_softmax::{Backend, Cuda, DType, Gradients, Reference, Request, Similarity, TableGradient};
+use catalog_softmax::{
+    Backend, Batch, Cuda, DType, Gradients, Loss, Pool, Reference, Request, RowNegatives, Similarity, Table,
+    TableGradient,
+};
 use catalog_softmax_testing::problem::Problem;
 use catalog_softmax_testing::tolerance::epsilon;
 use catalog_softmax_testing::updates;
 
-use crate::table_cases::{ALL, Candidates, Case, Filter, NO_POOL, ROWS, WHOLE, assert_near, popular_rows, wide};
+use crate::table_cases::{
+    ALL, Candidates, Case, Filter, NO_POOL, ROWS, SEGMENT, WHOLE, assert_near, popular_rows, wide,
+};
 
 use Similarity::{Cosine, Dot};
 
@@ -117,6 +122,46 @@ pub fn rows_with_many_uses_agree(cuda: &mut Cuda) {
     for case in popular_rows() {
         agrees(cuda, &case);
     }
+}
+
+/// The uses of a row end one before the end of a segment of the list, there, and one behind it.
+pub fn segments_end_where_a_row_ends(cuda: &mut Cuda) {
+    let case = Case { sizes: (4, SEGMENT, 3, 8), own: SEGMENT, ..Case::new(NO_POOL) };
+    let (data, own) = (case.data(), case.sizes.0 * case.own);
+    for uses in 2 * SEGMENT - 1..=2 * SEGMENT + 1 {
+        let own: Vec<u32> = (0..own).map(|place| u32::from(place >= uses)).collect();
+        let table = Table::new(data.table.view(case.sizes.3));
+        let batch = Batch::of_table(data.queries.view(case.sizes.3), table).positives(&[2u32; 4]);
+        let batch = batch.row_negatives(RowNegatives::new(&own, case.own)).build().expect("a batch");
+        gradients_agree(cuda, &case, &batch);
+    }
+}
+
+/// Candidates of the second of two pools, each with pairs of several segments.
+pub fn segments_of_a_later_pool_agree(cuda: &mut Cuda) {
+    let (b, dim) = (4 * SEGMENT, 8);
+    let case = Case { sizes: (b, 5, 1, dim), ..Case::new(Candidates::Embeddings) };
+    // Two positives of every other row.
+    let (data, offsets) = (case.data(), (0..=b as i64).map(|row| row + row % 2).collect::<Vec<_>>());
+    let positives: Vec<u32> = (0..b as u32).map(|row| if row % 8 == 0 { 1 } else { 5 + row % 2 }).collect();
+    let batch = Batch::builder(data.queries.view(dim), Pool::new(data.own_pool.view(dim)));
+    let batch = batch.pool(Pool::new(data.own_pool.view(dim))).positives(&positives).positive_offsets(&offsets);
+    gradients_agree(cuda, &case, &batch.build().expect("a batch"));
+}
+
+fn gradients_agree(cuda: &mut Cuda, case: &Case, batch: &Batch<'_>) {
+    let (loss, dim) = (Loss::softmax(case.similarity, 0.2), case.sizes.3);
+    let (_, found) = cuda.value_and_grad(batch, &loss).expect("a loss that fits");
+    let (_, wanted) = Reference::new().value_and_grad(batch, &loss).expect("a loss that fits");
+    assert_eq!(found.d_candidates.len(), wanted.d_candidates.len());
+    for (d, wanted) in found.d_candidates.iter().zip(&wanted.d_candidates) {
+        assert_near("d_candidates", case, &wide(&d.values), &wanted.values, dim);
+    }
+    let of_table = |found: &Option<TableGradient<f32>>| {
+        found.as_ref().and_then(TableGradient::dense).map_or(Vec::new(), |d| wide(&d.values))
+    };
+    let wanted = wanted.d_table.as_ref().and_then(TableGradient::dense).map_or(Vec::new(), |d| d.values.clone());
+    assert_near("d_table", case, &of_table(&found.d_table), &wanted, dim);
 }
 
 /// The most similar negatives among candidates by reference.

@@ -23,6 +23,9 @@ struct Lanes {
 
     __device__ uint32_t groups() const { return WARP / count; }
 
+    // The row of this lane where each group of lanes has one.
+    __device__ uint64_t row() const { return (uint64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / WARP) * groups() + group; }
+
     // The column of a lane's element, in the panel that starts at `first`.
     template <typename T>
     __device__ uint32_t column(uint32_t first, uint32_t element) const {
@@ -45,6 +48,9 @@ struct Lanes {
         return value;
     }
 };
+
+// Rows of a block where each group of lanes has one: Grid::rows in driver.rs.
+__device__ __forceinline__ uint32_t rows_of_block(uint32_t dim) { return BLOCK_ROWS * Lanes(dim).groups(); }
 
 // Whether every row of a matrix starts on 16 bytes, so that lanes read and write 16 bytes at a time.
 template <typename S>

@@ -6,7 +6,7 @@
 // Shapes: up to three sets of rows x (rows, dim), f32, f16 or bf16: matrices with `stride >= dim` elements between rows, or rows of
 // one by reference. Blocks of the first set's rows come first, then those of the others, then those that clear the table.
 // Cost: reads each element once, 4 flops for each; bound by memory.
-// Method: a warp for each row (norm.cuh).
+// Method: 8 to 32 lanes for each row (norm.cuh).
 // Tests: tests/gpu.rs against float64.
 
 #include "rows/key_table.cuh"
@@ -28,20 +28,21 @@ __device__ __forceinline__ void write_terms(const PrepareRowsParams& p, const Ro
 
 template <typename T>
 __device__ __forceinline__ void prepare_rows(const PrepareRowsParams& p) {
+    const Lanes lanes(p.dim);
+    const uint64_t rows = rows_of_block(p.dim);
     uint64_t block = blockIdx.x;
 #pragma unroll
     for (int i = 0; i < ROW_SETS; ++i) {
         const RowSet& set = p.sets[i];
-        const uint64_t blocks = (set.rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+        const uint64_t blocks = (set.rows + rows - 1) / rows;
         if (block < blocks) {
-            const uint64_t row = block * BLOCK_ROWS + threadIdx.x / WARP;
-            const uint32_t lane = threadIdx.x % WARP;
-            if (row >= set.rows) return;  // the whole warp
-            const uint64_t at = set.indices ? set.indices[row] : row;
+            const uint64_t row = block * rows + lanes.row() % rows;
+            const bool is_there = row < set.rows;
+            const uint64_t at = !is_there ? 0 : set.indices ? set.indices[row] : row;
             const T* x = static_cast<const T*>(set.embeddings) + at * set.stride;
-            const bool is_aligned = aligned<T>(set.embeddings, set.stride);
-            const float unit = inverse_norm(x, static_cast<uint32_t>(p.dim), is_aligned, p.cosine != 0, Lanes(p.dim));
-            if (lane == 0) write_terms(p, set, row, unit);
+            const uint32_t dim = is_there ? p.dim : 0;
+            const float unit = inverse_norm(x, dim, aligned<T>(set.embeddings, set.stride), p.cosine != 0, lanes);
+            if (is_there && lanes.lane == 0) write_terms(p, set, row, unit);
             return;
         }
         block -= blocks;

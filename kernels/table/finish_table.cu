@@ -11,6 +11,7 @@
 // Sums run in the order of the list within a group of lanes, then over the groups: no atomics, bitwise reproducible.
 // Cost: reads each named row of the table from memory once, and a query from cache for each use; bound by memory where uses are few.
 // Tests: tests/gpu/tables.rs, against the reference.
+#include "rows/finish_row.cuh"
 #include "table/finish_table_params.h"
 #include "table/own_score.cuh"
 #include "table/uses.cuh"
@@ -40,14 +41,10 @@ __device__ __forceinline__ Row<T> row_of(const FinishTableParams& p, uint32_t ke
 template <typename T>
 __device__ __forceinline__ void add_splits(float (&sums)[HELD], const FinishTableParams& p, uint64_t row, uint32_t first,
                                            const Lanes& lanes) {
+    const uint32_t dim = p.own.dim;
     for (uint32_t split = lanes.group; split < p.splits; split += lanes.groups()) {
         const uint64_t slot = split * p.count + row;
-        // No score at all: the split's output is 0.
-        const float factor = p.max[slot] == -INFINITY ? 0.0f : exp2f(p.max[slot]);
-        float output[HELD];
-        load<T>(output, p.output + slot * p.own.dim, first, p.own.dim, aligned<float>(p.output, p.own.dim), lanes);
-#pragma unroll
-        for (uint32_t element = 0; element < HELD; ++element) sums[element] += output[element] == 0.0f ? 0.0f : factor * output[element];
+        add_split<T>(sums, p.max[slot], p.output + slot * dim, first, dim, aligned<float>(p.output, dim), lanes);
     }
     __syncwarp();  // groups of lanes have different numbers of splits
 }
@@ -166,55 +163,20 @@ __device__ __forceinline__ uint64_t first_not_below(const Uses& uses, uint64_t e
     return low;
 }
 
-// dĉ becomes dc, of a panel: (dĉ − ĉ · along) · unit.
-template <typename T>
-__device__ __forceinline__ void across(float (&d)[HELD], const Row<T>& row, float along) {
-#pragma unroll
-    for (uint32_t element = 0; element < HELD; ++element) {
-        d[element] = (d[element] - row.held[element] * row.unit * along) * row.unit;
-    }
-}
-
 // The row's gradient, to `to`. `start` is where its uses begin in the list.
 template <typename T>
-__device__ __forceinline__ void finish_row(const FinishTableParams& p, uint32_t key, uint64_t start, float* to, const Lanes& lanes) {
+__device__ __forceinline__ void finish(const FinishTableParams& p, uint32_t key, uint64_t start, float* to, const Lanes& lanes) {
     const uint32_t dim = p.own.dim;
-    const bool is_held = dim <= PANEL, cosine = p.own.cosine != 0, result_aligned = aligned<float>(p.result, dim);
     Row<T> row = row_of<T>(p, key, lanes);
-    float sums[HELD];
-    float along = 0.0f, length = 0.0f;
-    for (uint32_t first = 0; first < dim; first += PANEL) {
+    const bool cosine = p.own.cosine != 0, to_is_aligned = aligned<float>(p.result, dim);
+    const FinishedRow<T> of = {row.at, to, row.is_aligned, to_is_aligned, true, lanes.group == 0, cosine, row.unit, p.gamma};
+    finish_row(of, dim, lanes, [&](float (&sums)[HELD], const float (&x)[HELD], uint32_t first) {
 #pragma unroll
-        for (uint32_t element = 0; element < HELD; ++element) sums[element] = 0.0f;
-        load<T>(row.held, row.at, first, dim, row.is_aligned, lanes);
+        for (uint32_t element = 0; element < HELD; ++element) row.held[element] = x[element];
         add_splits<T>(sums, p, key - p.start, first, lanes);
         add_uses(sums, p, row, start, first, lanes);
         merge_groups(sums, lanes);
-#pragma unroll
-        for (uint32_t element = 0; element < HELD; ++element) {
-            if (lanes.column<T>(first, element) >= dim) continue;
-            const float x = row.held[element] * row.unit;
-            sums[element] *= p.gamma;
-            along += sums[element] * x;
-            length += x * x;
-        }
-        if (!is_held && lanes.group == 0) store<T>(to, sums, first, dim, result_aligned, lanes);
-    }
-    // The length is 1 but for rounding; by it, gradients are orthogonal to the embeddings as they are.
-    length = lanes.sum(length);
-    along = lanes.sum(along);
-    along = length == 0.0f ? 0.0f : along / length;
-    if (is_held) {
-        if (cosine) across(sums, row, along);
-        if (lanes.group == 0) store<T>(to, sums, 0, dim, result_aligned, lanes);
-        return;
-    }
-    for (uint32_t first = 0; cosine && first < dim; first += PANEL) {
-        load<T>(row.held, row.at, first, dim, row.is_aligned, lanes);
-        load<T>(sums, to, first, dim, result_aligned, lanes);
-        across(sums, row, along);
-        store<T>(to, sums, first, dim, result_aligned, lanes);
-    }
+    });
 }
 
 // A warp for each segment of the list but the first, before which no row has a use.
@@ -253,7 +215,7 @@ __device__ __forceinline__ void finish_table(const FinishTableParams& p) {
     for (uint32_t firsts = __ballot_sync(~0u, is_first); firsts != 0; firsts &= firsts - 1) {
         const uint64_t at = start + __ffs(firsts) - 1;
         if (p.by_use) key = row_of_use(p.uses.entries, at);
-        finish_row<T>(p, key, at, p.result + (!p.by_use ? index : p.places ? p.places[at] : uint64_t(key)) * dim, lanes);
+        finish<T>(p, key, at, p.result + (!p.by_use ? index : p.places ? p.places[at] : uint64_t(key)) * dim, lanes);
     }
 }
 

@@ -59,6 +59,16 @@ impl Grid {
         Grid { blocks: (count.div_ceil(THREADS as usize) as u32, 1, 1), shared_bytes: 0 }
     }
 
+    /// As many lanes for each of `rows` as `lanes.cuh` gives rows of `dim` elements.
+    pub(super) fn rows(rows: usize, dim: usize) -> Self {
+        let lanes = match dim {
+            0..=64 => 8,
+            65..=128 => 16,
+            _ => 32,
+        };
+        Grid { blocks: (rows.div_ceil(THREADS as usize / lanes) as u32, 1, 1), shared_bytes: 0 }
+    }
+
     /// A warp for each of `rows`.
     pub(super) fn warps(rows: usize) -> Self {
         Grid { blocks: (rows.div_ceil(THREADS as usize / 32) as u32, 1, 1), shared_bytes: 0 }

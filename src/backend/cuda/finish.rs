@@ -297,7 +297,7 @@ impl Step<'_> {
     }
 
     pub(super) fn finish_gradient(&self, params: &FinishGradientParams, with_totals: bool) -> Result<()> {
-        let blocks = Grid::warps(params.rows as usize).blocks.0 + u32::from(with_totals);
+        let blocks = Grid::rows(params.rows as usize, params.dim as usize).blocks.0 + u32::from(with_totals);
         let grid = Grid { blocks: (blocks, 1, 1), shared_bytes: 0 };
         self.driver.launch(FINISH_GRADIENT, self.problem.typed(), grid, params)
     }

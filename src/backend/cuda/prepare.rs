@@ -75,7 +75,7 @@ impl Step<'_> {
             let candidates = pool.map_or_else(RowSet::default, |pool| self.candidates(pool, shifts));
             let sets = [queries, separate, candidates];
             let slots = if keys.capacity == 0 { 0 } else { keys.capacity as usize + 1 };
-            let blocks = sets.iter().map(|set| Grid::warps(set.rows as usize).blocks.0).sum::<u32>();
+            let blocks = sets.iter().map(|set| Grid::rows(set.rows as usize, problem.dim).blocks.0).sum::<u32>();
             let grid = Grid { blocks: (blocks + Grid::threads(slots).blocks.0, 1, 1), shared_bytes: 0 };
             let params = PrepareRowsParams {
                 sets,

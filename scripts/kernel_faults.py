@@ -111,6 +111,14 @@ FAULTS = [
         "            release_terms();\n            reduce(b, tile, second);\n",
     ),
     statistics("X not waited for", "        shared.of_x.wait_full(x_place);\n", ""),
+    # Not of synchronisation: what a maximum that stays where it is has to notice.
+    Fault(
+        "statistics: a maximum never moves again",
+        "row_sums.cuh",
+        "SLACK = 32.0f",
+        "SLACK = 1e30f",
+        "hopper_kernels_agree_where_maxima_move",
+    ),
     output(
         "chunks handed back before the matmul's wait",
         "            wgmma::wait<0>();\n            wgmma::settle(o);\n            release_chunks();\n",
@@ -119,12 +127,12 @@ FAULTS = [
     output(
         "X handed back before the scores' wait",
         (
-            "        start_scores(s);\n        shared.of_terms.wait_full(terms_place);\n        wgmma::wait<0>();\n",
+            "        start_scores(s);\n        wait_terms();\n        wgmma::wait<0>();\n",
             "        shared.of_x.release(x_place);\n        x_place.advance();\n",
         ),
         (
             "        start_scores(s);\n        shared.of_x.release(x_place);\n"
-            "        shared.of_terms.wait_full(terms_place);\n        wgmma::wait<0>();\n",
+            "        wait_terms();\n        wgmma::wait<0>();\n",
             "        x_place.advance();\n",
         ),
     ),

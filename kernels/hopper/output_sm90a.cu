@@ -17,7 +17,8 @@
 // [1] P is multiplied by y.factor and rounded to Y's type.
 // [2] Y lies once in shared memory: as the first matmul's operand with 64 elements of a row after the other (K first), as the second's
 //     with rows as the sum's index (MN first).
-// [3] Without a maximum, and unless the tile is special, column by column (`fused`), so that exponentials begin with the first.
+// [3] Without a maximum, and unless the tile is special, column by column, so that exponentials begin with the first
+//     (row_probabilities.cuh).
 //
 // ONLINE: with a running maximum, which f16's few exponents need; else biases hold a constant shift, 0 for gradients, whose
 // coefficients are at most their row's d_lse.
@@ -26,9 +27,8 @@
 // Numerics, determinism: as in stream_sm80.cu, headroom of f16 and bound of the gradient included.
 // Cost of a tile: 4·128·BLOCK_Y·dim flops, 128·BLOCK_Y exponentials; from L2 BLOCK_Y·dim elements. Registers: see OutputShape.
 // Tests: tests/gpu.rs on compute capability 9.0.
-#include <type_traits>
-
 #include "hopper/pipeline.cuh"
+#include "hopper/row_probabilities.cuh"
 
 namespace {
 
@@ -48,25 +48,22 @@ struct OutputShape {
 
 constexpr uint32_t CONSUMERS_BARRIER = 1;
 
-// Of candidates whose factor is their scale, and unscale 1 (OUTPUT_PLAIN in rows_params.h): shared memory binds, so that is not read twice.
-struct PlainTerm : ColumnTerm {};
-
-__device__ __forceinline__ float2 load_factors(const PlainTerm* term) {
-    return {ptx::load_shared(ptx::smem_address(&term->scale)), 1.0f};
-}
-
 template <typename Element, Mode MODE, int CHUNKS, bool ONLINE>
 struct Consumer {
     using Shape = OutputShape<CHUNKS>;
     static constexpr int TILES = Shape::BLOCK_Y / 8;
     static constexpr int WIDTH = CHUNKS * Shape::CHUNK_ELEMENTS;
     static constexpr int STEPS = Shape::BLOCK_Y / 16;
-    // Scores and probabilities column by column; not where that would spill.
+    // Without a maximum: scores and probabilities column by column; not where that would spill.
     static constexpr bool FUSED = !ONLINE && (MODE == Mode::EXPECTED ? CHUNKS <= 2 : CHUNKS == 2);
-    static constexpr bool IS_PLAIN = MODE == Mode::EXPECTED && HEADROOM<Element> == 0.0f;
-    using Term = std::conditional_t<IS_PLAIN, PlainTerm, ColumnTerm>;
-    using Tile = ScoreTile<MODE, TILES, Term>;
-    using Scores = float[TILES][4];
+    // With a maximum: a vote whether it moves.
+    static constexpr bool VOTES = ONLINE && MODE == Mode::EXPECTED && CHUNKS <= 2;
+    // Chunks of X that are operands in registers, so that shared memory is read for Y alone: as many as do not spill.
+    static constexpr int HELD = MODE == Mode::GRADIENT || CHUNKS == 4 ? 0 : HEADROOM<Element> == 0.0f ? CHUNKS : 1;
+    // All chunks are waited for ahead of the first matmul.
+    static constexpr bool WAITS_AHEAD = MODE == Mode::EXPECTED && CHUNKS == 2;
+    using Rows = RowProbabilities<Element, MODE, ONLINE, TILES>;
+    using Scores = typename Rows::Scores;
     using Probabilities = uint32_t[STEPS][4];
     using Output = float[WIDTH / 8][4];
     using ChunkPlace = Place<Shape::STAGES>;
@@ -78,31 +75,50 @@ struct Consumer {
     ChunkPlace scores_place, output_place;
     Place<Shape::TERM_STAGES> terms_place;
     Place<1> x_place;
-    RowTerm rows[2];
-    RowState state;
-    uint32_t row, masked[2];
+    Rows rows;
+    uint32_t flags;  // of the tile
+    uint32_t held_x[HELD > 0 ? HELD : 1][STEPS_PER_CHUNK][4];
 
     __device__ __forceinline__ Consumer(const HopperParams& params, PipelineStorage<Shape>& storage)
         : h(params), p(params.stream), shared(storage), lane(threadIdx.x % 32), group(consumer_group()) {}
 
+    __device__ __forceinline__ void hold_x() {
+        const uint32_t thread = ptx::thread_index(), first = (thread - WARPGROUP) / 32 * 16;
+#pragma unroll
+        for (int i = 0; i < HELD * STEPS_PER_CHUNK; ++i) {
+            const int chunk = i / STEPS_PER_CHUNK, step = i % STEPS_PER_CHUNK;
+            wgmma::load_a(held_x[chunk][step], shared.x_chunk(chunk), first, step, thread % 32);
+        }
+    }
+
     // Starts s = X · the next tile.
     __device__ __forceinline__ void start_scores(Scores& s) {
+        using Matmul = wgmma::Instruction<Element, Shape::BLOCK_Y>;
         wgmma::settle(s);
+        if (WAITS_AHEAD) wait_ahead(scores_place);
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-            shared.chunks.wait_full(scores_place);
-            wgmma::fence();
+            if (!WAITS_AHEAD) shared.chunks.wait_full(scores_place);
+            if (!WAITS_AHEAD || chunk == 0) wgmma::fence();
             const uint64_t x = wgmma::descriptor(shared.x_chunk(chunk) + 64 * group * CHUNK_BYTES);
             const uint64_t y = wgmma::descriptor(shared.y_chunk(scores_place.index));
 #pragma unroll
             for (int step = 0; step < STEPS_PER_CHUNK; ++step) {
-                const int offset = step * wgmma::K_STEP / 16;
-                wgmma::Instruction<Element, Shape::BLOCK_Y>::template ss<wgmma::Major::K, wgmma::Major::K>(s, x + offset, y + offset,
-                                                                                                          chunk + step > 0);
+                const int offset = step * wgmma::K_STEP / 16, accumulate = chunk + step > 0;
+                if (chunk < HELD) Matmul::template rs<wgmma::Major::K>(s, held_x[chunk < HELD ? chunk : 0][step], y + offset, accumulate);
+                else Matmul::template ss<wgmma::Major::K, wgmma::Major::K>(s, x + offset, y + offset, accumulate);
             }
             scores_place.advance();
         }
         wgmma::commit();
+    }
+
+    __device__ __forceinline__ void wait_ahead(ChunkPlace place) {
+#pragma unroll
+        for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+            shared.chunks.wait_full(place);
+            place.advance();
+        }
     }
 
     // Starts o += P · the tile at `output_place`.
@@ -117,59 +133,30 @@ struct Consumer {
         wgmma::commit();
     }
 
-    // Probabilities of a tile in place of dots. `factor` is what earlier outputs are to be multiplied by.
-    __device__ __forceinline__ void reduce(Scores& s, uint32_t tile, float (&factor)[2]) {
-        const Term* terms = static_cast<const Term*>(shared.terms[terms_place.index]);
-        const uint32_t flags = shared.flags[terms_place.index];
+    // The flags are read here, so that nothing waits for them later.
+    __device__ __forceinline__ void wait_terms() {
+        shared.of_terms.wait_full(terms_place);
+        flags = shared.flags[terms_place.index];
+    }
+
+    // Probabilities of a tile in place of dots.
+    __device__ __forceinline__ void reduce(Scores& s, uint32_t tile) {
+        const auto* terms = static_cast<const typename Rows::Term*>(shared.terms[terms_place.index]);
+        // Hidden from the compiler, which else keeps what follows from the lane in registers throughout the loop.
+        int here = lane;
+        asm volatile("" : "+r"(here));
         if (FUSED && !flags) {
-            fused(s, terms);
+            rows.by_column(s, terms, here);
+        } else if (VOTES && !flags) {
+            rows.by_vote(p, s, terms, here);
         } else {
-            // Hidden from the compiler, which else keeps what follows from the lane in registers throughout the loop.
-            int here = lane;
-            asm volatile("" : "+r"(here));
-            in_steps(s, Tile(p, terms, tile * Shape::BLOCK_Y, row, here), flags, factor);
+            rows.in_steps(p, s, terms, flags != 0, tile * Shape::BLOCK_Y, here);
             if (flags & TILE_SPOILED) clear_spoiled();
+            // Again, so that X's registers are free until here.
+            hold_x();
         }
         shared.of_terms.release(terms_place);
         terms_place.advance();
-    }
-
-    // Of a tile with nothing special.
-    __device__ __forceinline__ void fused(Scores& s, const Term* terms) {
-        const float origin[2] = {0.0f, 0.0f};
-        float sum[2] = {0.0f, 0.0f};
-#pragma unroll
-        for (int n = 0; n < TILES; ++n) {
-            RowTerm pair[2];
-            load_pair(terms, c_column(lane, n, 0), pair);
-            float2 factors[2];
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                factors[e] = IS_PLAIN ? float2{pair[e].scale, 1.0f} : load_factors(&terms[c_column(lane, n, e)]);
-            }
-            Tile::scores(s[n], rows, pair);
-            Tile::probabilities(s[n], origin, factors, sum);
-        }
-        state.sum[0] += sum[0];
-        state.sum[1] += sum[1];
-    }
-
-    __device__ __forceinline__ void in_steps(Scores& s, Tile of_scores, uint32_t flags, float (&factor)[2]) {
-        of_scores.scores(s, rows);
-        if (flags) {
-            of_scores.look();
-            if (of_scores.found()) of_scores.drop(s);
-            masked[0] += of_scores.mask.count(0);
-            masked[1] += of_scores.mask.count(1);
-        }
-        if (ONLINE) {
-            Tile::advance_max(s, HEADROOM<Element>, state, factor);
-            state.sum[0] *= factor[0];
-            state.sum[1] *= factor[1];
-        }
-        const float origin[2] = {ONLINE ? subtrahend(state.max[0]) : 0.0f, ONLINE ? subtrahend(state.max[1]) : 0.0f};
-        of_scores.probabilities(s, origin, state.sum);
-        if (flags && of_scores.found()) of_scores.mend(s, origin);
     }
 
     // Zeros for the elements of streamed rows that are not finite, in the tile that comes after output_place's or, at the start, in it:
@@ -200,12 +187,12 @@ struct Consumer {
         }
     }
 
-    static __device__ __forceinline__ void rescale(Output& o, const float (&factor)[2]) {
+    __device__ __forceinline__ void rescale(Output& o) const {
         if (!ONLINE) return;
         // Maxima soon stop moving.
-        if (!__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) return;
+        if (!__any_sync(~0u, rows.factor[0] != 1.0f || rows.factor[1] != 1.0f)) return;
 #pragma unroll
-        for (int i = 0; i < WIDTH / 2; ++i) o[i / 4][i % 4] *= factor[i % 4 / 2];
+        for (int i = 0; i < WIDTH / 2; ++i) o[i / 4][i % 4] *= rows.factor[i % 4 / 2];
     }
 
     __device__ __forceinline__ void release_chunks() {
@@ -220,42 +207,30 @@ struct Consumer {
         for (Units<Shape::BLOCK_X, Shape::BLOCK_Y> units(h); !units.done(); units.next()) unit(units);
     }
 
-    __device__ __forceinline__ void start_unit(uint32_t first_x) {
-        row = first_x + 64 * group + threadIdx.x % WARPGROUP / 32 * 16 + lane / 4;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const uint32_t index = row + 8 * half;
-            rows[half] = index < p.x_rows ? p.x_terms[index] : RowTerm{0.0f, 0.0f};
-            state.max[half] = -INFINITY;
-            state.sum[half] = 0.0f;
-            masked[half] = 0;
-        }
-    }
-
     __device__ __forceinline__ void unit(const Units<Shape::BLOCK_X, Shape::BLOCK_Y>& units) {
-        start_unit(units.first_x());
+        rows.begin(p, units.first_x() + 64 * group + threadIdx.x % WARPGROUP / 32 * 16 + lane / 4);
         Scores s;
         Probabilities probabilities;
         Output o = {};
-        float factor[2];
         shared.of_x.wait_full(x_place);
+        hold_x();
         start_scores(s);
-        shared.of_terms.wait_full(terms_place);
+        wait_terms();
         wgmma::wait<0>();
         wgmma::settle(s);
-        reduce(s, units.first_tile(), factor);
+        reduce(s, units.first_tile());
         round(s, probabilities);
         for (uint32_t next = units.first_tile() + 1; next < units.end_tile(); ++next) {
             start_scores(s);
             start_output(o, probabilities);
-            shared.of_terms.wait_full(terms_place);
+            wait_terms();
             wgmma::wait<1>();
             wgmma::settle(s);
-            reduce(s, next, factor);
+            reduce(s, next);
             wgmma::wait<0>();
             wgmma::settle(o);
             release_chunks();
-            rescale(o, factor);
+            rescale(o);
             round(s, probabilities);
         }
         start_output(o, probabilities);
@@ -270,17 +245,10 @@ struct Consumer {
     __device__ __forceinline__ void write(uint32_t split, const Output& o) const {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const float sum = sum_of_quad(state.sum[half]);
-            const uint32_t rejected = sum_of_quad(masked[half]), index = row + 8 * half;
-            if (index >= p.x_rows) continue;
+            const uint32_t index = rows.row + 8 * half;
             const uint64_t slot = uint64_t(p.first_split + split) * p.x_rows + index;
-            if (lane % 4 == 0) {
-                p.max[slot] = ONLINE ? state.max[half] : p.shift;
-                if (MODE == Mode::EXPECTED) {
-                    p.sum[slot] = sum;
-                    p.masked[slot] = rejected;
-                }
-            }
+            rows.write(p, slot, half, lane % 4 == 0 && index < p.x_rows);
+            if (index >= p.x_rows) continue;
             float* to = p.output + slot * p.dim;
 #pragma unroll
             for (int n = 0; n < WIDTH / 8; ++n) {

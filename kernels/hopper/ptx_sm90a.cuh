@@ -89,6 +89,13 @@ __device__ __forceinline__ void named_barrier(uint32_t barrier, uint32_t threads
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+// threadIdx.x, read anew: what follows from it need not stay in registers.
+__device__ __forceinline__ uint32_t thread_index() {
+    uint32_t index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
+}
+
 __device__ __forceinline__ uint32_t cluster_rank() {
     uint32_t rank;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));

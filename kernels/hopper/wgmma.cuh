@@ -22,6 +22,11 @@ __host__ __device__ constexpr uint64_t descriptor(uint32_t address, uint32_t chu
     return uint64_t(address % (1u << 18) / 16) | uint64_t(chunk_bytes / 16) << 16 | (ATOM / 16) << 32 | SWIZZLE_128;
 }
 
+// Operand A in registers: of the 16 rows from `row` on of the chunk at `chunk`, the 16 elements of step `step` along them.
+__device__ __forceinline__ void load_a(uint32_t (&a)[4], uint32_t chunk, uint32_t row, uint32_t step, uint32_t lane) {
+    ptx::ldmatrix_x4(a, chunk + swizzle(row + a_row(lane), 2 * step + a_unit(lane)));
+}
+
 // Before the first matmul that reads registers written by other instructions.
 __device__ __forceinline__ void fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

@@ -17,7 +17,7 @@
 // is read, the L2 cache has to deliver 2·N·dim bytes for each 256 queries: 3.1 TB/s at the tensor cores' rate, whatever dim is.
 //
 // Numerics, determinism: as in stream_sm80.cu. Masked pairs are found in the tiles that the producer marks.
-// Cost of a tile: 2·256·128·dim flops; 256·128 exponentials. Registers: 128 for accumulators. Shared memory: PipelineStorage.
+// Cost of a tile: 2·256·128·dim flops; 256·128 exponentials. Registers: 128 for accumulators, and up to 64 for X. Shared memory: PipelineStorage.
 // Tests: tests/gpu.rs on compute capability 9.0.
 #include "hopper/pipeline.cuh"
 #include "hopper/row_sums.cuh"
@@ -42,6 +42,8 @@ struct Consumer {
     static constexpr int TILES = Shape::BLOCK_Y / 8;
     // Of the next tile's chunks, as many as fit beside a tile.
     static constexpr int AHEAD = CHUNKS < Shape::STAGES - CHUNKS ? CHUNKS : Shape::STAGES - CHUNKS;
+    // Chunks of X that are operands in registers, so that shared memory is read for Y alone: as many as do not spill.
+    static constexpr int HELD = CHUNKS == 4 ? 0 : ONLINE ? 1 : CHUNKS;
     using Sums = RowSums<ONLINE, TILES>;
     using Accumulator = float[TILES][4];
 
@@ -53,6 +55,7 @@ struct Consumer {
     Place<Shape::STAGES> chunk_place;
     Place<Shape::TERM_STAGES> terms_place;
     Place<1> x_place;
+    uint32_t held_x[2][HELD > 0 ? HELD : 1][STEPS_PER_CHUNK][4];
 
     __device__ __forceinline__ Consumer(const HopperParams& params, PipelineStorage<Shape>& storage)
         : h(params), p(params.stream), shared(storage), lane(threadIdx.x % 32), group_row(consumer_group() * 128) {}
@@ -71,8 +74,18 @@ struct Consumer {
         }
     }
 
+    __device__ __forceinline__ void hold_x() {
+        const uint32_t first = group_row + threadIdx.x % WARPGROUP / 32 * 16;
+#pragma unroll
+        for (int i = 0; i < 2 * HELD * STEPS_PER_CHUNK; ++i) {
+            const int second = i % 2, chunk = i / 2 / STEPS_PER_CHUNK, step = i / 2 % STEPS_PER_CHUNK;
+            wgmma::load_a(held_x[second][chunk][step], shared.x_chunk(chunk), first + 64 * second, step, lane);
+        }
+    }
+
     // Starts acc = a half of the queries · the tile whose chunks begin at `place`.
     __device__ __forceinline__ void start(Accumulator& acc, int second, Place<Shape::STAGES> place) {
+        using Matmul = wgmma::Instruction<Element, Shape::BLOCK_Y>;
         wgmma::settle(acc);
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
@@ -83,8 +96,12 @@ struct Consumer {
 #pragma unroll
             for (int step = 0; step < STEPS_PER_CHUNK; ++step) {
                 const int offset = step * wgmma::K_STEP / 16;
-                wgmma::Instruction<Element, Shape::BLOCK_Y>::template ss<wgmma::Major::K, wgmma::Major::K>(acc, x + offset, y + offset,
-                                                                                                          chunk + step > 0);
+                const int accumulate = chunk + step > 0;
+                if (chunk < HELD) {
+                    Matmul::template rs<wgmma::Major::K>(acc, held_x[second][chunk < HELD ? chunk : 0][step], y + offset, accumulate);
+                } else {
+                    Matmul::template ss<wgmma::Major::K, wgmma::Major::K>(acc, x + offset, y + offset, accumulate);
+                }
             }
             place.advance();
         }
@@ -136,6 +153,7 @@ struct Consumer {
         second.begin(p, units.first_x() + block_row(1));
         Accumulator a, b;
         shared.of_x.wait_full(x_place);
+        hold_x();
         wait_ahead(chunk_place);
         start(a, 0, chunk_place);
         wait_terms();

@@ -60,8 +60,6 @@ struct Consumer {
     static constexpr bool VOTES = ONLINE && MODE == Mode::EXPECTED && CHUNKS <= 2;
     // Chunks of X that are operands in registers, so that shared memory is read for Y alone: as many as do not spill.
     static constexpr int HELD = MODE == Mode::GRADIENT || CHUNKS == 4 ? 0 : HEADROOM<Element> == 0.0f ? CHUNKS : 1;
-    // All chunks are waited for ahead of the first matmul.
-    static constexpr bool WAITS_AHEAD = MODE == Mode::EXPECTED && CHUNKS == 2;
     using Rows = RowProbabilities<Element, MODE, ONLINE, TILES>;
     using Scores = typename Rows::Scores;
     using Probabilities = uint32_t[STEPS][4];
@@ -95,11 +93,10 @@ struct Consumer {
     __device__ __forceinline__ void start_scores(Scores& s) {
         using Matmul = wgmma::Instruction<Element, Shape::BLOCK_Y>;
         wgmma::settle(s);
-        if (WAITS_AHEAD) wait_ahead(scores_place);
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-            if (!WAITS_AHEAD) shared.chunks.wait_full(scores_place);
-            if (!WAITS_AHEAD || chunk == 0) wgmma::fence();
+            shared.chunks.wait_full(scores_place);
+            wgmma::fence();
             const uint64_t x = wgmma::descriptor(shared.x_chunk(chunk) + 64 * group * CHUNK_BYTES);
             const uint64_t y = wgmma::descriptor(shared.y_chunk(scores_place.index));
 #pragma unroll
@@ -111,14 +108,6 @@ struct Consumer {
             scores_place.advance();
         }
         wgmma::commit();
-    }
-
-    __device__ __forceinline__ void wait_ahead(ChunkPlace place) {
-#pragma unroll
-        for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-            shared.chunks.wait_full(place);
-            place.advance();
-        }
     }
 
     // Starts o += P · the tile at `output_place`.

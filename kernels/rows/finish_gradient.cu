@@ -22,6 +22,7 @@ __device__ __forceinline__ void finish_gradient(const FinishGradientParams& p) {
     const uint64_t mine = lanes.row();
     const bool is_there = mine < p.rows, is_aligned = aligned<float>(p.output, p.dim);
     const uint64_t row = is_there ? mine : 0;
+    const uint32_t dim = is_there ? p.dim : 0;  // lanes without a row read none: `output` may be `result`
     const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
     const bool x_is_aligned = aligned<T>(p.x, p.x_stride), to_is_aligned = aligned<float>(p.result, p.dim);
     const bool cosine = p.inverse_norm != nullptr;
@@ -30,7 +31,7 @@ __device__ __forceinline__ void finish_gradient(const FinishGradientParams& p) {
     finish_row(of, p.dim, lanes, [&](float (&sums)[HELD], const float (&)[HELD], uint32_t first) {
         for (uint32_t split = 0; split < p.splits; ++split) {
             const uint64_t slot = split * p.rows + row;
-            add_split<T>(sums, p.max[slot], p.output + slot * p.dim, first, p.dim, is_aligned, lanes);
+            add_split<T>(sums, p.max[slot], p.output + slot * p.dim, first, dim, is_aligned, lanes);
         }
     });
 }

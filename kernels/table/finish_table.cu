@@ -1,6 +1,6 @@
 // Gradients of rows that several things name: rows of a table, and candidates of which a query has several as positives.
 //
-//   sum_segments  the share of SEGMENT uses, where one row has them and more: such a row is not the work of one warp
+//   sum_segments  the sum over SEGMENT uses that are all of one row, so that a row with many uses is not the work of one warp
 //   finish_table  dĉ_r = gamma (Σ_s 2^max_s output_s + Σ parts + Σ d_lse q_ik q̂_i + Σ d_positive q̂);   cosine: dc = (dĉ − ĉ (ĉ·dĉ)) / |c|
 //
 // over the splits of a pool whose candidate the row is, the pools' candidates by reference, the (i, k) whose own negative it is, and the
@@ -26,7 +26,7 @@ struct Row {
     bool is_aligned;
     float unit;         // inverse norm
     Hits hits;          // the queries that reject it
-    float held[HELD];   // a lane's elements of the panel at hand
+    float held[HELD];   // a lane's elements of the panel that is summed
 };
 
 template <typename T>

@@ -5,7 +5,7 @@
 // in units of log 2, s from the matmul that scores the pools; own_bound_i the same from row_dot.cuh, which scores negatives of a row's
 // own. A candidate with the positive's embedding thereby has the positive's similarity bit for bit, and with a margin of 0 stays a
 // negative. NaN is no largest; a row without a positive has no bound.
-// Shapes: (rows), (pairs), (rows, dim). A warp for each row, its lanes along the embeddings. Bound by memory.
+// Shapes: (rows), (pairs), (rows, dim). A warp for each row; where a row has fewer lanes than that (lanes.cuh), all do the same. Bound by memory.
 // Tests: tests/gpu/tables.rs.
 #include "rows/bounds_params.h"
 #include "rows/pairs.cuh"
@@ -20,8 +20,9 @@ __device__ __forceinline__ float bound(const BoundsParams& p, float best) {
 
 template <typename T>
 __device__ __forceinline__ float own_similarity(const BoundsParams& p, const T* query, float query_scale, uint64_t pair) {
-    // Positives may be rows of any matrix, so nothing is known of their addresses.
-    const float dot = row_dot(query, static_cast<const T*>(p.positive_addresses[pair]), p.dim, false, Lanes(p.dim));
+    const T* positive = static_cast<const T*>(p.positive_addresses[pair]);
+    const bool are_aligned = aligned<T>(positive, 0) && aligned<T>(p.queries, p.query_stride);
+    const float dot = row_dot(query, positive, p.dim, are_aligned, Lanes(p.dim));
     return similarity(dot, query_scale, p.positive_inverse_norm[pair]);
 }
 

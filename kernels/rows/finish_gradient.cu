@@ -7,7 +7,8 @@
 // Shapes: output (splits, rows, dim), max (splits, rows), result (rows, dim), all f32; x (rows, dim) of any type.
 // Method: 8 to 32 lanes for each row (lanes.cuh). Sums run in the order of splits and, within the dot product, of a
 // fixed tree: bitwise reproducible. `result` may be `output` itself where there is one split.
-// Cost: reads and writes each element once, and the gradient of rows of more than 256 twice; bound by memory.
+// Cost: reads each output once and writes each gradient once; rows of more than 256 elements under cosine are read and written twice.
+// Bound by memory.
 // Tests: tests/gpu.rs, through every result.
 #include "rows/finish_gradient_params.h"
 #include "rows/finish_row.cuh"
@@ -27,7 +28,7 @@ __device__ __forceinline__ void finish_gradient(const FinishGradientParams& p) {
     const bool x_is_aligned = aligned<T>(p.x, p.x_stride), to_is_aligned = aligned<float>(p.result, p.dim);
     const bool cosine = p.inverse_norm != nullptr;
     const float unit = cosine ? p.inverse_norm[row] : 1.0f;
-    const FinishedRow<T> of = {x, p.result + row * p.dim, x_is_aligned, to_is_aligned, is_there, is_there, cosine, unit, p.gamma};
+    const FinishedRow<T> of = {x, p.result + row * p.dim, x_is_aligned, to_is_aligned, is_there && cosine, is_there, cosine, unit, p.gamma};
     finish_row(of, p.dim, lanes, [&](float (&sums)[HELD], const float (&)[HELD], uint32_t first) {
         for (uint32_t split = 0; split < p.splits; ++split) {
             const uint64_t slot = split * p.rows + row;

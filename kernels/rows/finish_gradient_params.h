@@ -20,7 +20,7 @@ struct FinishGradientParams {
     const float* output;  // (splits, rows, dim)
     float* result;        // (rows, dim)
     // The rows themselves, for the cosine's chain rule.
-    const void* x;
+    const void* x;              // not read under dot
     const float* inverse_norm;  // null under dot
     uint64_t x_stride;
     uint64_t rows;

@@ -12,14 +12,15 @@ struct FinishedRow {
     float* to;
     bool x_is_aligned;
     bool to_is_aligned;
-    bool is_read;      // else the lanes have no row
+    bool is_read;      // else x is taken for 0: the lanes have no row, or the chain rule is not asked for
     bool is_written;   // else other lanes have the same row and write it
     bool cosine;
     float unit;        // inverse norm
     float gamma;
 };
 
-// By the whole warp. `add(sums, x, first)` adds to a lane's elements of the panel from `first` on, given the row's.
+// By the whole warp. `add(sums, x, first)` adds to a lane's elements of the panel from `first` on, given the row's. `to` may be where `add`
+// reads: a lane reads the elements that it writes, and writes a panel after it has been read.
 template <typename T, typename Add>
 __device__ __forceinline__ void finish_row(const FinishedRow<T>& row, uint32_t dim, const Lanes& lanes, const Add& add) {
     const uint32_t read = row.is_read ? dim : 0, written = row.is_written ? dim : 0;

@@ -4,9 +4,9 @@
 // one. Wider rows come in panels of PANEL elements. A lane's elements are vectors of 16 bytes, `count` vectors apart. So the order of a
 // sum depends on dim and the type alone: a pair of rows has the same bits wherever it is scored.
 #pragma once
+#include "rows/rows_params.h"
 #include "rows/warp.cuh"
 
-constexpr uint32_t HELD = 8;
 constexpr uint32_t PANEL = HELD * WARP;
 template <typename T>
 constexpr uint32_t VECTOR = sizeof(uint4) / sizeof(T);
@@ -58,7 +58,7 @@ __device__ __forceinline__ bool aligned(const void* matrix, uint64_t stride) {
     return reinterpret_cast<uintptr_t>(matrix) % sizeof(uint4) == 0 && stride * sizeof(S) % sizeof(uint4) == 0;
 }
 
-// A lane's elements of a panel of a row, 0 past the end. The row's elements are of type S, and lie where those of type T do.
+// A lane's elements of a panel of a row, 0 past the end. The row's elements are of type S, and lie in the lanes where T's do.
 template <typename T, typename S>
 __device__ __forceinline__ void load(float (&x)[HELD], const S* row, uint32_t first, uint32_t dim, bool is_aligned, const Lanes& lanes) {
     constexpr uint32_t PIECE = VECTOR<S>;
@@ -78,7 +78,7 @@ __device__ __forceinline__ void load(float (&x)[HELD], const S* row, uint32_t fi
     }
 }
 
-// The other way.
+// The other way, of f32 in the lanes where T's elements lie.
 template <typename T>
 __device__ __forceinline__ void store(float* row, const float (&x)[HELD], uint32_t first, uint32_t dim, bool is_aligned,
                                       const Lanes& lanes) {

@@ -30,6 +30,9 @@ constexpr uint32_t OUTPUT_FOLDED = 2;
 
 constexpr int ROW_SETS = 3;
 
+// Elements of a row that a lane holds at a time (lanes.cuh).
+constexpr uint32_t HELD = 8;
+
 struct PrepareRowsParams {
     RowSet sets[ROW_SETS];  // queries, separate positives, a pool's candidates
     KeyTable keys;          // to be cleared; of capacity 0 where there is nothing to clear

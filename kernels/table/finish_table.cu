@@ -1,6 +1,6 @@
 // Gradients of rows that several things name: rows of a table, and candidates of which a query has several as positives.
 //
-//   sum_segments  the sum over SEGMENT uses that are all of one row, so that a row with many uses is not the work of one warp
+//   sum_segments  sums of those segments of SEGMENT uses that are all of one row, a warp each: a row may have a share of all uses
 //   finish_table  dĉ_r = gamma (Σ_s 2^max_s output_s + Σ parts + Σ d_lse q_ik q̂_i + Σ d_positive q̂);   cosine: dc = (dĉ − ĉ (ĉ·dĉ)) / |c|
 //
 // over the splits of a pool whose candidate the row is, the pools' candidates by reference, the (i, k) whose own negative it is, and the
@@ -8,7 +8,7 @@
 // Shapes: result (count, dim) f32; uses sorted by row (sort_uses.cu).
 // Method: a warp has a row, or the rows whose first use is among the uses that it looks at. It goes through a row's uses, one to four at a
 // time, each by some of its lanes (lanes.cuh), holds a panel of the sum in registers, and applies the chain rule once.
-// Sums run in the order of the list within a group of lanes, then over the groups: no atomics, bitwise reproducible.
+// The order of sums depends on the list alone: no atomics, bitwise reproducible.
 // Cost: reads each named row of the table from memory once, and a query from cache for each use; bound by memory where uses are few.
 // Tests: tests/gpu/tables.rs, against the reference.
 #include "rows/finish_row.cuh"
@@ -114,7 +114,7 @@ __device__ __forceinline__ uint32_t add_some(float (&sums)[HELD], const FinishTa
         Use use = {};
         if (mine < number) use = use_of(x, p, row, of_group, at + mine, first, lanes);
         if (__any_sync(~0u, use.is_scored)) use.factor = own_coefficient(p, row, x, use, lanes);
-        // Of other columns the coefficients are read.
+        // Later panels read it.
         if (first == 0 && use.is_own && p.coefficients && lanes.lane == 0) p.coefficients[at + mine] = use.factor;
         if (use.factor != 0.0f) add(sums, use.factor, x);
     }
@@ -179,7 +179,7 @@ __device__ __forceinline__ void finish(const FinishTableParams& p, uint32_t key,
     });
 }
 
-// A warp for each segment of the list but the first, before which no row has a use.
+// A warp for each segment of the list but the first, which is not needed: a row that has it begins in it.
 template <typename T>
 __device__ __forceinline__ void sum_segment(const FinishTableParams& p) {
     const uint64_t at = (uint64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / WARP + 1) * SEGMENT;

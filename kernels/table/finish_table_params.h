@@ -11,7 +11,7 @@ constexpr uint32_t SEGMENT = 64;
 // Who names which row, sorted by row (sort_params.h).
 struct Uses {
     const uint64_t* entries;
-    uint64_t count;
+    uint64_t count;   // rows with a gradient; not read with by_use
     uint64_t first_own;   // where the uses as negatives of rows' own begin: before them are those as candidates, places in `parts`
     uint64_t first_pair;  // and those as positives
 };
@@ -19,7 +19,7 @@ struct Uses {
 struct FinishTableParams {
     OwnNegatives own;  // queries also where there are none
     Uses uses;
-    const uint32_t* rows;  // (count) rows with a gradient, ascending; null where row i is the i-th, or each use's row is one
+    const uint32_t* rows;  // (count) rows with a gradient, ascending; null where that is every row, or with by_use
     // A pool whose candidates are the rows themselves: its partial gradients, (splits, count) and (splits, count, dim).
     const float* max;
     const float* output;
@@ -33,7 +33,7 @@ struct FinishTableParams {
     const void* x;               // the matrix of the rows
     float* result;               // (count, dim), or with by_use (rows, dim); may be `output` where there is one split
     uint64_t x_stride;           // elements
-    uint64_t count;
+    uint64_t count;   // rows with a gradient; not read with by_use
     uint64_t start;   // what the lists have for row 0: 0, or the index over all pools of a pool's first candidate
     uint32_t splits;  // 0 without such a pool
     uint32_t by_use;  // 1: rows are those of the uses

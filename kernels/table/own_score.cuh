@@ -41,8 +41,8 @@ struct OwnScore {
     bool is_negative;
 };
 
-// Of the negative at `place` of the (queries, per_row) array, by the dot product of its query and its row, of inverse norm `unit`. The
-// query's scale is own.scale by its inverse norm.
+// The score of the negative at `place` of the (queries, per_row) array, from the dot product of its query and its row. `unit` is the row's
+// inverse norm, `query_scale` is own.scale times the query's.
 __device__ __forceinline__ OwnScore own_score(const OwnNegatives& own, float dot, float query_scale, float unit, uint32_t query,
                                               uint64_t place) {
     const float bias = own.log_q ? -own.log_q[place] * LOG2_E : 0.0f, sim = similarity(dot, query_scale, unit);

@@ -26,7 +26,7 @@ __device__ __forceinline__ uint32_t digit_of(const SortUsesParams& p, uint64_t e
     return static_cast<uint32_t>(entry >> p.shift) % DIGITS;
 }
 
-// The sum of the values of the block's threads before this one. A block waits between two calls.
+// The sum of the values of the block's threads before this one. Between two calls there has to be a barrier.
 __device__ __forceinline__ uint32_t sum_before(uint32_t value) {
     __shared__ uint32_t of_warps[BLOCK_ROWS];
     const uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;

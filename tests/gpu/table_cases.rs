@@ -159,18 +159,19 @@ impl Case {
 /// Uses of one row that `finish_table.cu` adds up apart.
 pub const SEGMENT: usize = 64;
 
-/// Few rows with many uses each, so that several warps add up a row's: candidates by reference, negatives of rows' own, positives.
+/// Few rows with many uses each, so that several warps add up a row's: candidates by reference, negatives of rows' own, positives. Rows
+/// have 8, 16 and 32 lanes, and panels of 256 elements (`lanes.cuh`).
 pub fn popular_rows() -> [Case; 5] {
     let uses = 4 * SEGMENT;
     let several = |candidates| Case { several: true, ..Case::new(candidates) };
     [
-        Case { sizes: (uses, 10, 7, 24), own: 9, log_q: true, dtype: DType::F16, ..several(NO_POOL) },
-        Case { sizes: (20, 4 * uses, 4, 24), ..Case::new(ROWS) },
+        Case { sizes: (uses, 10, 7, 25), own: 9, log_q: true, dtype: DType::F16, ..several(NO_POOL) },
+        Case { sizes: (20, 4 * uses, 4, 100), ..Case::new(ROWS) },
         // Wider than a warp holds.
         Case { sizes: (9, 10, 3, 300), own: uses / 2, log_q: true, ..Case::new(NO_POOL) },
         // Candidates with many pairs, without a table.
-        Case { sizes: (2 * uses, 3, 1, 24), similarity: Dot, ..several(Candidates::Embeddings) },
-        Case { sizes: (uses / 2, uses, 5, 24), own: 4, ids: true, dtype: DType::Bf16, ..several(ALL) },
+        Case { sizes: (2 * uses, 3, 1, 200), similarity: Dot, ..several(Candidates::Embeddings) },
+        Case { sizes: (uses / 2, uses, 5, 72), own: 4, ids: true, dtype: DType::Bf16, ..several(ALL) },
     ]
 }
 

@@ -8,7 +8,7 @@ use cudarc::driver::{CudaContext, CudaStream, result, sys};
 
 use super::kernels::{ENTRIES, Kernel, Variant};
 use super::loaded::Loaded;
-use super::params::Params;
+use super::params::{HELD, Params};
 use super::problem::Rows;
 use super::stream::{PER_THREAD_RULE, bind, captured, checked, is_capturing, is_per_thread, synchronize};
 use crate::error::{Result, value};
@@ -61,11 +61,7 @@ impl Grid {
 
     /// As many lanes for each of `rows` as `lanes.cuh` gives rows of `dim` elements.
     pub(super) fn rows(rows: usize, dim: usize) -> Self {
-        let lanes = match dim {
-            0..=64 => 8,
-            65..=128 => 16,
-            _ => 32,
-        };
+        let lanes = [8, 16].into_iter().find(|lanes| dim <= lanes * HELD as usize).unwrap_or(32);
         Grid { blocks: (rows.div_ceil(THREADS as usize / lanes) as u32, 1, 1), shared_bytes: 0 }
     }
 

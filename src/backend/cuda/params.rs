@@ -32,6 +32,9 @@ macro_rules! params {
 pub(super) const OUTPUT_PLAIN: u32 = 1;
 pub(super) const OUTPUT_FOLDED: u32 = 2;
 
+/// Elements of a row that a lane holds at a time (`lanes.cuh`).
+pub(super) const HELD: u32 = 8;
+
 /// The lowest bit of the row in an entry of a list of uses.
 pub(super) const USE_BITS: u32 = 33;
 /// Entries that a block sorts (`sort_uses.cu`).

@@ -128,11 +128,7 @@ impl Step<'_> {
             let output = self.stream_gradient(pool, tiling, parts)?;
             // One split of other types has the sums themselves: it subtracts no maximum.
             if tiling.splits > 1 || problem.dtype == DType::F16 {
-                let candidates = pool.candidates;
-                // Without the chain rule rows are read and not used: one row does.
-                let (x, x_stride) = (candidates.address, 0);
-                let merged =
-                    FinishGradientParams { result: parts, x, x_stride, ..self.merge_params(pool, tiling, output) };
+                let merged = FinishGradientParams { result: parts, ..self.merge_params(pool, tiling, output) };
                 self.finish_gradient(&merged, false)?;
             }
         }

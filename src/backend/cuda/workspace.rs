@@ -3,7 +3,7 @@
 use super::driver::{Limits, THREADS};
 use super::few::Few;
 use super::memory::{Layout, Part};
-use super::params::{COLUMN_TERM, HITS, POSITIVE_TERM, ROW_TERM, ROWS_OF_KEY, SEGMENT, SORT_TILE};
+use super::params::{COLUMN_TERM, HELD, HITS, POSITIVE_TERM, ROW_TERM, ROWS_OF_KEY, SEGMENT, SORT_TILE};
 use super::problem::{Problem, ProblemPool, ProblemPositives};
 use super::tiling::{Panel, Tiling};
 use crate::problem::statistics::Request;
@@ -146,7 +146,7 @@ pub(super) struct TableParts {
 }
 
 /// Columns that a warp of `finish_table.cu` holds.
-const TABLE_COLUMNS: usize = 256;
+const TABLE_COLUMNS: usize = 32 * HELD as usize;
 
 impl TableParts {
     fn lay_out(layout: &mut Layout, problem: &Problem, back: bool) -> Self {

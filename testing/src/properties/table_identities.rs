@@ -595,7 +595,7 @@ fn check_hardest(problem: &Problem, top: &TopK, what: &str) {
 
 /// Ranks of each pair. Copies of a row's positive under other ids score as it does, in pools and among the row's own.
 pub fn ranks_count_for_each_pair(backend: Subject<'_>, _: Operands) {
-    for (turn, dim) in [1, 2, 8, 31, 64, 257].into_iter().enumerate() {
+    for (turn, dim) in [1, 8, 31, 64, 96, 200, 257].into_iter().enumerate() {
         for (b, n, k) in [(1, 70, 5), (70, 0, 100), (97, 257, 33), (300, 96, 1), (9, 0, 1)] {
             let mut pools = if n > 0 { vec![PoolKind::Rows(n)] } else { Vec::new() };
             if turn % 2 == 1 && n > 0 {

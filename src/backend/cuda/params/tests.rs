@@ -150,6 +150,7 @@ fn structs_are_those_of_the_headers() {
 fn constants_are_those_of_the_headers() {
     let headers = Headers::read();
     for (name, value) in [
+        ("HELD", HELD),
         ("USE_BITS", USE_BITS),
         ("SORT_TILE", SORT_TILE),
         ("SEGMENT", SEGMENT),

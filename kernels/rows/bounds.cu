@@ -5,7 +5,8 @@
 // in units of log 2, s from the matmul that scores the pools; own_bound_i the same from row_dot.cuh, which scores negatives of a row's
 // own. A candidate with the positive's embedding thereby has the positive's similarity bit for bit, and with a margin of 0 stays a
 // negative. NaN is no largest; a row without a positive has no bound.
-// Shapes: (rows), (pairs), (rows, dim). A warp for each row; where a row has fewer lanes than that (lanes.cuh), all do the same. Bound by memory.
+// Shapes: (rows), (pairs), (rows, dim). A warp for each row. Where a row has 8 or 16 lanes (lanes.cuh), the warp's groups of lanes all
+// compute the same. Bound by memory.
 // Tests: tests/gpu/tables.rs.
 #include "rows/bounds_params.h"
 #include "rows/pairs.cuh"

@@ -1,6 +1,6 @@
 // What ends the gradient of a row: the factor gamma, and under cosine the chain rule.
 //
-//   dc = gamma · sum under dot;   dc = (dĉ − ĉ (ĉ·dĉ)) / |c|, dĉ = gamma · sum, under cosine
+//   dot: dc = gamma · sum;   cosine: dĉ = gamma · sum, dc = (dĉ − ĉ (ĉ·dĉ)) / |c|
 //
 // Method: a panel of the sum at a time (lanes.cuh). A row of one panel keeps it in registers, a wider one where the gradient goes.
 #pragma once

@@ -142,7 +142,7 @@ __device__ __forceinline__ uint32_t sum_of_block(uint32_t value) {
 extern "C" __global__ void __launch_bounds__(THREADS) count_rows(const __grid_constant__ PlaceRowsParams p) {
     const uint64_t first = uint64_t(blockIdx.x) * SORT_TILE;
     uint32_t count = 0;
-    for (uint32_t round = 0; round < SORT_TILE / THREADS; ++round) count += is_first_use(p.entries, p.count, first + round * THREADS + threadIdx.x);
+    for (uint32_t round = 0; round < EACH; ++round) count += is_first_use(p.entries, p.count, first + round * THREADS + threadIdx.x);
     count = sum_of_block(count);
     if (threadIdx.x == 0) p.counts[blockIdx.x] = count;
 }

@@ -114,10 +114,10 @@ FAULTS = [
     # Not of synchronisation: what a maximum that stays where it is has to notice.
     Fault(
         "statistics: a maximum never moves again",
-        "row_sums.cuh",
-        "SLACK = 32.0f",
-        "SLACK = 1e30f",
-        "hopper_kernels_agree_where_maxima_move",
+        "score.cuh",
+        "return sum[0] > LARGEST | sum[1] > LARGEST | state",
+        "return state",
+        "narrow_kernels_agree_where_maxima_move",
     ),
     output(
         "chunks handed back before the matmul's wait",
@@ -246,8 +246,8 @@ FAULTS = [
     portable(
         "stage refilled while it is read",
         "tile_stream.cuh",
-        "            if (place == 0) fill(before(stage));\n",
-        "            if (place == 0) fill(stage);\n",
+        "            if (place == 0 && first == 0) fill(before(stage));\n",
+        "            if (place == 0 && first == 0) fill(stage);\n",
     ),
     portable(
         "spoiled rows cleared without a barrier",
@@ -255,6 +255,53 @@ FAULTS = [
         '                         : "memory");\n        }\n        __syncthreads();\n',
         '                         : "memory");\n        }\n',
         tests="small::spoiled",
+    ),
+    portable(
+        "stage refilled with the second half of its tile's rows",
+        "tile_stream.cuh",
+        "            if (place == 0 && first == 0) fill(before(stage));\n",
+        "            if (place == 0 && first != 0) fill(before(stage));\n",
+    ),
+    portable(
+        "maxima written without a __syncwarp after their reads",
+        "slab_stream.cuh",
+        "            __syncwarp();\n#pragma unroll",
+        "#pragma unroll",
+        races="2",
+    ),
+    portable(
+        "maxima read without a __syncwarp after their writes",
+        "slab_stream.cuh",
+        "            }\n            __syncwarp();\n",
+        "            }\n",
+        races="2",
+    ),
+    portable(
+        "maxima of outputs never move again",
+        "score.cuh",
+        "return below(largest[0], headroom) > state.max[0] + SLACK | below(largest[1], headroom) > state.max[1] + SLACK;",
+        "return state.max[0] == -INFINITY | state.max[1] == -INFINITY;",
+        tests="narrow_kernels_agree_where_maxima_move",
+    ),
+    portable(
+        "maxima of statistics never move again",
+        "score.cuh",
+        "return sum[0] > LARGEST | sum[1] > LARGEST | state",
+        "return state",
+        tests="narrow_kernels_agree_where_maxima_move",
+    ),
+    portable(
+        "statistics of low scores without a maximum",
+        "score.cuh",
+        " | state.max[0] == -INFINITY | state.max[1] == -INFINITY;",
+        ";",
+        tests="kernels_agree_where_all_scores_are_low",
+    ),
+    portable(
+        "one set of rejecting rows instead of two",
+        "tile_stream.cuh",
+        "(X_IS_QUERIES ? tile % STAGES * BLOCK_Y : 0)",
+        "0",
     ),
     portable(
         "one set of terms instead of two",

@@ -231,7 +231,7 @@ class Machine:
 
 # ---- the way through a loop
 
-KINDS = ("HMMA", "EX2", "LDGSTS", "LDGDEPBAR")
+KINDS = ("HMMA", "EX2", "LDGSTS", "LDGDEPBAR", "VOTE")
 
 
 def target(i):
@@ -327,11 +327,13 @@ class Kernel:
         self.stage_chunks = self.output_chunks if holds_tile else 1
         copies = self.chunks + (0 if holds_tile else self.output_chunks)
         hmma = self.slabs * 32 * products * (self.chunks + self.output_chunks)
-        exponentials = self.slabs * (34 if online else 32)
+        # No row's maximum moves: a vote on whether one does is all that a running maximum takes, of each half of a tile's rows
+        # where a warp has these one after the other.
+        votes = 0 if not online else 2 if holds_tile and self.slabs == 2 else 1
         units = self.BLOCK_Y * 8 // self.threads
         self.tensor = hmma * value["tensor"]
         self.label = name.removeprefix("stream_") + ("" if online or output else " bounded")
-        self.walk = walk(code, (hmma, exponentials, units * copies, 1 if holds_tile else copies))
+        self.walk = walk(code, (hmma, self.slabs * 32, units * copies, 1 if holds_tile else copies, votes))
 
     def blocks(self):
         """Of a multiprocessor."""
@@ -380,13 +382,13 @@ class Kernel:
 
 def slabs(name):
     """Slabs of 16 stationary rows of a warp: SLABS in stream_sm80.cu."""
-    return 1 if re.search("_[24]_|detail|paired|topk", name) else 2
+    return 1 if re.search("_4_|detail|paired|topk", name) else 2
 
 
 def shared_bytes(kernel):
     """tiling.rs"""
-    columns = 16 if kernel.output_chunks else 8
-    storage = 2 * kernel.BLOCK_Y * (kernel.stage_chunks * kernel.CHUNK + columns)
+    columns, rows = (28, 12) if kernel.output_chunks else (8, 0)
+    storage = 2 * kernel.BLOCK_Y * (kernel.stage_chunks * kernel.CHUNK + columns) + kernel.BLOCK_X * rows
     return storage + kernel.chunks * kernel.BLOCK_X * kernel.CHUNK
 
 

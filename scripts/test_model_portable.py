@@ -38,10 +38,10 @@ class Walk(unittest.TestCase):
         return [i.address for i in model_portable.walk(self.code, work)]
 
     def test_it_goes_where_the_work_is_and_back_to_the_head(self):
-        self.assertEqual(self.addresses(1, 0, 0, 0), [0x10, 0x20, 0x30, 0x50, 0x60])
-        self.assertEqual(self.addresses(1, 1, 1, 1), [0x10, 0x20, 0x70, 0x80, 0x90, 0xA0, 0xB0, 0x50, 0x60])
+        self.assertEqual(self.addresses(1, 0, 0, 0, 0), [0x10, 0x20, 0x30, 0x50, 0x60])
+        self.assertEqual(self.addresses(1, 1, 1, 1, 0), [0x10, 0x20, 0x70, 0x80, 0x90, 0xA0, 0xB0, 0x50, 0x60])
         with self.assertRaises(ValueError):
-            self.addresses(2, 0, 0, 0)
+            self.addresses(2, 0, 0, 0, 0)
 
 
 class Counts(unittest.TestCase):

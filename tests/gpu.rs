@@ -116,7 +116,8 @@ fn trials(cuda: Shared) -> Vec<Trial> {
         ("hopper_kernels_agree_over_many_tiles", hopper_kernels_agree_over_many_tiles),
         ("wide_kernels_agree_at_the_edges_of_their_tiles", wide_kernels_agree_at_the_edges_of_their_tiles),
         ("wide_kernels_agree_over_many_panels", wide_kernels_agree_over_many_panels),
-        ("hopper_kernels_agree_where_maxima_move", hopper_kernels_agree_where_maxima_move),
+        ("narrow_kernels_agree_where_maxima_move", narrow_kernels_agree_where_maxima_move),
+        ("kernels_agree_where_all_scores_are_low", kernels_agree_where_all_scores_are_low),
         ("wide_kernels_agree_where_maxima_move", wide_kernels_agree_where_maxima_move),
         ("a_device_that_is_not_there_is_an_error", a_device_that_is_not_there_is_an_error),
         ("an_epilogue_of_your_own_on_device_memory", steps::an_epilogue_of_your_own_on_device_memory),
@@ -484,21 +485,25 @@ fn wide_kernels_agree_over_many_panels(cuda: &mut Cuda) {
 /// Scores that grow along the candidates by some tens to hundreds, or fall: each panel's reference differs from the last one's by many powers
 /// of two, up and down.
 fn wide_kernels_agree_where_maxima_move(cuda: &mut Cuda) {
-    agrees_where_maxima_move(cuda, 264, 20.0, 30.0);
+    agrees_where_maxima_move(cuda, &[DType::F16, DType::Bf16], 264, 20.0, 30.0);
 }
 
-/// The same for rows of up to 256 elements, with scores past the largest exponent: statistics keep a maximum while no score is far above
-/// it, and have to notice one that is.
-fn hopper_kernels_agree_where_maxima_move(cuda: &mut Cuda) {
-    for dim in [64, 256] {
-        agrees_where_maxima_move(cuda, dim, 150.0, 128.0 * std::f64::consts::LN_2);
+/// The same for rows of up to 256 elements, with scores past the largest exponent: maxima stay while no score is above them, or in
+/// statistics far above them, and kernels have to notice one that is.
+fn narrow_kernels_agree_where_maxima_move(cuda: &mut Cuda) {
+    let least = 128.0 * std::f64::consts::LN_2;
+    for dim in [64, 128, 256] {
+        agrees_where_maxima_move(cuda, &[DType::F16, DType::Bf16], dim, 150.0, least);
+    }
+    for dim in [32, 64] {
+        agrees_where_maxima_move(cuda, &[DType::F32], dim, 150.0, least);
     }
 }
 
 /// The last (or first) candidates are about `growth` times as long as drawn, so that each row's lse is at least `least`.
-fn agrees_where_maxima_move(cuda: &mut Cuda, dim: usize, growth: f32, least: f64) {
+fn agrees_where_maxima_move(cuda: &mut Cuda, dtypes: &[DType], dim: usize, growth: f32, least: f64) {
     let n = 5000;
-    for (dtype, falls) in [(DType::F16, false), (DType::F16, true), (DType::Bf16, false), (DType::Bf16, true)] {
+    for (&dtype, falls) in dtypes.iter().flat_map(|dtype| [(dtype, false), (dtype, true)]) {
         let config = Config { dtype, similarity: Similarity::Dot, temperature: 1.0, ..Config::new(300, n, dim) };
         let mut problem = config.problem();
         let dim = problem.dim;
@@ -509,11 +514,31 @@ fn agrees_where_maxima_move(cuda: &mut Cuda, dim: usize, growth: f32, least: f64
             }
         };
         problem.pools[0].candidates = problem.pools[0].candidates.map(grow);
-        let value = Reference::new().value(&problem.batch().expect("a valid problem"), &problem.loss);
-        let lse = value.expect("a loss that fits").statistics.lse;
-        assert!(lse.iter().all(|&lse| lse > least), "a case for the test: {lse:?}");
-        agrees_on(cuda, &problem, &format!("{dim} elements, {dtype:?}, falls: {falls}"));
+        let name = format!("{dim} elements, {dtype:?}, falls: {falls}");
+        agrees_where(cuda, &problem, &name, |lse| lse > least);
     }
+}
+
+/// Every score is so far below 0 that its exponential vanishes: rows need a maximum from their first tile on.
+fn kernels_agree_where_all_scores_are_low(cuda: &mut Cuda) {
+    for (dtype, dim) in [(DType::F16, 64), (DType::Bf16, 128), (DType::F32, 64), (DType::F16, 256), (DType::Bf16, 264)]
+    {
+        let config = Config { dtype, similarity: Similarity::Dot, temperature: 1.0, ..Config::new(140, 700, dim) };
+        let mut problem = config.problem();
+        problem.queries = problem.queries.map(|values| values.iter_mut().for_each(|x| *x = x.abs()));
+        let lower = |values: &mut Vec<f32>| values.iter_mut().for_each(|x| *x = -20.0 * x.abs());
+        problem.pools[0].candidates = problem.pools[0].candidates.map(lower);
+        let most = -150.0 * std::f64::consts::LN_2;
+        agrees_where(cuda, &problem, &format!("{dim} elements, {dtype:?}"), |lse| lse < most);
+    }
+}
+
+/// Whether the problem is a `case` for the test, by every row's lse, and the backends agree on it.
+fn agrees_where(cuda: &mut Cuda, problem: &Problem, name: &str, case: impl Fn(f64) -> bool) {
+    let value = Reference::new().value(&problem.batch().expect("a valid problem"), &problem.loss);
+    let lse = value.expect("a loss that fits").statistics.lse;
+    assert!(lse.iter().all(|&lse| case(lse)), "a case for the test: {name}, {lse:?}");
+    agrees_on(cuda, problem, name);
 }
 
 fn a_device_that_is_not_there_is_an_error(_: &mut Cuda) {

@@ -2,7 +2,7 @@
 #pragma once
 #include <type_traits>
 
-#include "shared/score.cuh"
+#include "hopper/two_rows.cuh"
 
 // Of candidates whose factor is their scale, and unscale 1 (OUTPUT_PLAIN in rows_params.h): shared memory binds, so that is not read twice.
 struct PlainTerm : ColumnTerm {};
@@ -13,29 +13,13 @@ __device__ __forceinline__ float2 load_factors(const PlainTerm* term) {
 
 // ONLINE: with a running maximum; else biases hold a constant shift in its place, and nothing is rescaled.
 template <typename Element, Mode MODE, bool ONLINE, int TILES>
-struct RowProbabilities {
+struct RowProbabilities : TwoRows {
     static constexpr bool IS_PLAIN = MODE == Mode::EXPECTED && HEADROOM<Element> == 0.0f;
     using Term = std::conditional_t<IS_PLAIN, PlainTerm, ColumnTerm>;
     using Tile = ScoreTile<MODE, TILES, Term>;
     using Scores = float[TILES][4];
 
-    uint32_t row;  // index of the first; the second is 8 further
-    RowTerm terms[2];
-    RowState state;
-    uint32_t masked[2];
     float factor[2];  // what outputs before the last tile are to be multiplied by
-
-    __device__ __forceinline__ void begin(const StreamParams& p, uint32_t first_row) {
-        row = first_row;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const uint32_t index = row + 8 * half;
-            terms[half] = index < p.x_rows ? p.x_terms[index] : RowTerm{0.0f, 0.0f};
-            state.max[half] = -INFINITY;
-            state.sum[half] = 0.0f;
-            masked[half] = 0;
-        }
-    }
 
     // Probabilities in place of dots, of a tile without masked pairs and without a maximum: column by column, so that exponentials begin
     // with the first.
@@ -60,22 +44,14 @@ struct RowProbabilities {
 
     // The same with a maximum. It soon stops moving: lanes find its new value only where one of them has a larger score.
     __device__ __forceinline__ void by_vote(const StreamParams& p, Scores& s, const Term* columns, int lane) {
-        float largest[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-        for (int n = 0; n < TILES; ++n) {
-            RowTerm pair[2];
-            load_pair(columns, c_column(lane, n, 0), pair);
-            Tile::scores(s[n], terms, pair);
-#pragma unroll
-            for (int e = 0; e < 4; ++e) largest[e / 2] = fmaxf(largest[e / 2], s[n][e]);
-        }
-        const bool first = below(largest[0], HEADROOM<Element>) > state.max[0];
-        const bool second = below(largest[1], HEADROOM<Element>) > state.max[1];
+        const Tile of_scores(p, columns, 0, row, lane);
+        of_scores.scores(s, terms);
+        float largest[2];
+        Tile::find_largest(s, largest);
         factor[0] = factor[1] = 1.0f;
-        // With |, not ||, which would become a branch.
-        if (__any_sync(~0u, first | second)) advance_max(s);
+        if (__any_sync(~0u, Tile::is_above(largest, HEADROOM<Element>, state))) advance_max(s);
         const float origins[2] = {subtrahend(state.max[0]), subtrahend(state.max[1])};
-        Tile(p, columns, 0, row, lane).probabilities(s, origins, state.sum);
+        of_scores.probabilities(s, origins, state.sum);
     }
 
     // The same of any tile, in steps. `is_special`: it may have masked pairs.

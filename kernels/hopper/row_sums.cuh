@@ -1,32 +1,12 @@
 // Row statistics of a thread's two rows, on Hopper: what the tiles so far sum to.
 #pragma once
-#include "shared/score.cuh"
+#include "hopper/two_rows.cuh"
 
-// ONLINE: with a running maximum, which moves where a score is more than SLACK above it; else biases hold a constant shift in its place,
-// and nothing is rescaled.
+// ONLINE: with a running maximum, which moves where scores are far above it; else biases hold a constant shift in its place, and nothing is
+// rescaled.
 template <bool ONLINE, int TILES>
-struct RowSums {
+struct RowSums : TwoRows {
     using Tile = ScoreTile<Mode::STATISTICS, TILES, RowTerm>;
-
-    // How far a score may be above the maximum that sums are relative to: nothing overflows, and small terms lose nothing.
-    static constexpr float SLACK = 32.0f;
-
-    uint32_t row;  // index of the first; the second is 8 further
-    RowTerm terms[2];
-    RowState state;
-    uint32_t masked[2];
-
-    __device__ __forceinline__ void begin(const StreamParams& p, uint32_t first_row) {
-        row = first_row;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const uint32_t index = row + 8 * half;
-            terms[half] = index < p.x_rows ? p.x_terms[index] : RowTerm{0.0f, 0.0f};
-            state.max[half] = -INFINITY;
-            state.sum[half] = 0.0f;
-            masked[half] = 0;
-        }
-    }
 
     // A tile's scores from its dots, and their maxima and sums.
     __device__ __forceinline__ void add(const StreamParams& p, float (&dots)[TILES][4], const RowTerm* columns, bool special,
@@ -55,19 +35,16 @@ struct RowSums {
     // move first; then scores have taken the place of dots, and nothing else has changed.
     __device__ __forceinline__ bool plain(float (&dots)[TILES][4], const RowTerm* columns, int lane) {
         const float origin[2] = {ONLINE ? subtrahend(state.max[0]) : 0.0f, ONLINE ? subtrahend(state.max[1]) : 0.0f};
-        float sum[2] = {0.0f, 0.0f}, largest[2] = {-INFINITY, -INFINITY};
+        float sum[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
             RowTerm pair[2];
             load_pair(columns, c_column(lane, n, 0), pair);
             Tile::scores(dots[n], terms, pair);
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                if (ONLINE) largest[e / 2] = fmaxf(largest[e / 2], dots[n][e]);
-                sum[e / 2] += ptx::exp2(dots[n][e] - origin[e / 2]);
-            }
+            for (int e = 0; e < 4; ++e) sum[e / 2] += ptx::exp2(dots[n][e] - origin[e / 2]);
         }
-        if (ONLINE && __any_sync(~0u, largest[0] > state.max[0] + SLACK || largest[1] > state.max[1] + SLACK)) return false;
+        if (ONLINE && __any_sync(~0u, Tile::has_outgrown(sum, state))) return false;
         state.sum[0] += sum[0];
         state.sum[1] += sum[1];
         return true;

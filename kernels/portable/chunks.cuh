@@ -60,9 +60,9 @@ struct Rows {
     }
 };
 
-// Chunks of the same ROWS rows, one after the other. A thread copies one unit of each of its rows, and keeps where they are: until `begin`
-// their places in the matrix. IS_SHORT: not longer, as all chunks are copied then.
-template <typename Element, int ROWS, int THREADS, bool IS_SHORT>
+// Chunks of the same ROWS rows, one after the other. A thread copies one unit of each of its rows. BY_INDEX: rows may be named by their
+// indices, and the thread keeps those of its rows.
+template <typename Element, int ROWS, int THREADS, bool BY_INDEX>
 struct Copier {
     static constexpr int APART = THREADS / UNITS;  // between a thread's rows
     static constexpr int COUNT = ROWS / APART;
@@ -70,32 +70,25 @@ struct Copier {
 
     Rows<Element> rows;
     uint32_t first;
-    uint32_t whole;        // chunks that all rows have, at addresses that whole units may be copied from
-    uint32_t place[IS_SHORT ? COUNT : 1];
-    uint64_t from[COUNT];  // addresses of the thread's units; places where it is not short
+    uint32_t places[BY_INDEX ? COUNT : 1];
 
-    // Rows from `first` on come next. Their indices are on their way until `begin`.
+    // Rows from `first` on come next. Their indices are on their way until the first copy.
     __device__ __forceinline__ void seek(uint32_t first_) {
         first = first_;
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            const uint32_t found = rows.place(first + copy_row(threadIdx.x) + i * APART);
-            if (IS_SHORT) place[IS_SHORT ? i : 0] = found;
-            else from[i] = found;
-        }
+        for (int i = 0; i < (BY_INDEX ? COUNT : 0); ++i) places[i] = rows.place(index(i));
     }
 
-    __device__ __forceinline__ void begin() {
-        whole = rows.alignment == UNIT_BYTES && first + ROWS <= rows.count ? rows.bytes / CHUNK_BYTES : 0;
-        if (whole == 0) return;
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            const uint32_t found = IS_SHORT ? place[IS_SHORT ? i : 0] : uint32_t(from[i]);
-            from[i] = reinterpret_cast<uint64_t>(rows.at_place(found)) + copy_unit(threadIdx.x) * UNIT_BYTES;
-        }
+    // Of the thread's i-th row.
+    __device__ __forceinline__ uint32_t index(int i) const { return first + copy_row(threadIdx.x) + i * APART; }
+
+    // Chunks that all rows have whole, at addresses that whole units may be copied from.
+    __device__ __forceinline__ uint32_t whole() const {
+        return rows.alignment == UNIT_BYTES && first + ROWS <= rows.count ? rows.bytes / CHUNK_BYTES : 0;
     }
 
-    __device__ __forceinline__ void copy(uint32_t to, uint32_t chunk) const {
+    // `whole`: what that function returns.
+    __device__ __forceinline__ void copy(uint32_t to, uint32_t chunk, uint32_t whole) const {
         if (chunk >= whole) {
             rows.template copy_chunk<ROWS, THREADS>(to, first, chunk);
             return;
@@ -103,7 +96,9 @@ struct Copier {
         to += swizzle(copy_row(threadIdx.x), copy_unit(threadIdx.x));
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
-            ptx::cp_async_16(to + i * APART * CHUNK_BYTES, reinterpret_cast<const void*>(from[i] + chunk * CHUNK_BYTES), true);
+            const char* row = rows.at_place(BY_INDEX ? places[BY_INDEX ? i : 0] : index(i));
+            const char* from = row + chunk * CHUNK_BYTES + copy_unit(threadIdx.x) * UNIT_BYTES;
+            ptx::cp_async_16(to + i * APART * CHUNK_BYTES, from, true);
         }
     }
 };

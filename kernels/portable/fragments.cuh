@@ -1,5 +1,5 @@
 // Tensor-core fragments of a warp's rows, for each element type: SLABS slabs of 16 stationary rows, against 64 streamed ones. An operand
-// of streamed rows is loaded once for all slabs, and two operands ahead of its products. Where operands lie is in layout.h.
+// of streamed rows is loaded once for all slabs, one or two operands ahead of its products. Where operands lie is in layout.h.
 #pragma once
 #include "shared/layout.h"
 #include "shared/ptx.cuh"
@@ -75,16 +75,16 @@ struct Fragments : Products<Element> {
     static constexpr int ELEMENTS_PER_CHUNK = CHUNK_BYTES / sizeof(Element);
     // Accumulator tiles of 8 columns that cover a chunk's elements.
     static constexpr int TILES_PER_CHUNK = ELEMENTS_PER_CHUNK / 8;
-    // Operands of streamed rows that are in registers: two on their way.
-    static constexpr int AHEAD = 2, HELD = AHEAD + 1;
+    // Operands of streamed rows that are on their way to registers, and all that are in them. Those of f32 have more products each.
+    static constexpr int AHEAD = IS_SINGLE ? 1 : 2, HELD = AHEAD + 1;
 
-    // s (slabs x 16 x 64) += x (rows of chunk `x`, from `x_row`) · y (64 rows of chunk `y`)ᵀ, over the chunk's elements. A pair's product
+    // s (slabs x 16 x 8 tiles) += x (rows of chunk `x`, from `x_row`) · y (rows of a chunk, from `y` on)ᵀ, over the chunk's elements. A pair's product
     // has the same bits whichever side is X: the low part of a query of f32 comes before that of a candidate. `meanwhile` is called
     // while the first operands are on their way.
-    template <bool X_IS_QUERIES, int SLABS, typename Meanwhile>
-    static __device__ __forceinline__ void multiply_scores(float (&s)[SLABS][8][4], uint32_t x, uint32_t x_row, uint32_t y, int lane,
+    template <bool X_IS_QUERIES, int SLABS, int TILES, typename Meanwhile>
+    static __device__ __forceinline__ void multiply_scores(float (&s)[SLABS][TILES][4], uint32_t x, uint32_t x_row, uint32_t y, int lane,
                                                            Meanwhile meanwhile) {
-        constexpr int PAIRS = 4, LOADS = STEPS_PER_CHUNK * PAIRS;
+        constexpr int PAIRS = TILES / 2, LOADS = STEPS_PER_CHUNK * PAIRS;
         const uint32_t from_x = x + swizzle(x_row + a_row(lane), a_unit(lane)), from_y = y + swizzle(b_row(lane), b_unit(lane));
         uint32_t raw_a[2][SLABS][4], raw_b[HELD][4];
         Operand<4> a[SLABS];
@@ -120,12 +120,12 @@ struct Fragments : Products<Element> {
         }
     }
 
-    // o (slabs x 16 x a chunk's columns, from accumulator tile `first` on) += p (slabs x 16 x 64) · y (64 rows of chunk `y`).
-    template <int SLABS, int COUNT, typename Meanwhile>
-    static __device__ __forceinline__ void multiply_output(float (&o)[SLABS][COUNT][4], int first, const float (&p)[SLABS][8][4],
+    // o (slabs x 16 x a chunk's columns, from accumulator tile `first` on) += p (slabs x 16 x 8 tiles) · y (rows of a chunk, from `y` on).
+    template <int SLABS, int COUNT, int P_TILES, typename Meanwhile>
+    static __device__ __forceinline__ void multiply_output(float (&o)[SLABS][COUNT][4], int first, const float (&p)[SLABS][P_TILES][4],
                                                            uint32_t y, int lane, Meanwhile meanwhile) {
-        // Steps over streamed rows, and a load's accumulator tiles.
-        constexpr int STEPS = IS_SINGLE ? 8 : 4, TILES = IS_SINGLE ? 1 : 2, GROUPS = TILES_PER_CHUNK / TILES, LOADS = STEPS * GROUPS;
+        // A load's accumulator tiles, steps over streamed rows.
+        constexpr int TILES = IS_SINGLE ? 1 : 2, STEPS = P_TILES / TILES, GROUPS = TILES_PER_CHUNK / TILES, LOADS = STEPS * GROUPS;
         uint32_t raw[HELD][2 * TILES];
         Operand<4> a[SLABS];
         const auto load = [&](int load) { load_columns(raw[load % HELD], y, load / GROUPS, load % GROUPS, lane); };
@@ -151,7 +151,8 @@ struct Fragments : Products<Element> {
     }
 
     // An accumulator's columns 2t, 2t + 1 are an operand's of 16 bits. Those of f32 are permuted (layout.h).
-    static __device__ __forceinline__ void set_probabilities(Operand<4>& a, const float (&p)[8][4], int step) {
+    template <int P_TILES>
+    static __device__ __forceinline__ void set_probabilities(Operand<4>& a, const float (&p)[P_TILES][4], int step) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             if constexpr (IS_SINGLE) {

@@ -22,9 +22,9 @@
 // [2] Only tiles that may hold a masked pair look for them (tile_mask.cuh). With a false-negative filter these are all tiles: a pair
 //     above its query's bound is masked, too (score.cuh).
 // [3] Where the caller bounds z (p.online == 0), m is 0, as biases hold the shift, and nothing is rescaled. Four lanes share a row. A warp
-//     whose rows all keep their maximum rescales no O, which would multiply it by 1.
+//     leaves m where no score is above it, and statistics do while no sum has become large (`has_outgrown`): m' is found where it has to be.
 // [4] Y comes a second time, its columns [first, first + OUTPUT_CHUNKS chunks) only: blockIdx.z is the slice of columns. Rows of up to 256
-//     bytes stay in the ring instead.
+//     bytes stay in the ring instead, and [1] to [4] are done for half of the tile's rows, then for the other half (TILES).
 //     P is multiplied by y.factor, rounded to Y's type (f32: split in two, fragments.cuh) and never leaves registers.
 //
 // Numerics: products and sums in f32. P of 16-bit types is rounded relative to the row's maximum; in f16, m is 14 less where there is an
@@ -41,9 +41,10 @@ template <typename Element, Mode MODE, int OUTPUT_CHUNKS, int SLABS>
 struct Stream : SlabStream<Element, MODE, OUTPUT_CHUNKS, SLABS> {
     using Base = SlabStream<Element, MODE, OUTPUT_CHUNKS, SLABS>;
     using Base::after, Base::before, Base::chunk_of, Base::clear_spoiled, Base::dots, Base::factors_of, Base::fill, Base::first_row,
-        Base::own_column_spoiled, Base::start, Base::terms_of, Base::wait;
-    using Base::add_moments, Base::clear_ranks, Base::counts_masked, Base::new_slab, Base::rank, Base::row;
-    using Base::HAS_OUTPUT, Base::HOLDS_TILE;
+        Base::own_column_spoiled, Base::start, Base::terms_of, Base::wait, Base::wait_for_tile;
+    using Base::add_moments, Base::clear_ranks, Base::keep_max, Base::load_max, Base::load_rows, Base::look, Base::move_max, Base::new_slab,
+        Base::rank, Base::write;
+    using Base::BELOW, Base::HAS_OUTPUT, Base::HOLDS_TILE, Base::TILES;
     using Base::first_tile, Base::end_tile, Base::lane, Base::p;
     using typename Base::Tile;
     static constexpr int TILES_PER_CHUNK = Fragments<Element>::TILES_PER_CHUNK;
@@ -58,7 +59,8 @@ struct Stream : SlabStream<Element, MODE, OUTPUT_CHUNKS, SLABS> {
         uint32_t stage = 0;
         for (uint32_t tile = first_tile; tile < end_tile; ++tile) {
             float s[SLABS][8][4];
-            dots(s, tile, stage);
+            wait_for_tile(tile);
+            dots(s, 0, stage);
 #pragma unroll
             for (int i = 0; i < SLABS * 32; ++i) {
                 const int slab = i / 32, n = i % 32 / 4, e = i % 4, column = c_column(lane, n, e);
@@ -82,155 +84,144 @@ struct Stream : SlabStream<Element, MODE, OUTPUT_CHUNKS, SLABS> {
         start();
         uint32_t stage = 0;
         for (uint32_t tile = first_tile; tile < end_tile; ++tile) {
-            float s[SLABS][8][4];
-            const bool is_special = dots(s, tile, stage);
-            const RowTerm* terms = terms_of(tile);
-            const bool is_spoiled = HAS_OUTPUT && is_special && __syncthreads_or(own_column_spoiled(terms));
-            weigh(s, tile, is_special, slabs, o);
-#pragma unroll
-            for (int chunk = 0; chunk < OUTPUT_CHUNKS; ++chunk) {
-                // The tile is there already, or its chunk comes again.
-                if (!HOLDS_TILE) wait();
-                const uint32_t from = chunk_of(stage, HOLDS_TILE ? chunk : 0);
-                if (is_spoiled) clear_spoiled(from, terms);
-                Fragments<Element>::multiply_output(o, chunk * TILES_PER_CHUNK, s, from, lane, [&] {
-                    if (!HOLDS_TILE) fill(before(stage));
-                });
-                if (!HOLDS_TILE || chunk + 1 == OUTPUT_CHUNKS) stage = after(stage);
+            if (wait_for_tile(tile)) {
+#pragma unroll 1
+                for (int first = 0; first < BLOCK_Y; first += 8 * TILES) add<true>(tile, first, stage, slabs, o);
+            } else {
+#pragma unroll 1
+                for (int first = 0; first < BLOCK_Y; first += 8 * TILES) add<false>(tile, first, stage, slabs, o);
             }
+            if (HOLDS_TILE) stage = after(stage);
         }
         ptx::cp_async_wait<0>();
 #pragma unroll
         for (int i = 0; i < SLABS; ++i) write(slabs[i], o[i]);
     }
 
-    __device__ __forceinline__ Tile tile_of(const Slab& slab, uint32_t tile) const {
-        return Tile(p, terms_of(tile), tile * BLOCK_Y, slab.first_row, lane);
+    // [1] to [4] for a tile's streamed rows from `first` on, as many as a warp has scores of at a time.
+    template <bool IS_SPECIAL>
+    __device__ __forceinline__ void add(uint32_t tile, int first, uint32_t& stage, Slab (&slabs)[SLABS],
+                                        float (&o)[SLABS][OUTPUT_TILES][4]) {
+        float s[SLABS][TILES][4];
+        dots(s, first, stage);
+        const bool is_spoiled = HAS_OUTPUT && IS_SPECIAL && first == 0 && __syncthreads_or(own_column_spoiled(terms_of(tile)));
+        if (IS_SPECIAL) {
+            // Slab after slab: what is special takes registers.
+#pragma unroll
+            for (int i = 0; i < SLABS; ++i) weigh<true, 1>(s, i, tile, first, slabs, o);
+        } else {
+            weigh<false, SLABS>(s, 0, tile, first, slabs, o);
+        }
+#pragma unroll
+        for (int chunk = 0; chunk < OUTPUT_CHUNKS; ++chunk) {
+            // The tile is there already, or its chunk comes again.
+            if (!HOLDS_TILE) wait();
+            const uint32_t from = chunk_of(stage, HOLDS_TILE ? chunk : 0);
+            if (is_spoiled) clear_spoiled(from, terms_of(tile));
+            Fragments<Element>::multiply_output(o, chunk * TILES_PER_CHUNK, s, from + first * CHUNK_BYTES, lane, [&] {
+                if (!HOLDS_TILE) fill(before(stage));
+            });
+            if (!HOLDS_TILE) stage = after(stage);
+        }
     }
 
-    // [2] and [3]: P in place of dots. What columns bring is loaded once for all slabs.
-    __device__ __forceinline__ void weigh(float (&s)[SLABS][8][4], uint32_t number, bool is_special, Slab (&slabs)[SLABS],
+    // [2] and [3] for COUNT slabs from `slab` on: P in place of dots. What columns bring is loaded once for all of them.
+    template <bool IS_SPECIAL, int COUNT>
+    __device__ __forceinline__ void weigh(float (&s)[SLABS][TILES][4], int slab, uint32_t number, int first, Slab (&slabs)[SLABS],
                                           float (&o)[SLABS][OUTPUT_TILES][4]) {
-        static_assert(SLABS <= 2, "or more tiles");
-        Tile tiles[2] = {tile_of(slabs[0], number), tile_of(slabs[SLABS - 1], number)};
-        float raw[SLABS][8][4], origin[SLABS][2] = {}, sum[SLABS][2] = {};
-        bool is_found = false;
-        if (is_special) {
-#pragma unroll
-            for (int i = 0; i < SLABS; ++i) is_found |= look(s[i], tiles[i], slabs[i]);
+        const uint32_t first_row = IS_SPECIAL ? ptx::opaque(slabs[slab].first_row) : slabs[slab].first_row;
+        Tile tile(p, terms_of(number) + first, number * BLOCK_Y + first, first_row, lane);
+        float raw[TILES][4], origin[COUNT][2] = {}, sum[COUNT][2] = {};
+        const bool is_found = IS_SPECIAL && look(s[slab], tile, slabs[slab]);
+        if constexpr (MODE == Mode::DETAIL) rank(s[slab], tile, slabs[slab], raw);
+        if constexpr (MODE == Mode::STATISTICS && !IS_SPECIAL) {
+            if (sum_at_once(s, tile.terms, slabs)) return;
+        } else {
+            score_slabs<COUNT>(s, slab, tile.terms, slabs);
         }
-        if (MODE == Mode::DETAIL) {
-#pragma unroll
-            for (int i = 0; i < SLABS; ++i) rank(s[i], tiles[i], slabs[i], raw[i]);
-        }
-#pragma unroll
-        for (int n = 0; n < 8; ++n) {
-            RowTerm pair[2];
-            load_pair(terms_of(number), c_column(lane, n, 0), pair);
-#pragma unroll
-            for (int i = 0; i < SLABS; ++i) Tile::scores(s[i][n], slabs[i].rows, pair);
-        }
-        if (is_found) {
-#pragma unroll
-            for (int i = 0; i < SLABS; ++i) tiles[i].drop(s[i]);
-        }
-        if (p.online) rescale(s, slabs, o, origin);
-        if (MODE == Mode::DETAIL) {
-#pragma unroll
-            for (int i = 0; i < SLABS; ++i) add_moments(raw[i], s[i], tiles[i], origin[i], slabs[i]);
-        }
+        if (is_found) tile.drop(s[slab]);
+        if (p.online) rescale<COUNT>(s, slab, slabs, o, origin);
+        if constexpr (MODE == Mode::DETAIL) add_moments(raw, s[slab], tile, origin[0], slabs[slab]);
         // A tile's own sum first: fewer, larger terms round less.
 #pragma unroll
-        for (int n = 0; n < 8; ++n) {
+        for (int n = 0; n < TILES; ++n) {
             float2 pair[2] = {};
-            if (HAS_OUTPUT) load_pair(factors_of(number), c_column(lane, n, 0), pair);
+            if (HAS_OUTPUT) load_pair(factors_of(number) + first, c_column(lane, n, 0), pair);
 #pragma unroll
-            for (int i = 0; i < SLABS; ++i) Tile::probabilities(s[i][n], origin[i], pair, sum[i]);
+            for (int i = 0; i < COUNT; ++i) Tile::probabilities(s[slab + i][n], origin[i], pair, sum[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * COUNT; ++i) slabs[slab + i / 2].state.sum[i % 2] += sum[i / 2][i % 2];
+        if (HAS_OUTPUT && is_found) tile.mend(s[slab], origin[0]);
+    }
+
+    // Scores in place of dots.
+    template <int COUNT>
+    __device__ __forceinline__ void score_slabs(float (&s)[SLABS][TILES][4], int slab, const RowTerm* terms, const Slab (&slabs)[SLABS]) {
+        RowTerm rows[COUNT][2];
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) load_rows(slabs[slab + i], rows[i]);
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+            RowTerm pair[2];
+            load_pair(terms, c_column(lane, n, 0), pair);
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) Tile::scores(s[slab + i][n], rows[i], pair);
+        }
+    }
+
+    // Scores in place of dots, and their sums, score by score: exponentials begin with the first. False where a maximum has to move first;
+    // then nothing has been added.
+    __device__ __forceinline__ bool sum_at_once(float (&s)[SLABS][TILES][4], const RowTerm* terms, Slab (&slabs)[SLABS]) {
+        float origin[SLABS][2], sum[SLABS][2] = {};
+        const float2 no_factors[2] = {};
+#pragma unroll
+        for (int i = 0; i < 2 * SLABS; ++i) origin[i / 2][i % 2] = subtrahend(slabs[i / 2].state.max[i % 2]);
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+            RowTerm pair[2];
+            load_pair(terms, c_column(lane, n, 0), pair);
+#pragma unroll
+            for (int i = 0; i < SLABS; ++i) {
+                Tile::scores(s[i][n], slabs[i].rows, pair);
+                Tile::probabilities(s[i][n], origin[i], no_factors, sum[i]);
+            }
+        }
+        if (p.online) {
+            bool moves = false;
+#pragma unroll
+            for (int i = 0; i < SLABS; ++i) moves |= Tile::has_outgrown(sum[i], slabs[i].state);
+            if (__any_sync(~0u, moves)) return false;
         }
 #pragma unroll
         for (int i = 0; i < 2 * SLABS; ++i) slabs[i / 2].state.sum[i % 2] += sum[i / 2][i % 2];
-        if (HAS_OUTPUT && is_found) {
-#pragma unroll
-            for (int i = 0; i < SLABS; ++i) tiles[i].mend(s[i], origin[i]);
-        }
+        return true;
     }
 
-    // Whether the warp has pairs to drop and to mend in the slab.
-    __device__ __forceinline__ bool look(const float (&s)[8][4], Tile& tile, const Slab& slab) {
-        tile.look();
-        if (p.bounds) tile.filter(s, slab.rows);
-        // Each of a row's four lanes has some of its columns. One thread adds them up in memory, which costs no register.
+    // [3] COUNT slabs from `slab` on move to the maxima that their rows have with these scores. `origin`: what is subtracted from scores.
+    template <int COUNT>
+    __device__ __forceinline__ void rescale(const float (&z)[SLABS][TILES][4], int slab, Slab (&slabs)[SLABS],
+                                            float (&o)[SLABS][OUTPUT_TILES][4], float (&origin)[COUNT][2]) {
+        float largest[COUNT][2];
+        bool moves = false;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const uint32_t masked = sum_of_quad(tile.mask.count(half));
-            if (masked && row(slab, half) < p.x_rows && counts_masked()) atomicAdd(&p.masked[this->slot(slab, half)], masked);
+        for (int i = 0; i < COUNT; ++i) {
+            load_max(slabs[slab + i]);
+            Tile::find_largest(z[slab + i], largest[i]);
+            moves |= Tile::is_above(largest[i], BELOW, slabs[slab + i].state);
         }
-        return tile.found();
-    }
-
-    // [3]
-    __device__ __forceinline__ void rescale(const float (&z)[SLABS][8][4], Slab (&slabs)[SLABS], float (&o)[SLABS][OUTPUT_TILES][4],
-                                            float (&origin)[SLABS][2]) {
-        float factor[SLABS][2];
-        bool is_moved = false;
+        if (__any_sync(~0u, moves)) {
 #pragma unroll
-        for (int i = 0; i < SLABS; ++i) {
-            RowState& state = slabs[i].state;
-            Detail& detail = slabs[i].detail;
-            const float before[2] = {state.max[0], state.max[1]};
-            Tile::advance_max(z[i], HAS_OUTPUT ? HEADROOM<Element> : 0.0f, state, factor[i]);
+            for (int i = 0; i < COUNT; ++i) {
+                float factor[2];
+                move_max(largest[i], slabs[slab + i], factor);
+                keep_max(slabs[slab + i]);
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                if (MODE == Mode::DETAIL && before[half] != -INFINITY) {
-                    const float moved = before[half] - state.max[half];
-                    detail.sum_z[half] = factor[i][half] * (detail.sum_z[half] + moved * state.sum[half]);
-                    detail.sum_score[half] *= factor[i][half];
-                }
-                state.sum[half] *= factor[i][half];
-                is_moved |= factor[i][half] != 1.0f;
-                origin[i][half] = subtrahend(state.max[half]);
+                for (int n = 0; n < (HAS_OUTPUT ? OUTPUT_TILES * 4 : 0); ++n) o[slab + i][n / 4][n % 4] *= factor[n % 4 / 2];
             }
         }
-        if constexpr (HAS_OUTPUT) {
-            if (!__any_sync(~0u, is_moved)) return;
 #pragma unroll
-            for (int i = 0; i < SLABS * OUTPUT_TILES * 4; ++i) {
-                const int slab = i / (OUTPUT_TILES * 4), n = i / 4 % OUTPUT_TILES, e = i % 4;
-                o[slab][n][e] *= factor[slab][e / 2];
-            }
-        }
-    }
-
-    __device__ __forceinline__ void write(const Slab& slab, const float (&o)[OUTPUT_TILES][4]) {
-        const Detail& detail = slab.detail;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const float sum = sum_of_quad(slab.state.sum[half]);
-            const float sum_score = sum_of_quad(detail.sum_score[half]), sum_z = sum_of_quad(detail.sum_z[half]);
-            const uint32_t above = sum_of_quad(detail.above[half]), ties = sum_of_quad(detail.ties[half]);
-            if (row(slab, half) >= p.x_rows) continue;
-            const uint64_t slot = this->slot(slab, half);
-            if (lane % 4 == 0 && blockIdx.z == 0) {
-                p.max[slot] = p.online ? slab.state.max[half] : p.shift;
-                if (MODE != Mode::GRADIENT) p.sum[slot] = sum;
-                if (MODE == Mode::DETAIL) {
-                    p.sum_score[slot] = sum_score;
-                    p.sum_z[slot] = sum_z;
-                    if (p.pair_offsets) continue;
-                    p.above[slot] = above;
-                    p.ties[slot] = ties;
-                }
-            }
-            if (!HAS_OUTPUT) continue;
-            const uint32_t first = blockIdx.z * OUTPUT_CHUNKS * Fragments<Element>::ELEMENTS_PER_CHUNK + lane % 4 * 2;
-            float* to = p.output + slot * p.dim;
-#pragma unroll
-            for (int n = 0; n < OUTPUT_TILES; ++n) {
-                const uint32_t column = first + 8 * n;
-                if (column < p.dim) to[column] = o[n][2 * half];
-                if (column + 1 < p.dim) to[column + 1] = o[n][2 * half + 1];
-            }
-        }
+        for (int i = 0; i < 2 * COUNT; ++i) origin[i / 2][i % 2] = subtrahend(slabs[slab + i / 2].state.max[i % 2]);
     }
 };
 
@@ -255,11 +246,11 @@ __device__ __forceinline__ void stream(const StreamParams& p) {
     KERNEL(statistics_##type, element, STATISTICS, 0, 2, statistics_blocks) \
     KERNEL(detail_##type, element, DETAIL, 0, 1, 1)                  \
     KERNEL(paired_##type, element, PAIRED, 0, 1, 1)                  \
-    KERNEL(expected_1_##type, element, EXPECTED, 1, 2, 2)            \
-    KERNEL(expected_2_##type, element, EXPECTED, 2, 1, 1)            \
+    KERNEL(expected_1_##type, element, EXPECTED, 1, 2, 3)            \
+    KERNEL(expected_2_##type, element, EXPECTED, 2, 2, 2)            \
     KERNEL(expected_4_##type, element, EXPECTED, 4, 1, 1)            \
-    KERNEL(gradient_1_##type, element, GRADIENT, 1, 2, 2)            \
-    KERNEL(gradient_2_##type, element, GRADIENT, 2, 1, 1)            \
+    KERNEL(gradient_1_##type, element, GRADIENT, 1, 2, 3)            \
+    KERNEL(gradient_2_##type, element, GRADIENT, 2, 2, 2)            \
     KERNEL(gradient_4_##type, element, GRADIENT, 4, 1, 1)
 
 KERNELS(f16, __half, 3)

@@ -46,8 +46,14 @@ struct SharedStorage {
 template <int STAGE_CHUNKS>
 struct OutputStorage : SharedStorage<STAGE_CHUNKS> {
     Factor factors[STAGES][BLOCK_Y];
+    // What the output leaves no registers for. Which rows reject a candidate: a stationary one, or one of the tiles' (`own_hits`).
+    Hits hits[STAGES * BLOCK_Y];
+    // Of stationary rows.
+    RowTerm rows[BLOCK_X];
+    float max[BLOCK_X];
 };
-static_assert(sizeof(SharedStorage<1>) == 17408 && sizeof(OutputStorage<1>) == 18432 && sizeof(OutputStorage<2>) == 34816, "see tiling.rs");
+static_assert(sizeof(SharedStorage<1>) == 17408 && sizeof(OutputStorage<1>) == 21504 && sizeof(OutputStorage<2>) == 37888, "see tiling.rs");
+static_assert(STAGES * BLOCK_Y == BLOCK_X, "hits of the stationary candidates fit where those of two tiles do");
 
 template <typename Element, Mode MODE, int OUTPUT_CHUNKS, int SLABS>
 struct TileStream {
@@ -55,25 +61,27 @@ struct TileStream {
     static constexpr bool X_IS_QUERIES = MODE != Mode::GRADIENT;
     static_assert(THREADS >= BLOCK_Y && (X_IS_QUERIES || THREADS >= BLOCK_X), "each row of a tile has a thread");
     static constexpr bool HAS_OUTPUT = OUTPUT_CHUNKS > 0;
-    using Tile = ScoreTile<MODE, BLOCK_Y / 8, RowTerm>;
     // Where the output has all columns of narrow rows: a stage of the ring holds a whole tile, once for its scores and its output.
     static constexpr bool HOLDS_TILE = OUTPUT_CHUNKS == 1 || OUTPUT_CHUNKS == 2;
     static constexpr int STAGE_CHUNKS = HOLDS_TILE ? OUTPUT_CHUNKS : 1;
+    // Tiles of 8 streamed rows whose scores a warp has at a time: half of them leave registers for the output of two slabs.
+    static constexpr int TILES = HOLDS_TILE && SLABS > 1 ? BLOCK_Y / 16 : BLOCK_Y / 8;
+    using Tile = ScoreTile<MODE, TILES, RowTerm>;
     using Storage = std::conditional_t<HAS_OUTPUT, OutputStorage<STAGE_CHUNKS>, SharedStorage<STAGE_CHUNKS>>;
     static_assert(sizeof(Storage) % CHUNK_BYTES == 0, "X's chunks begin so");
 
     const StreamParams& p;
     Rows<Element> x;
-    Copier<Element, BLOCK_Y, THREADS, HOLDS_TILE> y;
+    Copier<Element, BLOCK_Y, THREADS, X_IS_QUERIES && MODE != Mode::PAIRED> y;
     Storage* shared;
     uint32_t x_chunks, ring_y;  // shared-memory addresses
     uint32_t first_x, first_tile, end_tile, chunks;
     // The next chunk to be copied: step `fill_step` of tile `fill_tile`.
     uint32_t fill_tile, fill_step;
+    uint32_t whole;  // of its tile, where chunks come one by one
     int lane, warp_row;
-    // Which rows reject a candidate: of GRADIENT the candidate first_x + threadIdx.x, else of the last tile that copies were started for
-    // its candidate threadIdx.x.
-    Hits own_hits;
+    // Without an output: which rows reject candidate threadIdx.x of the last tile that copies were started for.
+    Hits last_hits;
 
     __device__ __forceinline__ TileStream(const StreamParams& params, char* memory) : p(params) {
         // Queries are a matrix; those of pairs, and candidates, may be rows of one by reference. The addresses are the pairs' positives.
@@ -98,9 +106,10 @@ struct TileStream {
         fill_step = 0;
         lane = threadIdx.x % 32;
         warp_row = threadIdx.x / 32 * SLAB_ROWS * SLABS;
-        own_hits = {1, 0, 0};
-        if (!X_IS_QUERIES && p.hits && threadIdx.x < BLOCK_X && first_x + threadIdx.x < p.x_rows) {
-            own_hits = p.hits[first_x + threadIdx.x];
+        last_hits = no_hits();
+        if constexpr (!X_IS_QUERIES) {
+            const uint32_t index = first_x + threadIdx.x;
+            if (threadIdx.x < BLOCK_X) shared->hits[threadIdx.x] = p.hits && index < p.x_rows ? p.hits[index] : no_hits();
         }
     }
 
@@ -117,20 +126,19 @@ struct TileStream {
     }
 
     __device__ __forceinline__ void fill_tile_of(uint32_t stage) {
-        y.begin();
         copy_columns(fill_tile);
 #pragma unroll
-        for (int chunk = 0; chunk < STAGE_CHUNKS; ++chunk) y.copy(chunk_of(stage, chunk), chunk);
+        for (int chunk = 0; chunk < STAGE_CHUNKS; ++chunk) y.copy(chunk_of(stage, chunk), chunk, y.whole());
         y.seek(++fill_tile * BLOCK_Y);
     }
 
     __device__ __forceinline__ void fill_chunk_of(uint32_t stage) {
         if (fill_step == 0) {
-            y.begin();
+            whole = y.whole();
             copy_columns(fill_tile);
         }
         const bool is_score = OUTPUT_CHUNKS == 0 || fill_step < chunks;
-        y.copy(chunk_of(stage), is_score ? fill_step : blockIdx.z * OUTPUT_CHUNKS + fill_step - chunks);
+        y.copy(chunk_of(stage), is_score ? fill_step : blockIdx.z * OUTPUT_CHUNKS + fill_step - chunks, whole);
         if (!p.x_resident && is_score) {
             x.template copy_chunk<BLOCK_X, THREADS>(x_chunks + stage * X_CHUNK, first_x, fill_step);
         }
@@ -149,16 +157,35 @@ struct TileStream {
         if (threadIdx.x >= BLOCK_Y) return;
         const uint32_t index = tile * BLOCK_Y + threadIdx.x;
         RowTerm* term = terms_of(tile) + threadIdx.x;
-        if (X_IS_QUERIES) own_hits = {1, 0, 0};
+        last_hits = no_hits();
         if (index >= p.y_rows) {
             // What is not there has probability 0.
             *term = {0.0f, -INFINITY};
             if (HAS_OUTPUT) factors_of(tile)[threadIdx.x] = {0.0f, 0.0f};
+            if (HAS_OUTPUT && X_IS_QUERIES) *hits_of(tile) = no_hits();
             return;
         }
         ptx::cp_async_few<sizeof(RowTerm)>(ptx::smem_address(term), &p.y_terms[index].scale, true);
         if (HAS_OUTPUT) ptx::cp_async_few<sizeof(Factor)>(ptx::smem_address(factors_of(tile) + threadIdx.x), &p.y_terms[index].factor, true);
-        if (X_IS_QUERIES && p.hits) own_hits = p.hits[index];
+        if (!X_IS_QUERIES || !p.hits) return;
+        if (HAS_OUTPUT) {
+            ptx::cp_async_few<4>(ptx::smem_address(&hits_of(tile)->first), &p.hits[index].first, true);
+            ptx::cp_async_few<4>(ptx::smem_address(&hits_of(tile)->last), &p.hits[index].last, true);
+        } else {
+            last_hits = p.hits[index];
+        }
+    }
+
+    // This thread's place for its candidate's.
+    __device__ __forceinline__ Hits* hits_of(uint32_t tile) const {
+        if constexpr (HAS_OUTPUT) return shared->hits + (X_IS_QUERIES ? tile % STAGES * BLOCK_Y : 0) + threadIdx.x;
+        else return nullptr;
+    }
+
+    // Which rows reject this thread's candidate, where it has one: a stationary one, or one of the tile.
+    __device__ __forceinline__ Hits own_hits(uint32_t tile) const {
+        if (!HAS_OUTPUT) return last_hits;
+        return p.hits && threadIdx.x < (X_IS_QUERIES ? BLOCK_Y : BLOCK_X) ? *hits_of(tile) : no_hits();
     }
 
     __device__ __forceinline__ RowTerm* terms_of(uint32_t tile) const { return shared->terms[tile % STAGES]; }
@@ -193,7 +220,7 @@ struct TileStream {
         wait_for_copies();
         const bool mine = own_column_spoiled(terms_of(tile)) || p.bounds != nullptr;
         const uint32_t first = X_IS_QUERIES ? first_x : tile * BLOCK_Y, count = X_IS_QUERIES ? BLOCK_X : BLOCK_Y;
-        return __syncthreads_or(mine || overlaps(own_hits, first, count));
+        return __syncthreads_or(mine || overlaps(own_hits(tile), first, count));
     }
 
     // Of the column that this thread copied.
@@ -212,31 +239,31 @@ struct TileStream {
         __syncthreads();
     }
 
-    // s = X Yᵀ of the tile, from the ring's next chunks. Returns what `wait_for_tile` does.
-    __device__ __forceinline__ bool dots(float (&s)[SLABS][8][4], uint32_t tile, uint32_t& stage) {
+    // s = X Yᵀ of the tile's streamed rows from `first` on, from the ring's next chunks. The tile is there (`wait_for_tile`).
+    __device__ __forceinline__ void dots(float (&s)[SLABS][TILES][4], int first, uint32_t& stage) {
 #pragma unroll
-        for (int i = 0; i < SLABS * 32; ++i) s[i / 32][i % 32 / 4][i % 4] = 0.0f;
+        for (int i = 0; i < SLABS * TILES * 4; ++i) s[i / (TILES * 4)][i / 4 % TILES][i % 4] = 0.0f;
         // The first chunk by itself: adding to zeros takes no registers that hold them.
-        const bool is_special = wait_for_tile(tile);
-        add_chunk(s, 0, stage, 0);
+        add_chunk(s, 0, stage, 0, first);
         if (HOLDS_TILE) {
-            if (STAGE_CHUNKS == 2) add_chunk(s, 1, stage, 1);
-            return is_special;
+            if (STAGE_CHUNKS == 2) add_chunk(s, 1, stage, 1, first);
+            return;
         }
         stage = after(stage);
         for (uint32_t chunk = 1; chunk < chunks; ++chunk) {
             wait();
-            add_chunk(s, chunk, stage, 0);
+            add_chunk(s, chunk, stage, 0, first);
             stage = after(stage);
         }
-        return is_special;
     }
 
-    // s += chunk `chunk` of X times that at place `place` of the stage; where this is the first, the copies of another stage meanwhile.
-    __device__ __forceinline__ void add_chunk(float (&s)[SLABS][8][4], uint32_t chunk, uint32_t stage, int place) {
+    // s += chunk `chunk` of X times that at place `place` of the stage, its rows from `first` on. Where these are the first of a stage, the
+    // copies of another one are started meanwhile.
+    __device__ __forceinline__ void add_chunk(float (&s)[SLABS][TILES][4], uint32_t chunk, uint32_t stage, int place, int first) {
         const uint32_t from_x = x_chunks + (HOLDS_TILE || p.x_resident ? chunk : stage) * X_CHUNK;
-        Fragments<Element>::template multiply_scores<X_IS_QUERIES>(s, from_x, warp_row, chunk_of(stage, place), lane, [&] {
-            if (place == 0) fill(before(stage));
+        const uint32_t from_y = chunk_of(stage, place) + first * CHUNK_BYTES;
+        Fragments<Element>::template multiply_scores<X_IS_QUERIES>(s, from_x, warp_row, from_y, lane, [&] {
+            if (place == 0 && first == 0) fill(before(stage));
         });
     }
 

@@ -24,7 +24,7 @@ constexpr uint32_t MERGE_THREADS = 256;
 template <typename Element>
 struct TopKStream : TileStream<Element, Mode::TOP_K, 0, 1> {
     using Base = TileStream<Element, Mode::TOP_K, 0, 1>;
-    using Base::dots, Base::first_row, Base::start, Base::terms_of;
+    using Base::dots, Base::first_row, Base::start, Base::terms_of, Base::wait_for_tile;
     using Base::first_tile, Base::end_tile, Base::lane, Base::p;
     using typename Base::Tile;
 
@@ -41,7 +41,8 @@ struct TopKStream : TileStream<Element, Mode::TOP_K, 0, 1> {
         uint32_t stage = 0;
         for (uint32_t tile = first_tile; tile < end_tile; ++tile) {
             float slab[1][8][4];
-            const bool is_special = dots(slab, tile, stage);
+            const bool is_special = wait_for_tile(tile);
+            dots(slab, 0, stage);
             auto& s = slab[0];
             const RowTerm* terms = terms_of(tile);
             Tile of_scores(p, terms, tile * BLOCK_Y, row, lane);

@@ -49,6 +49,13 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t add
                  : "memory");
 }
 
+// The same value, of which the compiler knows nothing: what follows from it is computed where it is used, and not ahead of a loop, where it
+// would keep registers.
+__device__ __forceinline__ uint32_t opaque(uint32_t value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 // Volatile, so that what is loaded twice is not kept in registers between.
 __device__ __forceinline__ float2 load_shared_2(const void* from) {
     float2 value;

@@ -82,6 +82,9 @@ template <Mode MODE, int TILES, typename Term>
 struct ScoreTile {
     static constexpr bool HAS_OUTPUT = MODE == Mode::EXPECTED || MODE == Mode::GRADIENT;
     static constexpr bool X_IS_QUERIES = MODE != Mode::GRADIENT;
+    // How far a score may be above the maximum that sums are relative to before that moves: sums neither overflow nor lose small terms.
+    // An output could overflow: its elements are as large as those of the rows.
+    static constexpr float SLACK = MODE == Mode::STATISTICS ? 32.0f : 0.0f;
 
     const StreamParams& p;
     const Term* terms;      // the tile's columns, in shared memory
@@ -98,35 +101,49 @@ struct ScoreTile {
 
     // Finds what is special in the tile, a whole warp at a time.
     __device__ __forceinline__ void look() {
-        mask = positive = {};
-        if (p.hits) {
-            if (X_IS_QUERIES) mask.of_queries(p, row - lane / 4, first_column, lane);
-            else mask.of_candidates(p, row, first_column, lane);
-        }
+        look_for_masked();
+        look_at_columns();
+    }
+
+    __device__ __forceinline__ void look_for_masked() {
+        mask = {};
+        if (!p.hits) return;
+        if (X_IS_QUERIES) mask.of_queries(p, row - lane / 4, first_column, lane);
+        else mask.of_candidates(p, row, first_column, lane);
+    }
+
+    // After all masked pairs are found.
+    __device__ __forceinline__ void look_at_columns() {
         dropped = mask;
+        positive = {};
         if (MODE == Mode::GRADIENT) look_at_queries();
         else drop_weightless();
     }
 
-    // After `look`, of dots: pairs above their query's bound are no negatives. Both passes compare the same bits: a product does not
-    // depend on which side is X (fragments.cuh), and `similarity` multiplies the candidate's scale first. NaN is not above.
+    // After `look_for_masked`, of dots: pairs above their query's bound are no negatives. Both passes compare the same bits: a product
+    // does not depend on which side is X (fragments.cuh), and `similarity` multiplies the candidate's scale first. NaN is not above.
     __device__ __forceinline__ void filter(const float (&dots)[TILES][4], const RowTerm (&rows)[2]) {
-        uint32_t above[2] = {};
+        float of_rows[2];
 #pragma unroll
-        for (int i = 0; i < 4 * TILES; ++i) {
-            const int n = i / 4, e = i % 4, column = c_column(lane, n, e);
-            const uint32_t x = row + e / 2 * 8, y = first_column + column;
-            if (x >= p.x_rows || y >= p.y_rows) continue;
-            const float scale = terms[column].scale;
-            const float of_row = rows[e / 2].scale;
-            const float sim = X_IS_QUERIES ? similarity(dots[n][e], of_row, scale) : similarity(dots[n][e], scale, of_row);
-            if (sim > p.bounds[X_IS_QUERIES ? x : y]) above[e / 2] |= 1u << (2 * n + e % 2);
-        }
+        for (int half = 0; half < 2; ++half) of_rows[half] = X_IS_QUERIES ? bound(row + 8 * half, p.x_rows) : INFINITY;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            mask.bits[half] |= above[half];
-            dropped.bits[half] |= above[half];
+        for (int i = 0; i < 2 * TILES; ++i) {
+            const int column = c_column(lane, i / 2, i % 2);
+            const uint32_t y = first_column + column;
+            const float scale = ptx::load_shared_2(&terms[column].scale).x, of_column = X_IS_QUERIES ? 0.0f : bound(y, p.y_rows);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float dot = dots[i / 2][2 * half + i % 2], of_row = rows[half].scale;
+                const float sim = X_IS_QUERIES ? similarity(dot, of_row, scale) : similarity(dot, scale, of_row);
+                const bool is_above = y < p.y_rows && sim > (X_IS_QUERIES ? of_rows[half] : of_column);
+                mask.bits[half] |= uint32_t(is_above) << i;
+            }
         }
+    }
+
+    // The bound of query `index` of `count`. Volatile: those of all columns at a time would take the registers of the output.
+    __device__ __forceinline__ float bound(uint32_t index, uint32_t count) const {
+        return index < count ? *static_cast<const volatile float*>(p.bounds + index) : INFINITY;
     }
 
     // Streamed rows without weight, or past the end, have the bias −∞: their scores are −∞ whatever their elements.
@@ -189,22 +206,66 @@ struct ScoreTile {
 #pragma unroll
         for (int i = 0; i < 4 * TILES; ++i) {
             if (dropped.holds(i / 4, i % 4)) z[i / 4][i % 4] = -INFINITY;
-            if (MODE == Mode::GRADIENT && positive.holds(i / 4, i % 4)) z[i / 4][i % 4] = positive_term(i / 4, i % 4).exponent;
+        }
+        for_positives([&](int n, int e) { z[n][e] = positive_term(n, e).exponent; });
+    }
+
+    // Calls `change` for each element that is a row's positive in the gradient. The branch for 8 columns keeps the terms of all columns'
+    // positives from being loaded at a time, into registers that are not there.
+    template <typename Change>
+    __device__ __forceinline__ void for_positives(Change change) const {
+        if constexpr (MODE == Mode::GRADIENT) {
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) {
+                if (!__any_sync(~0u, ((positive.bits[0] | positive.bits[1]) >> 2 * n & 3) != 0)) continue;
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    if (positive.holds(n, e)) change(n, e);
+                }
+            }
         }
     }
 
-    // Moves rows to the maximum that they have with this tile, less `headroom`. `factor` is what earlier sums are to be
-    // multiplied by.
-    static __device__ __forceinline__ void advance_max(const float (&z)[TILES][4], float headroom, RowState& state,
-                                                       float (&factor)[2]) {
+    // The largest of this thread's scores in each of its rows.
+    static __device__ __forceinline__ void find_largest(const float (&z)[TILES][4], float (&largest)[2]) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float max = -INFINITY;
+            largest[half] = -INFINITY;
 #pragma unroll
-            for (int n = 0; n < TILES; ++n) max = fmaxf(max, fmaxf(z[n][2 * half], z[n][2 * half + 1]));
-            max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
+            for (int n = 0; n < TILES; ++n) largest[half] = fmaxf(largest[half], fmaxf(z[n][2 * half], z[n][2 * half + 1]));
+            if (MODE == Mode::GRADIENT) largest[half] = fminf(largest[half], LARGEST_EXPONENT);
+        }
+    }
+
+    // Whether one of them is so large that its row's maximum has to move. That soon stops moving.
+    static __device__ __forceinline__ bool is_above(const float (&largest)[2], float headroom, const RowState& state) {
+        // With |, not ||, which would become a branch.
+        return below(largest[0], headroom) > state.max[0] + SLACK | below(largest[1], headroom) > state.max[1] + SLACK;
+    }
+
+    // The same where there is no output, from sums of this tile's probabilities relative to the maxima so far, without a comparison of each
+    // score: a sum within LARGEST has no term above it. A row without a maximum needs one, as sums of low scores relative to 0 vanish.
+    static __device__ __forceinline__ bool has_outgrown(const float (&sum)[2], const RowState& state) {
+        // A thread's terms of a row, each 2^SLACK.
+        constexpr float LARGEST = 2 * TILES * 0x1p32f;
+        static_assert(MODE != Mode::STATISTICS || SLACK == 32.0f, "see LARGEST");
+        return sum[0] > LARGEST | sum[1] > LARGEST | state.max[0] == -INFINITY | state.max[1] == -INFINITY;
+    }
+
+    // Moves rows to the maxima that they have with this tile, less `headroom`. `factor` is what earlier sums are to be multiplied by.
+    static __device__ __forceinline__ void advance_max(const float (&z)[TILES][4], float headroom, RowState& state,
+                                                       float (&factor)[2]) {
+        float largest[2];
+        find_largest(z, largest);
+        advance_max(largest, headroom, state, factor);
+    }
+
+    // The same, given the largest of this thread's scores.
+    static __device__ __forceinline__ void advance_max(const float (&largest)[2], float headroom, RowState& state, float (&factor)[2]) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float max = fmaxf(largest[half], __shfl_xor_sync(~0u, largest[half], 1));
             max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
-            if (MODE == Mode::GRADIENT) max = fminf(max, LARGEST_EXPONENT);
             max = fmaxf(state.max[half], below(max, headroom));
             // Sums are 0 before the first score, and NaN where one was NaN: 0 · NaN keeps it.
             factor[half] = ptx::exp2(state.max[half] - subtrahend(max));
@@ -250,11 +311,11 @@ struct ScoreTile {
     __device__ __forceinline__ void mend(float (&z)[TILES][4], const float (&origin)[2]) const {
 #pragma unroll
         for (int i = 0; i < 4 * TILES; ++i) {
-            const int n = i / 4, e = i % 4;
-            if (dropped.holds(n, e)) z[n][e] = 0.0f;
-            if (MODE != Mode::GRADIENT || !positive.holds(n, e)) continue;
+            if (dropped.holds(i / 4, i % 4)) z[i / 4][i % 4] = 0.0f;
+        }
+        for_positives([&](int n, int e) {
             const PositiveTerm& term = positive_term(n, e);
             z[n][e] = ptx::exp2(term.exponent - origin[e / 2]) * term.factor;
-        }
+        });
     }
 };

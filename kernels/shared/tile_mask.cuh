@@ -4,6 +4,9 @@
 #include "shared/layout.h"
 #include "shared/rejected.cuh"
 
+// Of a candidate that no row rejects.
+__device__ __forceinline__ Hits no_hits() { return {1, 0, 0}; }
+
 // Whether rows that reject a candidate may lie in [first, first + count).
 __device__ __forceinline__ bool overlaps(const Hits& hits, uint32_t first, uint32_t count) {
     return hits.first <= hits.last && hits.first < first + count && hits.last >= first;
@@ -12,7 +15,9 @@ __device__ __forceinline__ bool overlaps(const Hits& hits, uint32_t first, uint3
 template <int TILES>
 struct TileMask {
     static_assert(2 * TILES <= 32, "a row's bits fill a word at most");
-    static_assert(8 * TILES % ROWS_OF_KEY == 0, "a tile of queries is whole blocks of rows");
+    // Rows of a key that are looked up at a time.
+    static constexpr int AT_ONCE = 8 * TILES < ROWS_OF_KEY ? 8 * TILES : ROWS_OF_KEY;
+    static_assert(AT_ONCE % 32 == 0 && 8 * TILES % AT_ONCE == 0 && ROWS_OF_KEY % AT_ONCE == 0, "no key's rows straddle a tile's end");
     uint32_t bits[2];
 
     __device__ __forceinline__ bool holds(int n, int e) const { return bits[e / 2] >> (2 * n + e % 2) & 1; }
@@ -53,7 +58,7 @@ struct TileMask {
 
     __device__ __forceinline__ void take_rows(uint32_t rejecting, uint32_t base, int lane) {
         uint32_t upper = 0, lower = 0;
-#pragma unroll
+#pragma unroll 1
         for (int row = 0; row < 8; ++row) {
             const uint32_t first = __ballot_sync(~0u, rejecting >> row & 1), second = __ballot_sync(~0u, rejecting >> row & 1 << 8);
             if (row == lane / 4) {
@@ -88,7 +93,7 @@ struct TileMask {
         }
     }
 
-    // Candidates stationary: those of this thread are `row` and `row + 8`. Streamed tiles are whole blocks of rows.
+    // Candidates stationary: those of this thread are `row` and `row + 8`. `first_column` is a multiple of AT_ONCE.
     __device__ __forceinline__ void of_candidates(const StreamParams& p, uint32_t row, uint32_t first_column, int lane) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -97,9 +102,11 @@ struct TileMask {
             const Hits hits = p.hits[candidate];
             if (!overlaps(hits, first_column, 8 * TILES)) continue;
 #pragma unroll 1
-            for (int group = 0; group < TILES / 8; ++group) {
-                const uint64_t rejecting = rejecting_rows(p.rows_of_keys, p.rows_capacity, hits, first_column / ROWS_OF_KEY + group);
-                bits[half] |= share(uint32_t(rejecting), 64 * group, lane) | share(uint32_t(rejecting >> 32), 64 * group + 32, lane);
+            for (uint32_t base = 0; base < 8 * TILES; base += AT_ONCE) {
+                uint64_t rejecting = rejecting_rows(p.rows_of_keys, p.rows_capacity, hits, (first_column + base) / ROWS_OF_KEY);
+                if (AT_ONCE < ROWS_OF_KEY) rejecting >>= (first_column + base) % ROWS_OF_KEY;
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; i += 32) bits[half] |= share(uint32_t(rejecting >> i), base + i, lane);
             }
         }
     }

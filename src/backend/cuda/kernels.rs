@@ -84,7 +84,7 @@ impl Entry {
         // A warp has two slabs of stationary rows in place of one (`stream_sm80.cu`).
         let has_two_slabs = match self.name {
             "stream_statistics" => true,
-            "stream_expected" | "stream_gradient" => WIDTHS[variant.width] == "_1",
+            "stream_expected" | "stream_gradient" => WIDTHS[variant.width] != "_4",
             _ => false,
         };
         match (self.is_hopper(), has_two_slabs) {

@@ -9,9 +9,12 @@ pub(super) const BLOCK_Y: usize = 64;
 const STAGES: usize = 2;
 /// Bytes of a row that are copied at a time.
 const CHUNK_BYTES: usize = 128;
-/// Of a tile's column, what it brings to the scores, and to an output (`RowTerm`, `Factor`).
-const TERM_BYTES: usize = 8;
-const FACTOR_BYTES: usize = 8;
+/// Of a tile's column, what it brings to the scores (`RowTerm`), and of a pass with an output also what it brings to that and which rows
+/// reject it (`Factor`, `Hits`).
+const COLUMN_BYTES: usize = 8;
+const OUTPUT_COLUMN_BYTES: usize = 28;
+/// Of a stationary row, what an output leaves no registers for (`OutputStorage`).
+const OUTPUT_ROW_BYTES: usize = 12;
 /// Bound of the memory for partial outputs, unless one split alone needs more.
 const MAX_PARTIAL_BYTES: usize = 256 << 20;
 
@@ -109,8 +112,9 @@ impl Tiling {
         let affordable = affordable_splits(x_rows, dim, output);
         // `SharedStorage` and `OutputStorage` in `tile_stream.cuh`. A stage holds a chunk, or a whole narrow tile for its output.
         let stage_chunks = if matches!(output_chunks, 1 | 2) { output_chunks } else { 1 };
-        let column_bytes = TERM_BYTES + if output { FACTOR_BYTES } else { 0 };
-        let storage = STAGES * BLOCK_Y * (stage_chunks * CHUNK_BYTES + column_bytes);
+        let (column_bytes, row_bytes) =
+            if output { (OUTPUT_COLUMN_BYTES, OUTPUT_ROW_BYTES) } else { (COLUMN_BYTES, 0) };
+        let storage = STAGES * BLOCK_Y * (stage_chunks * CHUNK_BYTES + column_bytes) + BLOCK_X * row_bytes;
         let resident = storage + chunks * BLOCK_X * CHUNK_BYTES;
         let x_resident = resident <= limits.shared_bytes;
         let shared_bytes = if x_resident { resident } else { storage + STAGES * BLOCK_X * CHUNK_BYTES };
@@ -242,7 +246,7 @@ fn blocks_of_a_multiprocessor(limits: Limits, dtype: DType, output_chunks: usize
     // A multiprocessor has what one block may have and the kibibyte that the system takes of each.
     const RESERVED: usize = 1024;
     let statistics = if dtype == DType::F32 { 2 } else { 3 };
-    let most = [statistics, 2, 1, 1, 1][output_chunks];
+    let most = [statistics, 3, 2, 1, 1][output_chunks];
     ((limits.shared_bytes + RESERVED) / (shared_bytes + RESERVED)).clamp(1, most)
 }
 
@@ -304,7 +308,7 @@ mod tests {
         // Of an A100.
         let limits = Limits { multiprocessors: 108, shared_bytes: 166_912, hopper: false };
         for (dim, output, held) in
-            [(64, false, 3), (128, false, 3), (256, false, 2), (64, true, 2), (128, true, 1), (256, true, 1)]
+            [(64, false, 3), (128, false, 3), (256, false, 2), (64, true, 3), (128, true, 2), (256, true, 1)]
         {
             let tiling = Tiling::new(limits, DType::F16, dim, 8192, 1_000_000, output);
             let (blocks, wave) = (8192 / BLOCK_X * tiling.splits, held * limits.multiprocessors);

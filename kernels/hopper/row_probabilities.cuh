@@ -44,14 +44,19 @@ struct RowProbabilities : TwoRows {
 
     // The same with a maximum. It soon stops moving: lanes find its new value only where one of them has a larger score.
     __device__ __forceinline__ void by_vote(const StreamParams& p, Scores& s, const Term* columns, int lane) {
-        const Tile of_scores(p, columns, 0, row, lane);
-        of_scores.scores(s, terms);
-        float largest[2];
-        Tile::find_largest(s, largest);
+        float largest[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+            RowTerm pair[2];
+            load_pair(columns, c_column(lane, n, 0), pair);
+            Tile::scores(s[n], terms, pair);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) largest[e / 2] = fmaxf(largest[e / 2], s[n][e]);
+        }
         factor[0] = factor[1] = 1.0f;
         if (__any_sync(~0u, Tile::is_above(largest, HEADROOM<Element>, state))) advance_max(s);
         const float origins[2] = {subtrahend(state.max[0]), subtrahend(state.max[1])};
-        of_scores.probabilities(s, origins, state.sum);
+        Tile(p, columns, 0, row, lane).probabilities(s, origins, state.sum);
     }
 
     // The same of any tile, in steps. `is_special`: it may have masked pairs.

@@ -206,8 +206,8 @@ struct ScoreTile {
 #pragma unroll
         for (int i = 0; i < 4 * TILES; ++i) {
             if (dropped.holds(i / 4, i % 4)) z[i / 4][i % 4] = -INFINITY;
+            if (MODE == Mode::GRADIENT && positive.holds(i / 4, i % 4)) z[i / 4][i % 4] = positive_term(i / 4, i % 4).exponent;
         }
-        for_positives([&](int n, int e) { z[n][e] = positive_term(n, e).exponent; });
     }
 
     // Calls `change` for each element that is a row's positive in the gradient. The branch for 8 columns keeps the terms of all columns'
@@ -311,11 +311,11 @@ struct ScoreTile {
     __device__ __forceinline__ void mend(float (&z)[TILES][4], const float (&origin)[2]) const {
 #pragma unroll
         for (int i = 0; i < 4 * TILES; ++i) {
-            if (dropped.holds(i / 4, i % 4)) z[i / 4][i % 4] = 0.0f;
-        }
-        for_positives([&](int n, int e) {
+            const int n = i / 4, e = i % 4;
+            if (dropped.holds(n, e)) z[n][e] = 0.0f;
+            if (MODE != Mode::GRADIENT || !positive.holds(n, e)) continue;
             const PositiveTerm& term = positive_term(n, e);
             z[n][e] = ptx::exp2(term.exponent - origin[e / 2]) * term.factor;
-        });
+        }
     }
 };

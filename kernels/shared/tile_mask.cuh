@@ -58,7 +58,8 @@ struct TileMask {
 
     __device__ __forceinline__ void take_rows(uint32_t rejecting, uint32_t base, int lane) {
         uint32_t upper = 0, lower = 0;
-#pragma unroll 1
+        // Kernels with half of a tile at a time (TILES = 4) have no registers for more than one of these rows.
+#pragma unroll(TILES < 8 ? 1 : 8)
         for (int row = 0; row < 8; ++row) {
             const uint32_t first = __ballot_sync(~0u, rejecting >> row & 1), second = __ballot_sync(~0u, rejecting >> row & 1 << 8);
             if (row == lane / 4) {

@@ -130,7 +130,9 @@ fn build(out: &Path) -> Result<Built, NotBuilt> {
         let why = format!("{} knows none of {wanted} for the portable kernels", program.display());
         return Err(NotBuilt::NoArchitecture(why));
     }
-    let jobs: Vec<Job> = kernel_files().iter().map(|source| Job::new(source, out, &choice)).collect();
+    let mut jobs: Vec<Job> = kernel_files().iter().map(|source| Job::new(source, out, &choice)).collect();
+    // Files of several architectures take all threads. A file of one architecture before them would leave threads idle.
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.targets.len()));
     let flags = flags(&nvcc);
     let stamp = stamp(&program, &nvcc, &flags, &jobs);
     let stamp_file = out.join("stamp");

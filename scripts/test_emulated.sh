@@ -30,9 +30,11 @@ import json, sys
 print([m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable")][-1])'
 }
 driver=$(CARGO_TARGET_DIR="$PWD/target/emulator" emulator/scripts/build.sh)
-gpu=$(executable test --no-run --test gpu)
-replay=$(executable build --example replay)
-errors=$(executable build --example errors)
+# Copies, which no later build replaces while they run.
+copy() { cp "$2" "$out/$1.exe" && echo "$PWD/$out/$1.exe"; }
+gpu=$(copy gpu "$(executable test --no-run --test gpu)")
+replay=$(copy replay "$(executable build --example replay)")
+errors=$(copy errors "$(executable build --example errors)")
 golden=("${GOLDEN:-tests/golden}"/*.safetensors)
 export LD_LIBRARY_PATH="$driver${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 

@@ -210,22 +210,6 @@ struct ScoreTile {
         }
     }
 
-    // Calls `change` for each element that is a row's positive in the gradient. The branch for 8 columns keeps the terms of all columns'
-    // positives from being loaded at a time, into registers that are not there.
-    template <typename Change>
-    __device__ __forceinline__ void for_positives(Change change) const {
-        if constexpr (MODE == Mode::GRADIENT) {
-#pragma unroll
-            for (int n = 0; n < TILES; ++n) {
-                if (!__any_sync(~0u, ((positive.bits[0] | positive.bits[1]) >> 2 * n & 3) != 0)) continue;
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    if (positive.holds(n, e)) change(n, e);
-                }
-            }
-        }
-    }
-
     // The largest of this thread's scores in each of its rows.
     static __device__ __forceinline__ void find_largest(const float (&z)[TILES][4], float (&largest)[2]) {
 #pragma unroll

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Machine code of Hopper's kernels: holds each to what it is built on, and counts its main loop.
+"""Machine code of Hopper's kernels: holds each to what it is built on, and counts its main loop. And of the portable
+ones: whether f32 has tensor cores or plain multiply-adds on each architecture.
 
     scripts/check_sass.py [FOLDER]    needs scripts/install_nvcc.sh's nvcc and cuobjdump; no GPU
 
@@ -19,6 +20,7 @@ rate.
 """
 import re
 import sys
+from pathlib import Path
 
 import model_sass
 import sass
@@ -102,6 +104,23 @@ def report_wide(name, code, outputs):
     return problems
 
 
+# Architectures on which f32 has tensor cores (kernels/portable/fragments.cuh).
+HAS_TENSOR_CORES_FOR_F32 = {"sm_80": True, "sm_86": False, "sm_89": False, "sm_90": True, "sm_100": True, "sm_120": False}
+
+
+def wrong_products(folder):
+    """Of a build for all architectures. A wrong condition for one would be slow there and show nowhere else."""
+    problems = []
+    for file, name in (("stream_sm80", "stream_statistics"), ("topk", "stream_topk")):
+        for architecture, expected in HAS_TENSOR_CORES_FOR_F32.items():
+            for element, has in (("f32", expected), ("tf32", True)):
+                code = sass.listing(Path(folder) / f"{file}.fatbin", architecture, f"{name}_{element}")
+                if ("HMMA" in code) != has or "FFMA" not in code:
+                    wanted = "tensor cores" if has else "plain multiply-adds"
+                    problems.append(f"{name}_{element} for {architecture} is not multiplied by {wanted}")
+    return problems
+
+
 def main():
     folder = sys.argv[1] if len(sys.argv) > 1 else None
     print(f"{'kernel':38} {'D':>4} {'instr.':>7} {'exp':>6} {'FFMA':>6} {'HGMMA':>5}"
@@ -116,6 +135,8 @@ def main():
             problems += report(name, code)
         elif "wide_output" not in name:
             problems += report_wide(name, code, outputs)
+    if folder:
+        problems += wrong_products(folder)
     for problem in problems:
         print(problem, file=sys.stderr)
     sys.exit(bool(problems))

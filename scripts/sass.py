@@ -71,8 +71,9 @@ def disassemble(source, folder, architecture="sm_90a"):
     return listing(cubin)
 
 
-def listing(image, architecture=None):
+def listing(image, architecture=None, function=None):
     only = ["-arch", architecture] if architecture else []
+    only += ["-fun", function] if function else []
     command = [TOOLS / "cuobjdump", *only, "-sass", image]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 

@@ -20,7 +20,8 @@ fi
 out=target/emulated
 mkdir -p "$out"
 [ -n "${NVCC:-}" ] || scripts/install_nvcc.sh
-export CATALOG_SOFTMAX_CUDA_ARCHS=compute_80,compute_90a CATALOG_SOFTMAX_REQUIRE_NVCC=1 REQUIRE_GPU=1
+# compute_86: f32 by plain multiply-adds (kernels/portable/plain.cuh). Devices of 8.6 and later run it, that of 8.0 the other PTX.
+export CATALOG_SOFTMAX_CUDA_ARCHS=compute_80,compute_86,compute_90a CATALOG_SOFTMAX_REQUIRE_NVCC=1 REQUIRE_GPU=1
 export CARGO_TERM_COLOR=never
 
 # The path of an executable that cargo builds: with the profile of `cargo test`, so that what that has built is used.

@@ -2,6 +2,8 @@
 """model_portable.py's parts, on a few instructions with known answers. Needs nothing but Python:
 scripts/test_model_portable.py"""
 import unittest
+from types import SimpleNamespace
+from unittest import mock
 
 import model_portable
 import sass
@@ -30,6 +32,19 @@ def step(**given):
     return Step(**(dict(stall=1, waits=(), writes=None, reads=None) | given))
 
 
+# A loop over chunks of plain multiply-adds, in which each chunk loads an operand.
+PLAIN = listing(
+    ("MOV R1, R2", high()),
+    ("MOV R3, R2", high()),
+    ("LDS.128 R4, [R2]", high(writes=0)),
+    ("FFMA R8, R4, R6, R8", high(waits=0b1)),
+    ("@P0 BRA 0x20", high(stall=5)),
+    ("MUFU.EX2 R20, R21", high(writes=1)),
+    ("@P2 BRA 0x10", high(stall=5)),
+    ("EXIT", high()),
+)
+
+
 class Walk(unittest.TestCase):
     def setUp(self):
         self.code = sass.functions(LOOP)["kernel"]
@@ -43,6 +58,10 @@ class Walk(unittest.TestCase):
         with self.assertRaises(ValueError):
             self.addresses(2, 0, 0, 0, 0)
 
+    def test_plain_kernels_are_counted_by_their_loads(self):
+        self.code = sass.functions(PLAIN)["kernel"]
+        self.assertEqual(self.addresses(3, 1, 0, 0, 0), [0x10, *3 * [0x20, 0x30, 0x40], 0x50, 0x60])
+
 
 class Counts(unittest.TestCase):
     def test_pipes_and_passes(self):
@@ -53,6 +72,23 @@ class Counts(unittest.TestCase):
             "LDSM.16.M88.4 R4, [R2]", "LDS.128 R4, [R2]", "LDS R4, [R2]", "LDGSTS.E.BYPASS.128 [R2], [R4.64]",
             "@!PT LDS RZ, [RZ]", "SHFL.BFLY PT, R8, R78, 0x1, 0x1f", "FADD R1, R2, R3")]
         self.assertEqual(passes, [4, 4, 1, 4, 0, 1, 0])
+        paired = [model_portable.wavefronts(of(text), True) for text in ("LDS.128 R4, [R2]", "LDS.64 R4, [R2]", "LDS R4, [R2]")]
+        self.assertEqual(paired, [2, 2, 1])
+
+    def test_devices_differ_in_their_rates(self):
+        of = lambda text: model_portable.pipe_of(sass.Instruction(0, text))
+        tf32, half = "HMMA.1688.F32.TF32 R8, R4, R6, R8", "HMMA.16816.F32 R8, R4, R6, R8"
+        ffma, imad = "FFMA R1, R2, R3, R4", "IMAD R1, R2, R3, R4"
+        for name, cycles in {"a100": (8, 8, 2, 2), "geforce": (32, 32, 1, 2), "professional": (16, 16, 1, 2)}.items():
+            with mock.patch.object(model_portable, "device", model_portable.DEVICES[name]):
+                self.assertEqual(tuple(of(text)[1] for text in (tf32, half, ffma, imad)), cycles, name)
+
+    def test_x_is_resident_where_it_fits(self):
+        kernel = SimpleNamespace(output_chunks=0, stage_chunks=1, chunks=8, BLOCK_X=128, BLOCK_Y=64, CHUNK=128)
+        self.assertTrue(model_portable.is_resident(kernel))
+        with mock.patch.object(model_portable, "device", model_portable.DEVICES["geforce"]):
+            self.assertFalse(model_portable.is_resident(kernel))
+            self.assertEqual(model_portable.shared_bytes(kernel), 17408 + 2 * 16384)
 
 
 class Simulation(unittest.TestCase):

@@ -15,7 +15,7 @@ if [ -z "${VENV:-}" ]; then
     python3 -m venv "$VENV"
 fi
 # The emulated device interprets PTX.
-export CATALOG_SOFTMAX_CUDA_ARCHS="${CATALOG_SOFTMAX_CUDA_ARCHS:-compute_80,compute_90a}"
+export CATALOG_SOFTMAX_CUDA_ARCHS="${CATALOG_SOFTMAX_CUDA_ARCHS:-compute_80,compute_86,compute_90a}"
 [ -n "${NVCC:-}" ] || scripts/install_nvcc.sh
 "$VENV/bin/pip" install --quiet --disable-pip-version-check ./python cuda-bindings pytest safetensors torch
 driver=$(CARGO_TARGET_DIR="$PWD/target/emulator" emulator/scripts/build.sh)

@@ -216,6 +216,46 @@ void single_precision_permutes_both_sides_alike() {
     }
 }
 
+// Plain multiply-adds: 16 bytes of X are the same for lanes l and l ^ 1, those of Y for l and l ^ 2, and what lanes read at a time lies in
+// different banks. (Rows of an accumulator's tiles are 8 apart: one tile stands for all.)
+void plain_loads_are_shared_by_neighbours() {
+    for (uint32_t unit = 0; unit < UNITS; ++unit) {
+        std::set<uint32_t> x, y[2], output[8];
+        for (uint32_t lane = 0; lane < 32; ++lane) {
+            require(partner(partner(lane)) == lane, at("partner:", lane));
+            require(c_row(partner(lane), 0) == c_row(partner(lane ^ 1), 0), at("rows:", lane));
+            x.insert((swizzle(c_row(partner(lane), 0), 0) ^ unit * UNIT_BYTES) % CHUNK_BYTES);
+            for (uint32_t e = 0; e < 2; ++e) {
+                const uint32_t column = c_column(partner(lane), 0, e);
+                require(column == c_column(partner(lane ^ 2), 0, e), at("columns:", lane, e));
+                require((swizzle(column, 0) ^ unit * UNIT_BYTES) == swizzle(column, unit), at("unit:", lane, e, unit));
+                y[e].insert(swizzle(column, unit) % CHUNK_BYTES);
+            }
+            for (uint32_t row = 0; row < 8; ++row) {
+                require(plain_unit(lane, 0) == plain_unit(lane ^ 2, 0), at("output columns:", lane));
+                const uint32_t second = row * CHUNK_BYTES + (plain_unit(lane, 0) * UNIT_BYTES ^ (row ^ 4) * UNIT_BYTES);
+                require(second == swizzle(row, plain_unit(lane, 4)), at("second unit:", lane, row));
+                output[row].insert(swizzle(row, plain_unit(lane, 0)));
+            }
+        }
+        require(x.size() == 8 && y[0].size() == 4 && y[1].size() == 4, at("bank conflicts in unit", unit));
+        for (const auto& units : output) require(units.size() == 4, "bank conflicts of an output");
+    }
+}
+
+void plain_outputs_settle_where_an_accumulator_has_them() {
+    std::set<std::array<uint32_t, 3>> seen;
+    for (uint32_t lane = 0; lane < 32; ++lane) {
+        for (uint32_t i = 0; i < 8; ++i) {
+            for (uint32_t half = 0; half < 2; ++half) seen.insert({c_row(partner(lane), half), plain_column(lane, i), half});
+            const uint32_t n = i / 2, e = i % 2, owner = plain_owner(lane, n), place = plain_place(n, e) + lane % 2 * 2;
+            require(c_row(partner(owner), 0) == c_row(lane, 0), at("row:", lane, n, e));
+            require(plain_column(owner, place) == c_column(lane, n, e), at("column:", lane, n, e));
+        }
+    }
+    require(seen.size() == 16 * 32, "not all of a slab's output");
+}
+
 void copies_cover_a_chunk_once() {
     constexpr uint32_t THREADS = 256;
     for (uint32_t rows : {64u, 128u}) {
@@ -304,6 +344,8 @@ int main(int argc, char** argv) {
         {"transposed_operand_is_what_mma_wants", transposed_operand_is_what_mma_wants},
         {"accumulators_are_the_next_operand", accumulators_are_the_next_operand},
         {"single_precision_permutes_both_sides_alike", single_precision_permutes_both_sides_alike},
+        {"plain_loads_are_shared_by_neighbours", plain_loads_are_shared_by_neighbours},
+        {"plain_outputs_settle_where_an_accumulator_has_them", plain_outputs_settle_where_an_accumulator_has_them},
         {"copies_cover_a_chunk_once", copies_cover_a_chunk_once},
         {"panels_hold_each_fragment_once", panels_hold_each_fragment_once},
         {"ids_are_hashed_as_on_the_host", ids_are_hashed_as_on_the_host},

@@ -1,8 +1,18 @@
 // Tensor-core fragments of a warp's rows, for each element type: SLABS slabs of 16 stationary rows, against 64 streamed ones. An operand
-// of streamed rows is loaded once for all slabs, one or two operands ahead of its products. Where operands lie is in layout.h.
+// of streamed rows is loaded once for all slabs, one or two operands ahead of its products. Where operands lie is in layout.h. On some
+// devices f32 has plain multiply-adds in their place (plain.cuh).
 #pragma once
+#include "portable/plain.cuh"
 #include "shared/layout.h"
 #include "shared/ptx.cuh"
+
+// Where plain multiply-adds take less time for f32 than three tf32 products: on multiprocessors with 128 multiply-adds of f32 a clock, and
+// 128 (GeForce) or 256 (professional cards) of tf32. Those of capability 8.0, 8.7, 9.0 and 10.0 have 512 or more of tf32.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+#define HAS_PLAIN_PRODUCTS 1
+#else
+#define HAS_PLAIN_PRODUCTS 0
+#endif
 
 // Elements of 16 bits: operands are as they lie in shared memory.
 template <typename Element>
@@ -176,4 +186,16 @@ struct Fragments : Products<Element> {
             b[i] = __float_as_uint(ptx::load_shared(step_address(from, tile) + 8 * step * CHUNK_BYTES));
         }
     }
+
+    // Scores and output are where an accumulator has them; plain.cuh moves its own there.
+    template <int SLABS, int TILES>
+    static __device__ __forceinline__ void settle_scores(float (&)[SLABS][TILES][4], int) {}
+    static __device__ __forceinline__ void to_output_rows(float (&)[2], int) {}
+    template <int SLABS, int COUNT>
+    static __device__ __forceinline__ void settle_output(float (&)[SLABS][COUNT][4], int) {}
 };
+
+#if HAS_PLAIN_PRODUCTS
+template <>
+struct Fragments<float> : PlainFragments {};
+#endif

@@ -27,6 +27,8 @@
 //     bytes stay in the ring instead, and [1] to [4] are done for half of the tile's rows, then for the other half (TILES).
 //     P is multiplied by y.factor, rounded to Y's type (f32: split in two, fragments.cuh) and never leaves registers.
 //
+// f32 is multiplied by plain multiply-adds where these take less time than tensor cores (plain.cuh).
+//
 // Numerics: products and sums in f32. P of 16-bit types is rounded relative to the row's maximum; in f16, m is 14 less where there is an
 // output (HEADROOM in score.cuh). Sums run in the order of tiles: results are bitwise reproducible and independent of the grid but for
 // the splits, which merge.cuh merges in order.
@@ -94,6 +96,7 @@ struct Stream : SlabStream<Element, MODE, OUTPUT_CHUNKS, SLABS> {
             if (HOLDS_TILE) stage = after(stage);
         }
         ptx::cp_async_wait<0>();
+        if constexpr (HAS_OUTPUT) Fragments<Element>::settle_output(o, lane);
 #pragma unroll
         for (int i = 0; i < SLABS; ++i) write(slabs[i], o[i]);
     }
@@ -216,6 +219,7 @@ struct Stream : SlabStream<Element, MODE, OUTPUT_CHUNKS, SLABS> {
                 float factor[2];
                 move_max(largest[i], slabs[slab + i], factor);
                 keep_max(slabs[slab + i]);
+                Fragments<Element>::to_output_rows(factor, lane);
 #pragma unroll
                 for (int n = 0; n < (HAS_OUTPUT ? OUTPUT_TILES * 4 : 0); ++n) o[slab + i][n / 4][n % 4] *= factor[n % 4 / 2];
             }
@@ -241,19 +245,20 @@ __device__ __forceinline__ void stream(const StreamParams& p) {
     }
 
 // Slabs, and blocks that a multiprocessor is to have registers for: tiling.rs counts them. Outputs of 64, 128 and 256 columns at a time
-// for 16-bit types, 32, 64 and 128 for f32.
-#define KERNELS(type, element, statistics_blocks)                    \
-    KERNEL(statistics_##type, element, STATISTICS, 0, 2, statistics_blocks) \
-    KERNEL(detail_##type, element, DETAIL, 0, 1, 1)                  \
-    KERNEL(paired_##type, element, PAIRED, 0, 1, 1)                  \
-    KERNEL(expected_1_##type, element, EXPECTED, 1, 2, 3)            \
-    KERNEL(expected_2_##type, element, EXPECTED, 2, 2, 2)            \
-    KERNEL(expected_4_##type, element, EXPECTED, 4, 1, 1)            \
-    KERNEL(gradient_1_##type, element, GRADIENT, 1, 2, 3)            \
-    KERNEL(gradient_2_##type, element, GRADIENT, 2, 2, 2)            \
+// for 16-bit types, 32, 64 and 128 for f32. `blocks`: of statistics and the narrowest outputs. `slabs`: of outputs of two chunks, as many as
+// their blocks. Plain products of f32 have no registers for two.
+#define KERNELS(type, element, blocks, slabs)                    \
+    KERNEL(statistics_##type, element, STATISTICS, 0, 2, blocks) \
+    KERNEL(detail_##type, element, DETAIL, 0, 1, 1)              \
+    KERNEL(paired_##type, element, PAIRED, 0, 1, 1)              \
+    KERNEL(expected_1_##type, element, EXPECTED, 1, 2, blocks)   \
+    KERNEL(expected_2_##type, element, EXPECTED, 2, slabs, slabs) \
+    KERNEL(expected_4_##type, element, EXPECTED, 4, 1, 1)        \
+    KERNEL(gradient_1_##type, element, GRADIENT, 1, 2, blocks)   \
+    KERNEL(gradient_2_##type, element, GRADIENT, 2, slabs, slabs) \
     KERNEL(gradient_4_##type, element, GRADIENT, 4, 1, 1)
 
-KERNELS(f16, __half, 3)
-KERNELS(bf16, __nv_bfloat16, 3)
-KERNELS(f32, float, 2)
-KERNELS(tf32, Tf32, 2)
+KERNELS(f16, __half, 3, 2)
+KERNELS(bf16, __nv_bfloat16, 3, 2)
+KERNELS(f32, float, 2, 1)
+KERNELS(tf32, Tf32, 2, 1)

@@ -247,14 +247,15 @@ struct TileStream {
         add_chunk(s, 0, stage, 0, first);
         if (HOLDS_TILE) {
             if (STAGE_CHUNKS == 2) add_chunk(s, 1, stage, 1, first);
-            return;
-        }
-        stage = after(stage);
-        for (uint32_t chunk = 1; chunk < chunks; ++chunk) {
-            wait();
-            add_chunk(s, chunk, stage, 0, first);
+        } else {
             stage = after(stage);
+            for (uint32_t chunk = 1; chunk < chunks; ++chunk) {
+                wait();
+                add_chunk(s, chunk, stage, 0, first);
+                stage = after(stage);
+            }
         }
+        Fragments<Element>::settle_scores(s, lane);
     }
 
     // s += chunk `chunk` of X times that at place `place` of the stage, its rows from `first` on. Where these are the first of a stage, the

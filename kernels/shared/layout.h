@@ -51,6 +51,16 @@ __host__ __device__ constexpr uint32_t single_row(uint32_t lane, uint32_t step) 
 __host__ __device__ constexpr uint32_t single_unit(uint32_t lane, uint32_t tile) { return 2 * tile + lane / 16; }
 __host__ __device__ constexpr uint32_t single_byte(uint32_t lane) { return lane / 4 % 4 * 4; }
 
+// Plain multiply-adds (plain.cuh): a lane adds up what lane `partner(lane)` has of an accumulator, so that lanes l and l ^ 1 have the
+// same rows, l and l ^ 2 the same columns. Bits 1 and 2 are exchanged: the partner's partner is the lane itself.
+__host__ __device__ constexpr uint32_t partner(uint32_t lane) { return (lane & ~6u) | (lane & 2) << 1 | (lane & 4) >> 1; }
+// Of a chunk of 32 output columns a lane has units t and t + 4, t being its partner's. Column of place `i`, of 8.
+__host__ __device__ constexpr uint32_t plain_unit(uint32_t lane, uint32_t i) { return partner(lane) % 4 + i / 4 * 4; }
+__host__ __device__ constexpr uint32_t plain_column(uint32_t lane, uint32_t i) { return 4 * plain_unit(lane, i) + i % 4; }
+// Which lane has what an accumulator's tile `n` of a chunk has in lane `lane`, and where: at `plain_place`, for odd lanes two places on.
+__host__ __device__ constexpr uint32_t plain_owner(uint32_t lane, uint32_t n) { return partner(lane / 4 * 4 + n % 2 * 2 + lane % 4 / 2); }
+__host__ __device__ constexpr uint32_t plain_place(uint32_t n, uint32_t e) { return n / 2 * 4 + e % 2; }
+
 // The panel of wide rows' probabilities (wide_params.h), 16 bits each: for each chunk of 64 streamed rows, for each slab of 16 stationary
 // ones (`slabs` in all), for each step of 16 streamed rows, 16 bytes of each lane: its part of an operand A, as it is the accumulator's.
 constexpr int SLAB_ROWS = 16;

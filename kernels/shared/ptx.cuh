@@ -71,6 +71,10 @@ __device__ __forceinline__ float4 load_shared_4(const void* from) {
     return value;
 }
 
+__device__ __forceinline__ void load_shared_4(float (&to)[4], uint32_t address) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3]) : "r"(address) : "memory");
+}
+
 __device__ __forceinline__ float load_shared(uint32_t address) {
     float value;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");

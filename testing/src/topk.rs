@@ -157,7 +157,7 @@ fn is_near(top: &TopK, ranked: &[Vec<(f64, u32)>], k: usize, tolerance: f64) {
 }
 
 /// Of unit vectors: D products and sums in `f32`, each relative to at most 1, and the rounding of both lengths. Products of
-/// `f32` from three tf32 ones lose a bit more.
+/// `f32` from three tf32 ones lose a bit more; plain ones are multiply-adds, as here.
 fn cosine_tolerance(dim: usize) -> f64 {
     (dim + 16) as f64 * f64::from(f32::EPSILON)
 }

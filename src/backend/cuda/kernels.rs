@@ -84,7 +84,11 @@ impl Entry {
         // A warp has two slabs of stationary rows in place of one (`stream_sm80.cu`).
         let has_two_slabs = match self.name {
             "stream_statistics" => true,
-            "stream_expected" | "stream_gradient" => WIDTHS[variant.width] != "_4",
+            "stream_expected" | "stream_gradient" => match WIDTHS[variant.width] {
+                "_1" => true,
+                "_2" => matches!(ELEMENTS[variant.element], "_f16" | "_bf16"),
+                _ => false,
+            },
             _ => false,
         };
         match (self.is_hopper(), has_two_slabs) {

@@ -78,7 +78,8 @@ use workspace::Workspace;
 /// The CUDA backend, on a stream of its own. Keeps its device memory between calls.
 ///
 /// Embeddings are multiplied on the tensor cores: `f16` and `bf16` with sums in `f32`, `f32` as three tf32 products (as
-/// exact as an `f32` matmul). Probabilities that multiply embeddings are rounded to the embeddings' type; per-row
+/// exact as an `f32` matmul). On compute capability 8.6, 8.9 and 12.x, where these take longer, `f32` is multiplied by
+/// plain multiply-adds. Probabilities that multiply embeddings are rounded to the embeddings' type; per-row
 /// results are merged in `f64`.
 ///
 /// All work goes to one stream. Methods of [`Backend`] return numbers and therefore wait for it. Methods on device

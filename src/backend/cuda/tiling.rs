@@ -245,8 +245,7 @@ impl Tiling {
 fn blocks_of_a_multiprocessor(limits: Limits, dtype: DType, output_chunks: usize, shared_bytes: usize) -> usize {
     // A multiprocessor has what one block may have and the kibibyte that the system takes of each.
     const RESERVED: usize = 1024;
-    let statistics = if dtype == DType::F32 { 2 } else { 3 };
-    let most = [statistics, 3, 2, 1, 1][output_chunks];
+    let most = if dtype == DType::F32 { [2, 2, 1, 1, 1] } else { [3, 3, 2, 1, 1] }[output_chunks];
     ((limits.shared_bytes + RESERVED) / (shared_bytes + RESERVED)).clamp(1, most)
 }
 

@@ -279,8 +279,10 @@ fn a_step_on_the_cpu(problem: &Problem, request: Request) {
     println!("{shape}: planned {planned}, first step {first}, later {later}");
     assert!(first <= planned + RAYON, "{shape}: used {first}, planned {planned}");
     // A plan that promises anything is of no use. What it may overestimate: tables of ids that are not full, and the counts by
-    // which uses of a large table are sorted.
-    assert!(planned <= 3 * first + COUNTS + RAYON, "{shape}: planned {planned}, used {first}");
+    // which uses of a large table are sorted. On one thread: of several, one that gets no processor in time needs no buffers.
+    let alone = on_fresh_threads(1, || measure(&mut Cpu::new(), problem, request));
+    let (most, used) = (alone.planned, alone.first);
+    assert!(most <= 3 * used + COUNTS + RAYON, "{shape}, one thread: planned {most}, used {used}");
     assert!(request.gradients || b * n * dim < 1_000_000 || first < b * n * 4, "{shape}: {first} is B x N");
     // All buffers are there already: a later step allocates a list of work and, of a symmetric loss, the other direction's
     // output.

@@ -298,12 +298,6 @@ FAULTS = [
         tests="kernels_agree_where_all_scores_are_low",
     ),
     portable(
-        "one set of rejecting rows instead of two",
-        "tile_stream.cuh",
-        "(X_IS_QUERIES ? tile % STAGES * BLOCK_Y : 0)",
-        "0",
-    ),
-    portable(
         "one set of terms instead of two",
         "tile_stream.cuh",
         "return shared->terms[tile % STAGES];",

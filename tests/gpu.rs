@@ -503,8 +503,11 @@ fn narrow_kernels_agree_where_maxima_move(cuda: &mut Cuda) {
 /// The last (or first) candidates are about `growth` times as long as drawn, so that each row's lse is at least `least`.
 fn agrees_where_maxima_move(cuda: &mut Cuda, dtypes: &[DType], dim: usize, growth: f32, least: f64) {
     let n = 5000;
-    for (&dtype, falls) in dtypes.iter().flat_map(|dtype| [(dtype, false), (dtype, true)]) {
-        let config = Config { dtype, similarity: Similarity::Dot, temperature: 1.0, ..Config::new(300, n, dim) };
+    // Positives apart: else most tiles hold one, and look for masked pairs.
+    let cases = [(false, false), (false, true), (true, false)];
+    for (&dtype, (falls, separate)) in dtypes.iter().flat_map(|dtype| cases.map(|case| (dtype, case))) {
+        let config =
+            Config { dtype, separate, similarity: Similarity::Dot, temperature: 1.0, ..Config::new(300, n, dim) };
         let mut problem = config.problem();
         let dim = problem.dim;
         let grow = |values: &mut Vec<f32>| {
@@ -514,7 +517,7 @@ fn agrees_where_maxima_move(cuda: &mut Cuda, dtypes: &[DType], dim: usize, growt
             }
         };
         problem.pools[0].candidates = problem.pools[0].candidates.map(grow);
-        let name = format!("{dim} elements, {dtype:?}, falls: {falls}");
+        let name = format!("{dim} elements, {dtype:?}, falls: {falls}, separate: {separate}");
         agrees_where(cuda, &problem, &name, |lse| lse > least);
     }
 }
@@ -523,7 +526,13 @@ fn agrees_where_maxima_move(cuda: &mut Cuda, dtypes: &[DType], dim: usize, growt
 fn kernels_agree_where_all_scores_are_low(cuda: &mut Cuda) {
     for (dtype, dim) in [(DType::F16, 64), (DType::Bf16, 128), (DType::F32, 64), (DType::F16, 256), (DType::Bf16, 264)]
     {
-        let config = Config { dtype, similarity: Similarity::Dot, temperature: 1.0, ..Config::new(140, 700, dim) };
+        let config = Config {
+            dtype,
+            separate: true,
+            similarity: Similarity::Dot,
+            temperature: 1.0,
+            ..Config::new(140, 700, dim)
+        };
         let mut problem = config.problem();
         problem.queries = problem.queries.map(|values| values.iter_mut().for_each(|x| *x = x.abs()));
         let lower = |values: &mut Vec<f32>| values.iter_mut().for_each(|x| *x = -300.0 * x.abs());

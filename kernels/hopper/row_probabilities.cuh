@@ -44,6 +44,7 @@ struct RowProbabilities : TwoRows {
 
     // The same with a maximum. It soon stops moving: lanes find its new value only where one of them has a larger score.
     __device__ __forceinline__ void by_vote(const StreamParams& p, Scores& s, const Term* columns, int lane) {
+        // In the pass over the scores: by `find_largest` behind it, expected negatives of bf16 at D = 128 spill.
         float largest[2] = {-INFINITY, -INFINITY};
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {

@@ -1,5 +1,5 @@
-// What a warp keeps of each slab of 16 stationary rows and writes at the end, what it looks for in special tiles, and what DETAIL takes from a
-// tile besides sums: ranks and moments.
+// What a warp keeps of each slab of 16 stationary rows and writes at the end, and what it looks for in special tiles. DETAIL also takes ranks
+// and moments from each tile.
 #pragma once
 #include "portable/tile_stream.cuh"
 
@@ -25,6 +25,7 @@ struct SlabStream : TileStream<Element, MODE, OUTPUT_CHUNKS, SLABS> {
     using Base::first_row, Base::first_x, Base::lane, Base::p, Base::shared;
     using Base::HAS_OUTPUT, Base::TILES;
     using typename Base::Tile;
+    // How far below a row's largest score its maximum is kept (score.cuh).
     static constexpr float BELOW = HAS_OUTPUT ? HEADROOM<Element> : 0.0f;
 
     using Base::Base;

@@ -245,8 +245,8 @@ __device__ __forceinline__ void stream(const StreamParams& p) {
     }
 
 // Slabs, and blocks that a multiprocessor is to have registers for: tiling.rs counts them. Outputs of 64, 128 and 256 columns at a time
-// for 16-bit types, 32, 64 and 128 for f32. `blocks`: of statistics and the narrowest outputs. `slabs`: of outputs of two chunks, as many as
-// their blocks. Plain products of f32 have no registers for two.
+// for 16-bit types, 32, 64 and 128 for f32. `blocks`: of statistics and the narrowest outputs. `slabs`: of outputs of two chunks, which
+// have as many blocks. Plain products of f32 leave no registers for two.
 #define KERNELS(type, element, blocks, slabs)                    \
     KERNEL(statistics_##type, element, STATISTICS, 0, 2, blocks) \
     KERNEL(detail_##type, element, DETAIL, 0, 1, 1)              \

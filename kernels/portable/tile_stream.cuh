@@ -176,7 +176,7 @@ struct TileStream {
         }
     }
 
-    // This thread's place for its candidate's.
+    // Where this thread keeps the hits of its candidate.
     __device__ __forceinline__ Hits* hits_of(uint32_t tile) const {
         if constexpr (HAS_OUTPUT) return shared->hits + (X_IS_QUERIES ? tile % STAGES * BLOCK_Y : 0) + threadIdx.x;
         else return nullptr;

@@ -221,7 +221,7 @@ struct ScoreTile {
         }
     }
 
-    // Whether one of them is so large that its row's maximum has to move. That soon stops moving.
+    // Whether one of them is so large that its row's maximum has to move. After some tiles this is rare.
     static __device__ __forceinline__ bool is_above(const float (&largest)[2], float headroom, const RowState& state) {
         // With |, not ||, which would become a branch.
         return below(largest[0], headroom) > state.max[0] + SLACK | below(largest[1], headroom) > state.max[1] + SLACK;
